@@ -1,0 +1,81 @@
+"""Where pictures come from: `open` reads a named source and splits it once, by seed."""
+
+from pathlib import Path
+from typing import Any
+
+from niwaki.data.source import Part, Pixels, Reader, Source, label_tensor, some
+from niwaki.errors import InputError, UnknownNameError
+
+# isort: split
+from niwaki.data.splits import Images, Normalisation, Splits, assemble
+
+# isort: split
+from niwaki.data.cifar10 import Cifar10
+from niwaki.data.digits import Digits
+from niwaki.data.image_folder import ImageFolder
+from niwaki.data.npz import Npz
+
+__all__ = [
+    "READERS",
+    "Images",
+    "Normalisation",
+    "Part",
+    "Pixels",
+    "Reader",
+    "Source",
+    "Splits",
+    "label_tensor",
+    "open",
+    "some",
+]
+
+READERS: dict[str, type[Reader]] = {"digits": Digits, "imagefolder": ImageFolder, "cifar10": Cifar10, "npz": Npz}
+
+
+def open(
+    spec: str,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    normalisation: str | Normalisation | tuple[Any, Any] | None = None,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.2,
+    root: str | Path = ".",
+) -> Splits:
+    """Training, validation and test pictures of "digits", "imagefolder:DIR", "cifar10:DIR" or "npz:FILE".
+
+    `size` (pixels) and `channels` (1 or 3) default to what the source has (image folders: 224, 3). `normalisation` is
+    a name ("none", "half", "imagenet", "cifar10", "digits") or a pair (mean, std), by default the usual one of the
+    source. `val` and `test` are shares split off by `seed`, class by class, where the source has no such part of its
+    own. `seed` is the seed of the split, not of any training: keep it for the whole life of a model, or test pictures
+    will have been trained on. Relative places are looked up in `root`.
+
+    Raises:
+        UnknownNameError: a kind of data that is not known.
+        InputError: a place that does not exist, an empty or contradictory data set.
+        FileDamagedError: a file that cannot be read.
+        MissingExtraError: pillow or scikit-learn is needed and not installed.
+
+    Examples:
+        >>> splits = open("digits", size=16, channels=3)
+        >>> splits.shape, splits.record["counts"]
+        ((3, 16, 16), {'train': 1259, 'val': 179, 'test': 359})
+    """
+    kind, _, place = spec.partition(":")
+    if kind not in READERS:
+        raise UnknownNameError.of("kind of data", kind, [f"{k}:..." if r.takes else k for k, r in READERS.items()])
+    reader = READERS[kind]
+    if bool(place) != bool(reader.takes):
+        do = f"write {kind}:PATH, {reader.takes}" if reader.takes else f"write {kind} alone"
+        raise InputError(f"data {spec!r}", found=f"{place or 'nothing'!r} after the colon", do=do)
+    path = Path(root) / Path(place).expanduser()
+    if reader.takes and not path.exists():
+        raise InputError(f"data {spec!r}", found="no such file or folder", where=str(path), do="check the path")
+    for what, value in (("size", size), ("channels", channels)):
+        if value is not None and value < 1:
+            raise InputError(f"{what} {value}", do=f"give a {what} of at least 1")
+    source = reader(path).read(size=size, channels=channels)
+    return assemble(
+        source, name=spec, size=size, channels=channels, normalisation=normalisation, seed=seed, val=val, test=test
+    )

@@ -1,0 +1,131 @@
+"""Evidence, and how a score sees it: rows of units."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import InputError, NotFiniteError
+from niwaki.graph import ChannelGraph
+from niwaki.units import Group, Member
+
+
+class Need(Enum):
+    """What a score may ask for."""
+
+    WEIGHT = "weight"
+    GRADIENT = "gradient"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Tensors by parameter name. Weights are the model's own, not copies; gradients are means over the batches seen."""
+
+    weights: dict[str, Tensor]
+    gradients: dict[str, Tensor] | None = None
+    batches: int = 0
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupView:
+    """One group as a score sees it: for each parameter axis, the slices of its units as rows."""
+
+    group: Group
+    weights: tuple[Tensor, ...]
+    """One `[units, rest]` per member (parameters only; buffers are left out)."""
+    gradients: tuple[Tensor, ...] | None
+    roles: tuple[str, ...]
+    """The members' roles, in the same order."""
+    biases: tuple[bool, ...]
+    """Whether a member is a vector (bias, scale, shift) and not a matrix or kernel."""
+
+
+def collect(model: nn.Module, graph: ChannelGraph, needs: frozenset[Need], *, batches: Iterable[Any] | None = None,
+            loss: Callable[[nn.Module, Any], Tensor] | None = None) -> Evidence:
+    """Gather what `needs` names. Gradients are computed in eval mode over `batches` with `loss(model, batch)`.
+
+    The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
+
+    Raises:
+        InputError: gradients are needed but no batches or loss are given, or the model is not the graph's.
+        NotFiniteError: a weight or gradient is not finite.
+    """
+    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    missing = [axis.tensor for axis in graph.axes if not axis.buffer and axis.tensor not in weights]
+    if missing:
+        raise InputError("collect evidence", found=f"the model has no {missing[0]}", do="pass the model that was traced")
+    for name, tensor in weights.items():
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise NotFiniteError("score the weights", found="NaN or infinity", where=name, do="repair or reload the checkpoint")
+    if Need.GRADIENT not in needs:
+        return Evidence(weights)
+    if batches is None or loss is None:
+        raise InputError("gradients as evidence", found="no batches or no loss", do="give batches= and loss=, or a task")
+    modes = {module: module.training for module in model.modules()}
+    asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    sums: dict[str, Tensor] = {}
+    count = 0
+    try:
+        model.eval()
+        for parameter in asked:
+            parameter.requires_grad_(parameter.is_floating_point())
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        for batch in batches:
+            with torch.enable_grad():
+                value = loss(model, batch)
+                found = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
+            for (name, parameter), gradient in zip(named, found, strict=True):
+                if gradient is None:
+                    gradient = torch.zeros_like(parameter)
+                sums[name] = sums[name] + gradient if name in sums else gradient.detach()
+            count += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for parameter, flag in asked.items():
+            parameter.requires_grad_(flag)
+    if count == 0:
+        raise InputError("gradients as evidence", found="no batches came", do="give at least one batch")
+    for name, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise NotFiniteError("gradients as evidence", found="NaN or infinity", where=name, do="check data and loss")
+    return Evidence(weights, {name: total / count for name, total in sums.items()}, count)
+
+
+def views(graph: ChannelGraph, evidence: Evidence) -> Iterator[GroupView]:
+    """Every group that can be cut, as rows of units."""
+    for group in graph.groups:
+        if group.fixed is not None:
+            continue
+        members = [m for m in group.members if m.tensor in evidence.weights]
+        yield GroupView(
+            group=group,
+            weights=tuple(rows(evidence.weights[m.tensor], m, group.units) for m in members),
+            gradients=None if evidence.gradients is None else tuple(
+                rows(evidence.gradients[m.tensor], m, group.units) if m.tensor in evidence.gradients
+                else torch.zeros(group.units, 1) for m in members
+            ),
+            roles=tuple(m.role for m in members),
+            biases=tuple(evidence.weights[m.tensor].dim() == 1 for m in members),
+        )
+
+
+def rows(tensor: Tensor, member: Member, units: int) -> Tensor:
+    """The slices of `tensor` that belong to each unit, `[units, rest]`."""
+    if member.blocks > 1:
+        size = tensor.shape[member.axis]
+        split = tensor.reshape(member.blocks, tensor.shape[0] // member.blocks, *tensor.shape[1:])
+        flat = split.movedim(member.axis + 1, 1).reshape(member.blocks * size, -1)  # [blocks * size, rest]
+    else:
+        flat = tensor.movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)  # [size, rest]
+    order = np.argsort(member.unit, kind="stable")
+    index = torch.from_numpy(member.index[order].astype(np.int64)).to(flat.device)
+    if index.numel() == flat.shape[0] and bool((index == torch.arange(index.numel(), device=index.device)).all()):
+        return flat.reshape(units, -1)
+    return flat.index_select(0, index).reshape(units, -1)

@@ -1,0 +1,226 @@
+"""From ties to units and groups: connected components, once for all labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from niwaki.graph.labels import LabelSpace
+from niwaki.graph.values import Parameter
+from niwaki.units import Group, Member
+
+Edges = list[tuple[np.ndarray, np.ndarray]]
+
+
+def components(size: int, edges: Edges) -> np.ndarray:
+    """Component number of each of `size` nodes; int32 `[size]`."""
+    if not edges:
+        return np.arange(size, dtype=np.int32)
+    a = np.concatenate([edge[0] for edge in edges])
+    b = np.concatenate([edge[1] for edge in edges])
+    matrix = coo_matrix((np.ones(a.size, dtype=np.int8), (a, b)), shape=(size, size))
+    return connected_components(matrix, directed=False)[1].astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One labelled axis of a parameter or buffer: the unit at each position (once per block with `blocks > 1`)."""
+
+    tensor: str
+    axis: int
+    blocks: int
+    size: int
+    units: np.ndarray
+    role: str
+    buffer: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What is known of every unit, as arrays over units (the graph's own count)."""
+
+    count: int
+    unit_of: np.ndarray
+    """Label -> unit, or -1; int32 `[labels]`."""
+    row: np.ndarray
+    """What goes when whole rows (heads, groups) are removed; equal numbers go together."""
+    column: np.ndarray
+    """What goes when columns are removed."""
+    in_row: np.ndarray
+    """Whether a unit takes part in rows; bool."""
+    in_column: np.ndarray
+    row_frozen: np.ndarray
+    """Units that stay when rows are removed (they span all rows); bool."""
+    column_frozen: np.ndarray
+    reason: np.ndarray
+    """Index into `reasons` of why a unit is fixed, or -1."""
+    row_reason: np.ndarray
+    """The same for the removal of the unit's whole row."""
+    column_reason: np.ndarray
+    reasons: tuple[str, ...]
+    inexact: dict[str, np.ndarray]
+    """"row" and "column" -> index into `inexact_reasons`, or -1."""
+    inexact_reasons: tuple[str, ...]
+    classes: np.ndarray
+    """Column counts must agree over all rows of one class (rows of one viewed grid)."""
+
+
+def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
+    """Units from the ties, and the units along every labelled axis."""
+    component = components(space.count, space.strict)
+    seeded = [(p, axis) for p in parameters.values() for axis in sorted(p.seeds)]
+    used = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
+    for parameter, axis in seeded:
+        used[component[parameter.seeds[axis]]] = True
+    slabs = {kind: [(component[a], component[b]) for a, b in edges] for kind, edges in space.slabs.items()}
+    for edges in slabs.values():
+        for a, b in edges:
+            used[a] = used[b] = True
+    order = np.full(used.size, -1, dtype=np.int32)
+    order[used] = np.arange(int(used.sum()), dtype=np.int32)  # components are numbered by first label already
+    unit_of = order[component] if component.size else np.zeros(0, np.int32)
+    count = int(used.sum())
+
+    ends = {}
+    closure = {}
+    for kind in ("row", "column"):
+        edges = [(order[a], order[b]) for a, b in slabs[kind]]  # type: ignore[index]
+        closure[kind] = components(count, edges)
+        is_slab, is_element = np.zeros(count, bool), np.zeros(count, bool)
+        for a, b in edges:
+            is_slab[a] = True
+            is_element[b] = True
+        ends[kind] = (is_slab, is_element)
+    in_row, in_column = ends["row"][0] | ends["row"][1], ends["column"][0] | ends["column"][1]
+    row_frozen = ends["column"][0] & ~ends["column"][1] & ~in_row
+    column_frozen = ends["row"][0] & ~ends["row"][1] & ~in_column
+
+    reasons: dict[str, int] = {}
+    reason = np.full(count, -1, dtype=np.int32)
+    for labels, why in space.fixed:
+        units = unit_of[labels]
+        units = units[units >= 0]
+        units = units[reason[units] < 0]
+        reason[units] = reasons.setdefault(why, len(reasons))
+    inexact_reasons: dict[str, int] = {}
+    inexact = {kind: np.full(count, -1, dtype=np.int32) for kind in ("row", "column")}
+    for mark in space.inexact:
+        units = unit_of[mark.labels]
+        units = units[units >= 0]
+        for kind in mark.along:
+            inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
+    classes = np.arange(count, dtype=np.int32)
+    if space.grids:
+        links: Edges = []
+        for grid in space.grids:
+            flat = unit_of[grid.ravel()]
+            flat = flat[flat >= 0]
+            if flat.size:
+                links.append((np.full(flat.size - 1, flat[0], dtype=np.int32), flat[1:]))
+        classes = components(count, links)
+    units = Units(
+        count=count, unit_of=unit_of, row=closure["row"], column=closure["column"], in_row=in_row, in_column=in_column,
+        row_frozen=row_frozen, column_frozen=column_frozen, reason=reason,
+        row_reason=_spread(reason, closure["row"]), column_reason=_spread(reason, closure["column"]),
+        reasons=tuple(reasons), inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
+        inexact_reasons=tuple(inexact_reasons), classes=classes,
+    )
+    axes = []
+    for parameter, axis in seeded:
+        seeds = parameter.seeds[axis]
+        axes.append(
+            Axis(parameter.name, axis, parameter.blocks[axis], parameter.shape[axis], unit_of[seeds], _role(space, seeds), parameter.buffer)
+        )
+    return units, axes
+
+
+def _role(space: LabelSpace, seeds: np.ndarray) -> str:
+    role = space.roles.get(int(seeds[0]))
+    if role is None:  # a slice of the axis was used first: look for the first of its labels
+        role = next((space.roles[label] for label in seeds.tolist() if label in space.roles), "other") if seeds.size < 65536 else "other"
+    return role
+
+
+def _spread(marks: np.ndarray, closure: np.ndarray) -> np.ndarray:
+    """Each unit gets the mark of any unit in its closure."""
+    best = np.full(int(closure.max(initial=-1)) + 1, -1, dtype=np.int32)
+    np.maximum.at(best, closure, marks)
+    return np.where(marks >= 0, marks, best[closure] if best.size else marks)
+
+
+def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
+    """Units that lie on the same axes equally often, and are fixed for the same reason, form a group."""
+    if units.count == 0:
+        return []
+    random = np.random.default_rng(0)
+    signature = np.zeros(units.count, dtype=np.uint64)
+    present = np.zeros(units.count, dtype=bool)
+    for axis in axes:
+        code = np.uint64(random.integers(1, 1 << 62))
+        held, times = np.unique(axis.units[axis.units >= 0], return_counts=True)
+        with np.errstate(over="ignore"):
+            signature[held] += code * times.astype(np.uint64)
+        present[held] = True
+    keys = np.stack([
+        signature, (units.reason + 1).astype(np.uint64),
+        (units.in_row * 4 + units.in_column * 2 + units.row_frozen).astype(np.uint64),
+        (units.row_reason + 1).astype(np.uint64), (units.inexact["column"] + 1).astype(np.uint64),
+    ], axis=1)
+    shown = np.flatnonzero(present)
+    _, first, inverse = np.unique(keys[shown], axis=0, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # groups in the order of their first unit
+    number = rank[inverse.reshape(-1)]
+    group_of = np.full(units.count + 1, -1, dtype=np.int64)
+    group_of[shown] = number
+    order = np.argsort(number, kind="stable")
+    bounds = np.searchsorted(number[order], np.arange(first.size + 1))
+    ids = [shown[order[bounds[g] : bounds[g + 1]]] for g in range(first.size)]
+    local = np.zeros(units.count + 1, dtype=np.int64)
+    for held in ids:
+        local[held] = np.arange(held.size)
+    members: list[list[Member]] = [[] for _ in ids]
+    for axis in axes:
+        owner = group_of[axis.units]
+        for g in np.unique(owner[owner >= 0]):
+            index = np.flatnonzero(owner == g).astype(np.int32)
+            members[g].append(Member(axis.tensor, axis.axis, axis.role, axis.blocks, index, local[axis.units[index]].astype(np.int32)))
+    groups = []
+    taken: dict[str, int] = {}
+    buffers = {axis.tensor for axis in axes if axis.buffer}
+    for held, listed in zip(ids, members, strict=True):
+        u = int(held[0])
+        if all(member.tensor in buffers for member in listed):
+            continue
+        grid = bool(units.in_row[u] or units.in_column[u])
+        rows = int(np.unique(units.row[held]).size) if grid else 1
+        why = units.inexact["row" if grid else "column"][u]
+        fixed = _fixed(units, u, grid)
+        name = _name(listed)
+        taken[name] = taken.get(name, 0) + 1
+        if taken[name] > 1:
+            name = f"{name}#{taken[name]}"
+        groups.append(Group(
+            name, int(held.size), tuple(listed), fixed=fixed, exact=why < 0,
+            inexact=None if why < 0 else units.inexact_reasons[why], kind="grid" if grid else "channels", rows=rows,
+            ids=held.astype(np.int32),
+        ))
+    return groups
+
+
+def _fixed(units: Units, u: int, grid: bool) -> str | None:
+    """Why a unit can be removed in no way, or None."""
+    if units.reason[u] >= 0:
+        return units.reasons[units.reason[u]]
+    if grid:
+        row = units.row_reason[u] if not units.row_frozen[u] else -2
+        column = units.column_reason[u] if not units.column_frozen[u] else -2
+        if row != -1 and column != -1:
+            return units.reasons[max(row, column)] if max(row, column) >= 0 else "a slab that stays with its grid"
+    return None
+
+
+def _name(members: list[Member]) -> str:
+    order = {"out": 0, "scale": 1, "other": 2, "in": 3}
+    best = min(members, key=lambda m: order.get(m.role, 4))
+    return best.tensor.rsplit(".", 1)[0] if best.tensor.endswith((".weight", ".bias")) else best.tensor

@@ -1,0 +1,136 @@
+"""Labels: one small integer for every index of every axis of every parameter, and what ties them together.
+
+Three kinds of ties. *Strict*: both live or both die. *Row* and *column* ties join a slab with the elements it
+spans, where an axis was viewed as a grid (heads x head size): the slab lives as long as one of its elements does.
+Removing whole rows follows strict and row ties, removing columns follows strict and column ties.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+Direction = Literal["row", "column"]
+
+
+class Mark(NamedTuple):
+    """A fact about labels, with its reason. For inexactness, `along` says which removals it concerns."""
+
+    labels: np.ndarray
+    reason: str
+    along: frozenset[str]
+
+
+class LabelSpace:
+    """Hands out labels and collects ties and marks as arrays; nothing is resolved until `groups` asks."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.count = start
+        self.strict: list[tuple[np.ndarray, np.ndarray]] = []
+        self.slabs: dict[Direction, list[tuple[np.ndarray, np.ndarray]]] = {"row": [], "column": []}
+        self.fixed: list[tuple[np.ndarray, str]] = []
+        self.inexact: list[Mark] = []
+        self.grids: list[np.ndarray] = []
+        self.roles: dict[int, str] = {}
+        self._markers: dict[tuple[int, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
+
+    def new(self, size: int) -> np.ndarray:
+        """`size` fresh labels."""
+        labels = np.arange(self.count, self.count + size, dtype=np.int32)
+        self.count += size
+        return labels
+
+    def unite(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Strictly tie `a` and `b` element by element (broadcast against each other)."""
+        if a is b:
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        a, b = a.ravel(), b.ravel()
+        differ = a != b
+        if not differ.all():
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+        self.strict.append((a, b))
+
+    def tie(self, labels: np.ndarray, axis: int) -> None:
+        """Strictly tie all labels along `axis`."""
+        first = np.take(labels, [0], axis=axis)
+        self.unite(np.broadcast_to(first, labels.shape), labels)
+
+    def slab(self, small: np.ndarray, large: np.ndarray) -> None:
+        """Tie slabs to the elements they span: `small` broadcasts to `large`."""
+        axes = varying(small)
+        direction: Direction = "column" if column_axis(large) in axes else "row"
+        a, b = np.broadcast_arrays(small, large)
+        self.slabs[direction].append((a.ravel(), b.ravel()))
+
+    def marker(self, labels: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        """Labels for the slabs of `labels` along `axes` (shape 1 elsewhere); the same array gives the same slabs."""
+        axes = tuple(axis for axis in axes if labels.shape[axis] > 1)
+        if axes == varying(labels):
+            return labels
+        key = (id(labels), axes)
+        if key not in self._markers:
+            shape = [labels.shape[axis] if axis in axes else 1 for axis in range(labels.ndim)]
+            slabs = self.new(int(np.prod(shape, dtype=np.int64))).reshape(shape)
+            self.slab(slabs, labels)
+            self._markers[key] = (slabs, labels)  # holding `labels` keeps its id from being used again
+        return self._markers[key][0]
+
+    def fix(self, labels: np.ndarray, reason: str) -> None:
+        """These can't be removed."""
+        self.fixed.append((np.unique(labels), reason))
+
+    def mark_inexact(self, labels: np.ndarray, axes: tuple[int, ...], reason: str) -> None:
+        """A value is computed across `axes` of `labels`: removing along them changes more than zeroing does."""
+        others = [axis for axis in varying(labels) if axis not in axes]
+        if not others:
+            along = frozenset({"row", "column"})
+        else:
+            along = frozenset({"column" if column_axis(labels) in axes else "row"})
+        self.inexact.append(Mark(np.unique(labels), reason, along))
+
+    def role(self, labels: np.ndarray, role: str) -> None:
+        """Note how a run of labels is used, under its first label; the first use counts."""
+        self.roles.setdefault(int(labels.flat[0]), role)
+
+    def grid(self, labels: np.ndarray) -> None:
+        """An axis is viewed as this grid: what stays must be a grid again. Rows are all varying axes but the last."""
+        axes = varying(labels)
+        if len(axes) > 1:
+            column = column_axis(labels)
+            self.marker(labels, tuple(axis for axis in axes if axis != column))
+            self.grids.append(np.moveaxis(labels, column, -1).reshape(-1, labels.shape[column]))
+
+
+def varying(labels: np.ndarray) -> tuple[int, ...]:
+    """Axes along which the labels vary: those that are not of size 1."""
+    return tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+
+
+def column_axis(labels: np.ndarray) -> int:
+    """The innermost axis of the grid: the one with the smallest step between neighbouring labels."""
+    axes = varying(labels)
+    if len(axes) == 1:
+        return axes[0]
+    steps = []
+    for axis in axes:
+        lead = tuple(slice(None, 4) if a == axis else slice(0, 1) for a in range(labels.ndim))
+        delta = np.abs(np.diff(labels[lead].astype(np.int64), axis=axis))
+        delta = delta[delta > 0]
+        steps.append(int(delta.min()) if delta.size else np.iinfo(np.int64).max)
+    best = min(steps)
+    return max(axis for axis, step in zip(axes, steps, strict=True) if step == best)
+
+
+def compress(labels: np.ndarray, axes: tuple[int, ...] | None = None) -> np.ndarray:
+    """Bring axes along which nothing changes down to size 1."""
+    for axis in axes if axes is not None else range(labels.ndim):
+        size = labels.shape[axis]
+        if size > 1:
+            first = labels[(slice(None),) * axis + (slice(0, 1),)]
+            second = labels[(slice(None),) * axis + (slice(1, 2),)]
+            if np.array_equal(first, second) and bool((labels == first).all()):
+                labels = first
+    return labels

@@ -1,0 +1,232 @@
+"""Sees every ATen call of one forward, applies its rule, and remembers what surgery needs of it."""
+
+import traceback
+import weakref
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niwaki.graph.cost import Term
+from niwaki.graph.labels import LabelSpace, varying
+from niwaki.graph.rules import RULES, Call
+from niwaki.graph.rules import movement as movement_rules
+from niwaki.graph.rules.pointwise import is_pointwise, meet
+from niwaki.graph.values import Labels, Parameter, Value
+from niwaki.units import Unknown, tensors_in
+
+CONSTANT_LIMIT = 1 << 22
+"""Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
+
+MOVEMENT = movement_rules.__name__
+SILENT = ("_assert_async", "_assert_tensor_metadata", "sym_size", "is_same_size", "_assert_scalar", "_has_compatible_shallow_copy_type")
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """One call as surgery sees it: where it ran, its plain numbers, the tensors in and out."""
+
+    name: str
+    func: Any
+    module: str
+    args: tuple[Any, ...]
+    """Arguments with each tensor replaced by its `Value`."""
+    kwargs: dict[str, Any]
+    outputs: list[Value]
+
+
+class Recorder(TorchDispatchMode):
+    """Labels flow through the calls made while this mode is on."""
+
+    def __init__(self, space: LabelSpace, names: dict[int, str]) -> None:
+        super().__init__()
+        self.space = space
+        self.names = names
+        self.values: dict[int, tuple[Any, Value]] = {}
+        self.records: list[Record] = []
+        self.terms: list[Term] = []
+        self.unknown: list[Unknown] = []
+        self.stack: list[str] = [""]
+        self.why = ""
+        self.handles: list[Any] = []
+        self.ran: set[str] = set()
+
+    # -- which module is running -------------------------------------------------------------------------------
+    def __enter__(self) -> "Recorder":
+        def before(module: nn.Module, args: Any) -> None:
+            self.stack.append(self.names.get(id(module), self.stack[-1]))
+            self.ran.add(self.stack[-1])
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if len(self.stack) > 1:
+                self.stack.pop()
+
+        self.handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self.handles:
+            handle.remove()
+        super().__exit__(kind, error, trace)
+
+    # -- values ------------------------------------------------------------------------------------------------
+    def know(self, tensor: Tensor, value: Value) -> None:
+        self.values[id(tensor)] = (weakref.ref(tensor), value)
+
+    def seen(self, tensor: Tensor) -> Value | None:
+        entry = self.values.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def value(self, tensor: Tensor) -> Value:
+        known = self.seen(tensor)
+        if known is None:
+            known = Value(tuple(tensor.shape), why="a constant tensor that the model does not register")
+            if not tensor.is_meta and not tensor.dtype.is_floating_point and tensor.numel() <= CONSTANT_LIMIT:
+                known.constant = tensor.detach()
+            self.know(tensor, known)
+        return known
+
+    # -- calls -------------------------------------------------------------------------------------------------
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        outputs = tensors_in(result)
+        inputs = [self.value(t) for t in tensors_in(args)] + [self.value(t) for t in tensors_in(kwargs)]
+        if not outputs:
+            if name in RULES:
+                RULES[name](Call(func, args, kwargs, result, self))
+            elif name not in SILENT and any(value.fields or value.parameter for value in inputs):
+                self._give_up(name, inputs)
+            return result
+        call = Call(func, args, kwargs, result, self)
+        self.why = ""
+        labels = self._apply(call, name, inputs)
+        constant = self._constant(call, outputs, inputs)
+        # anything computed from bare tensors alone keeps their reason
+        why = self.why or next((v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans")
+        rule = RULES.get(name)
+        direct = rule is not None and rule.__module__ == MOVEMENT and bool(inputs) and all(v.direct for v in inputs)
+        made = []
+        given = tensors_in(args) + tensors_in(kwargs)
+        for i, tensor in enumerate(outputs):
+            fields = labels[i] if i < len(labels) else ()
+            old = self.seen(tensor) if any(tensor is item for item in given) else None
+            if old is not None:  # in place: the tensor stays the tensor it was
+                old.fields = fields if old.parameter is None else old.fields
+                old.shape = tuple(tensor.shape)
+                old.zero = call.zero
+                old.constant = None
+                made.append(old)
+                continue
+            value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
+            value.constant = constant if i == 0 else None
+            self.know(tensor, value)
+            made.append(value)
+        self.terms.extend(call.terms)
+        swap = self.value
+        self.records.append(
+            Record(name, func, self.stack[-1], _swap(args, swap), {k: _swap(v, swap) for k, v in kwargs.items()}, made)
+        )
+        for mutated in _written(func, args, kwargs):  # out= variants and in-place calls on a list
+            if not any(mutated is tensor for tensor in outputs):
+                self.value(mutated).constant = None
+        return result
+
+    def _apply(self, call: Call, name: str, inputs: list[Value]) -> list[Labels]:
+        rule = RULES.get(name)
+        if rule is None and is_pointwise(call.func, name):
+            rule = meet
+        if rule is None and not any(value.fields or value.parameter for value in inputs):
+            return []
+        labels = rule(call) if rule is not None else None
+        if labels is None:
+            self._give_up(name, inputs)
+            return []
+        return labels if isinstance(labels, list) else [labels]
+
+    def _give_up(self, name: str, inputs: list[Value]) -> None:
+        where = _source_line()
+        reason = f"unknown operation aten::{name} called in {self.stack[-1] or 'the model'}, {where}"
+        self.unknown.append(Unknown(f"aten::{name}", self.stack[-1], where))
+        self.why = f"the result of {reason}"
+        for value in inputs:
+            for labels in value.get(self.space):
+                self.space.fix(labels, reason)
+
+    def _constant(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> Tensor | None:
+        first = outputs[0]
+        if first.dtype.is_floating_point or first.dtype.is_complex or first.numel() > CONSTANT_LIMIT or len(outputs) != 1:
+            return None
+        if any(value.constant is None for value in inputs):
+            return None
+        if not first.is_meta:
+            return first.detach() if not inputs or call.name != "_local_scalar_dense" else None
+        if not inputs and call.name not in ("arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"):
+            return None
+        try:
+            with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+                args = _swap(call.args, lambda t: self.value(t).constant)
+                kwargs = {k: _swap(v, lambda t: self.value(t).constant) for k, v in call.kwargs.items()}
+                if "device" in kwargs and kwargs["device"] is not None:
+                    kwargs["device"] = torch.device("cpu")
+                answer = call.func(*args, **kwargs)
+        except Exception:  # not computable beside the trace: it stays unknown, which is safe
+            return None
+        return answer if isinstance(answer, Tensor) and answer.shape == first.shape else None
+
+
+def _swap(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_swap(item, change) for item in value)
+    return value
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    found = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = kwargs.get(argument.name, args[i] if i < len(args) and not argument.kwarg_only else None)
+            found += tensors_in(given)
+    return found
+
+
+def _source_line() -> str:
+    """The innermost line outside torch and niwaki."""
+    for frame in reversed(traceback.extract_stack()):
+        path = frame.filename.replace("\\", "/")
+        if "/torch/" not in path and "/niwaki/graph/" not in path and not path.startswith("<"):
+            return f"{'/'.join(path.split('/')[-2:])}:{frame.lineno}"
+    return "unknown line"
+
+
+def seed(recorder: Recorder, model: nn.Module, presets: dict[str, dict[int, Any]] | None = None,
+         preset_blocks: dict[str, dict[int, int]] | None = None) -> dict[str, Parameter]:
+    """Make every parameter and buffer known to the recorder, under its first name."""
+    found: dict[str, Parameter] = {}
+    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in tensors:
+            if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+                continue  # tables of positions and counters: their values are known, their width is nobody's choice
+            parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer")
+            if presets is not None and name in presets:
+                parameter.preset = presets[name]
+                parameter.preset_blocks = (preset_blocks or {}).get(name, {})
+            found[name] = parameter
+            recorder.know(tensor, Value(tuple(tensor.shape), why=f"the {kind} {name}", zero=kind == "parameter",
+                                        parameter=parameter, direct=True))
+    return found
+
+
+def fix_outputs(recorder: Recorder, output: Any, reason: str = "output of the model") -> None:
+    for tensor in tensors_in(output):
+        for labels in recorder.value(tensor).get(recorder.space):
+            if varying(labels):
+                recorder.space.fix(labels, reason)

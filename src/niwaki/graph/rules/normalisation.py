@@ -1,0 +1,100 @@
+"""Normalisation: tied to its parameters; inexact where the statistic runs across a labelled axis."""
+
+from torch import Tensor
+
+from niwaki.graph.labels import varying
+from niwaki.graph.rules.movement import view
+from niwaki.graph.rules.registry import Call, rule
+from niwaki.graph.values import Labels, Value, join
+
+ROLES = {"weight": "scale", "bias": "shift", "running_mean": "stat", "running_var": "stat"}
+
+
+def affine_zero(call: Call, x: Value) -> bool:
+    """Zero at removed units: with weight and bias zeroed anything becomes zero."""
+    has_weight = isinstance(call["weight"], Tensor)
+    bias = call["bias"] if call.has("bias") else None
+    return has_weight and (bias is None or isinstance(bias, Tensor))
+
+
+@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+      "batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "_batch_norm_impl_index", "miopen_batch_norm",
+      "_native_batch_norm_legit_functional")
+def batch_norm(call: Call) -> Labels:
+    x = call.value(call["input"])
+    axis = 1 if len(x.shape) > 1 else 0
+    operands = [(x.shape, x.get(call.space), x.why)]
+    for name, role in ROLES.items():
+        tensor = call[name] if call.has(name) else None
+        if isinstance(tensor, Tensor):
+            value = call.value(tensor)
+            for labels in value.get(call.space):
+                call.space.role(labels, role)
+            shape = tuple(n if a == axis else 1 for a, n in enumerate(x.shape))
+            fields = tuple(f.reshape(shape) for f in value.get(call.space) if f.size > 1)
+            operands.append((shape, fields, value.why))
+    call.zero = affine_zero(call, x)
+    return join(call.space, operands, x.shape)
+
+
+@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> Labels:
+    x = call.value(call["input"])
+    size = len(call["normalized_shape"])
+    across = tuple(range(len(x.shape) - size, len(x.shape)))
+    operands = [(x.shape, x.get(call.space), x.why)]
+    for name in ("weight", "bias"):
+        tensor = call[name] if call.has(name) else None
+        if isinstance(tensor, Tensor):
+            value = call.value(tensor)
+            for labels in value.get(call.space):
+                call.space.role(labels, ROLES[name])
+            operands.append((value.shape, value.get(call.space), value.why))
+    fields = join(call.space, operands, x.shape)
+    for labels in fields:
+        axes = tuple(axis for axis in varying(labels) if axis in across)
+        if axes:
+            call.space.mark_inexact(labels, axes, f"{call.name.replace('native_', '')} takes its statistic across it")
+    call.zero = affine_zero(call, x)
+    return fields
+
+
+@rule("native_group_norm", "group_norm")
+def group_norm(call: Call) -> Labels:
+    """Channels are a grid of norm groups x channels: whole groups leave exactly, channels change the statistic."""
+    x = call.value(call["input"])
+    groups = int(call["group"] if call.has("group") else call["num_groups"])
+    c = x.shape[1]
+    operands = [(x.shape, x.get(call.space), x.why)]
+    for name in ("weight", "bias"):
+        tensor = call[name]
+        if isinstance(tensor, Tensor):
+            value = call.value(tensor)
+            for labels in value.get(call.space):
+                call.space.role(labels, ROLES[name])
+            shape = tuple(n if a == 1 else 1 for a, n in enumerate(x.shape))
+            operands.append((shape, tuple(f.reshape(shape) for f in value.get(call.space) if f.size > 1), value.why))
+    fields = join(call.space, operands, x.shape)
+    inner = (x.shape[0], groups, c // groups, *x.shape[2:])
+    for labels in fields:
+        grid = view(call, labels, x.shape, inner)
+        if len(varying(grid)) > len(varying(labels)):
+            call.space.grid(grid)
+        axes = tuple(axis for axis in varying(grid) if axis >= 2)
+        if axes:
+            call.space.mark_inexact(grid, axes, "group norm takes its statistic across it")
+    call.zero = affine_zero(call, x)
+    return fields
+
+
+@rule("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> list[Labels]:
+    """`g * v / |v|`, the norm taken over all axes but one."""
+    v, g = call.value(call["v"]), call.value(call["g"])
+    axis = int(call["dim"])
+    fields = v.get(call.space)
+    ends = join(call.space, [(v.shape, fields, v.why), (g.shape, g.get(call.space), g.why)], v.shape)
+    call.zero = v.zero
+    inner = tuple(f for f in ends if varying(f) == (axis,))
+    return [ends, inner]
+

@@ -1,0 +1,82 @@
+"""What a rule gets (a call with its arguments by name) and where rules are registered."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from niwaki.graph.cost import Term
+from niwaki.graph.labels import LabelSpace, varying
+from niwaki.graph.values import Labels, Value
+
+
+@lru_cache(maxsize=None)
+def signature(func: Any) -> tuple[tuple[str, bool, Any], ...]:
+    """Argument names of an operator, whether each is keyword-only, and its default."""
+    return tuple((arg.name, arg.kwarg_only, arg.default_value) for arg in func._schema.arguments)
+
+
+class Call:
+    """One operator call during the trace.
+
+    `call["dim"]` is an argument by its schema name; `call.value(tensor)` is what is known about a tensor.
+    """
+
+    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, recorder: Any) -> None:
+        self.func, self.args, self.kwargs, self.result = func, args, kwargs, result
+        self.name: str = func.overloadpacket.__name__
+        self.space: LabelSpace = recorder.space
+        self.recorder = recorder
+        self.zero = False
+        """Set by the rule: whether removed elements of the result are zero when the parameters are zeroed."""
+        self.terms: list[Term] = []
+        self.operands: list[Value] | None = None
+        self._bound: dict[str, Any] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        if self._bound is None:
+            bound: dict[str, Any] = {}
+            for i, (key, keyword_only, default) in enumerate(signature(self.func)):
+                given = self.args[i] if not keyword_only and i < len(self.args) else default
+                bound[key] = self.kwargs.get(key, given)
+            self._bound = bound
+        return self._bound[name]
+
+    def has(self, name: str) -> bool:
+        return any(key == name for key, _, _ in signature(self.func))
+
+    def value(self, tensor: Tensor) -> Value:
+        return self.recorder.value(tensor)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the (first) result."""
+        first = self.result if isinstance(self.result, Tensor) else next(t for t in self.result if isinstance(t, Tensor))
+        return tuple(first.shape)
+
+    def fix(self, labels: np.ndarray, reason: str) -> None:
+        self.space.fix(labels, reason)
+
+    def drop(self, labels: np.ndarray, axes: tuple[int, ...]) -> np.ndarray | None:
+        """What is left of `labels` when `axes` are summed away (all kept at size 1): slabs of the others, or nothing."""
+        rest = tuple(axis for axis in varying(labels) if axis not in axes)
+        if len(rest) == len(varying(labels)):
+            return labels
+        return self.space.marker(labels, rest) if rest else None
+
+
+Rule = Callable[[Call], "Labels | list[Labels] | None"]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators of these names (all overloads)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            RULES[name] = function
+        return function
+
+    return register

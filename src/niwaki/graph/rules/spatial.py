@@ -1,0 +1,36 @@
+"""Pooling, up-sampling, padding by reflection, sampling on a grid: the channel axis passes on."""
+
+from torch import Tensor
+
+from niwaki.graph.labels import varying
+from niwaki.graph.rules.registry import Call, rule
+from niwaki.graph.values import Labels
+
+NAMES = [
+    f"{kind}{rank}d"
+    for rank in (1, 2, 3)
+    for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest",
+                 "_upsample_nearest_exact", "reflection_pad", "replication_pad", "fractional_max_pool", "mkldnn_max_pool", "lp_pool")
+] + [f"max_pool{rank}d_with_indices" for rank in (2, 3)] + [
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler", "cudnn_grid_sampler", "grid_sampler_3d", "max_unpool2d", "max_unpool3d",
+]
+
+
+@rule(*NAMES)
+def spatial(call: Call) -> list[Labels]:
+    value = call.value(call.args[0])
+    rank = 3 if "3d" in call.name else 1 if "1d" in call.name else 2
+    first = len(value.shape) - rank
+    kept = []
+    for labels in value.get(call.space):
+        inside = tuple(axis for axis in varying(labels) if axis >= first)
+        if inside:
+            call.fix(call.space.marker(labels, inside), "space")
+            if len(inside) == len(varying(labels)):
+                continue
+            labels = call.space.marker(labels, tuple(axis for axis in varying(labels) if axis < first))
+        kept.append(labels)
+    call.zero = value.zero
+    results = [call.result] if isinstance(call.result, Tensor) else [t for t in call.result if isinstance(t, Tensor)]
+    return [tuple(kept) for _ in results]

@@ -1,0 +1,73 @@
+"""Copies of a model that share nothing with it but what they are told to: the one way niwaki copies models."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import CannotCutError
+
+
+def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A deep copy in which every parameter, buffer and loose tensor `t` is `change(t)`, made once for each tensor.
+
+    No tensor is copied on the way. Tensors held under several names stay one tensor.
+
+    Raises:
+        CannotCutError: the model's Python objects can't be copied.
+    """
+    memo: dict[int, Any] = {}
+    keep: list[Tensor] = []
+
+    def note(tensor: Tensor) -> None:
+        if id(tensor) not in memo:
+            keep.append(tensor)
+            memo[id(tensor)] = change(tensor)
+
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                note(tensor)
+        for value in list(vars(module).values()):
+            for tensor in _loose(value, 3):
+                note(tensor)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CannotCutError(
+            f"copy a {type(model).__name__}", found=f"{type(error).__name__}: {error}",
+            do="make the model's attributes copyable (copy.deepcopy must accept it)",
+        ) from error
+
+
+def _loose(value: Any, depth: int) -> list[Tensor]:
+    """Tensors in plain attributes, lists and dicts of a module."""
+    if isinstance(value, Tensor):
+        return [value]
+    if depth and isinstance(value, (list, tuple)):
+        return [t for item in value for t in _loose(item, depth - 1)]
+    if depth and type(value) is dict:
+        return [t for item in value.values() for t in _loose(item, depth - 1)]
+    return []
+
+
+def like(tensor: Tensor, data: Tensor) -> Tensor:
+    """`data` as the same kind of tensor (parameter or plain) with the same `requires_grad`."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def to_meta(tensor: Tensor) -> Tensor:
+    """A stand-in without memory; tensor subclasses (quantised, sharded) are refused by torch itself."""
+    with torch.no_grad():
+        data = tensor.detach()
+        meta = torch.empty_strided(data.size(), data.stride(), dtype=data.dtype, device="meta")
+    return like(tensor, meta)
+
+
+def shared(tensor: Tensor) -> Tensor:
+    """The same memory for parameters and constants; buffers too (tracing runs in eval mode and restores them)."""
+    return like(tensor, tensor.detach())

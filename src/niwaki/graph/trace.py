@@ -1,0 +1,282 @@
+"""`trace`: one forward under the recorder gives the channel graph. Nothing about the model changes."""
+
+import contextlib
+import fnmatch
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import CannotCutError, InputError
+from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
+from niwaki.graph.groups import Axis, Units, make_groups, resolve
+from niwaki.graph.labels import LabelSpace
+from niwaki.graph.recorder import Record, Recorder, fix_outputs, seed
+from niwaki.graph.skeleton import copy_with, shared, to_meta
+from niwaki.graph.values import Parameter
+from niwaki.units import Group, Unknown, map_tensors, run, tensors_in
+
+log = logging.getLogger(__name__)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """Which parameter slices live or die together, why some can't, and what any choice of them costs.
+
+    Source: the idea of labels is niwaki's own; see ARCHITECTURE.md.
+    """
+
+    groups: tuple[Group, ...]
+    unknown: tuple[Unknown, ...]
+    fingerprint: str
+    macs: int
+    """Multiply-adds of the example, all units kept."""
+    params: int
+    """Parameters (tied ones once)."""
+    seconds: float
+    device: str
+    """Where the forward ran: "meta" (no memory), or the real device."""
+    unused: tuple[str, ...]
+    """Parameters that no call touched; they are left alone."""
+    units: Units = field(repr=False)
+    axes: tuple[Axis, ...] = field(repr=False)
+    widths: Widths = field(repr=False)
+    costs: dict[str, Cost] = field(repr=False)
+    records: tuple[Record, ...] = field(repr=False)
+    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    example: Any = field(repr=False)
+    """The example's structure on the meta device (enough to trace again)."""
+    names: dict[str, tuple[str, ...]] = field(repr=False)
+    """Every name of each tensor, by its first name."""
+    shapes: dict[str, tuple[int, ...]] = field(repr=False)
+
+    def group(self, name: str) -> Group:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise InputError(f"group {name!r}", found=f"{len(self.groups)} groups, none of that name", do="see `niwaki trace`")
+
+    @property
+    def free_params(self) -> int:
+        """Parameters that lie on at least one axis that can be cut."""
+        free = {m.tensor for g in self.groups if g.fixed is None for m in g.members}
+        return sum(int(np.prod(self.shapes[t])) for t in free if t in self.shapes and not self._buffer(t))
+
+    def _buffer(self, tensor: str) -> bool:
+        return any(axis.buffer for axis in self.axes if axis.tensor == tensor)
+
+    def cost(self, alive: np.ndarray) -> dict[str, int]:
+        """Exact MACs and parameters when only `alive` units stay; bool `[units]`."""
+        counts = self.widths.counts(np.append(alive, True))
+        return {name: cost.total(counts) for name, cost in self.costs.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: groups with members (positions left out), totals, unknown operations."""
+        return {
+            "fingerprint": self.fingerprint, "macs": self.macs, "params": self.params, "free_params": self.free_params,
+            "seconds": round(self.seconds, 4), "device": self.device,
+            "groups": [
+                {
+                    "name": g.name, "units": g.units, "kind": g.kind, "rows": g.rows, "fixed": g.fixed, "exact": g.exact,
+                    "inexact": g.inexact,
+                    "members": [{"tensor": m.tensor, "axis": m.axis, "role": m.role, "blocks": m.blocks, "positions": int(m.index.size)}
+                                for m in g.members],
+                }
+                for g in self.groups
+            ],
+            "unknown": [{"operation": u.operation, "module": u.module, "where": u.where} for u in self.unknown],
+            "unused": list(self.unused),
+        }
+
+
+def trace(model: nn.Module, example: Any, *, protect: Sequence[str] = (), device: str | torch.device | None = None) -> ChannelGraph:
+    """Follow labels through one forward of `model` on `example` and group what must be removed together.
+
+    Args:
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or a list, as the model takes it.
+        protect: module or parameter names (shell patterns allowed) whose outputs keep their width.
+        device: "meta" to forbid real tensors, a real device to run there; by default meta first, then the model's own.
+
+    Raises:
+        InputError: a protected name does not exist, or the example does not fit the model.
+        CannotCutError: the model can't be copied or run.
+
+    Examples:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> [(g.name, g.units, g.fixed) for g in niwaki.trace(net, torch.zeros(1, 4)).groups]
+        [('0', 4, 'meets input of the model'), ('0#2', 8, None), ('2', 2, 'output of the model')]
+    """
+    start = time.perf_counter()
+    wanted = torch.device(device) if device is not None else None
+    attempts = ["meta"] if wanted is not None and wanted.type == "meta" else ["meta", "real"] if wanted is None else ["real"]
+    failure: Exception | None = None
+    for attempt in attempts:
+        try:
+            result = _trace_once(model, example, protect, attempt, wanted)
+        except (InputError, CannotCutError):
+            raise
+        except Exception as error:
+            log.debug("trace on %s failed: %s: %s", attempt, type(error).__name__, error)
+            failure = failure or error if attempt == "meta" and len(attempts) > 1 else error
+            continue
+        object.__setattr__(result, "seconds", time.perf_counter() - start)
+        return result
+    assert failure is not None
+    raise InputError(
+        f"trace {type(model).__name__}", found=f"its forward failed: {type(failure).__name__}: {failure}",
+        where="the forward of the model on the example", do="check that model(example) runs, and the example's shape and type",
+    ) from failure
+
+
+def _trace_once(model: nn.Module, example: Any, protect: Sequence[str], attempt: str, device: torch.device | None) -> ChannelGraph:
+    pairs: list[tuple[Tensor, Tensor]] = []
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if attempt == "meta":
+            copy = to_meta(tensor)
+        elif device is not None and device != tensor.device:
+            copy = type(tensor)(tensor.detach().to(device)) if isinstance(tensor, nn.Parameter) else tensor.detach().to(device)
+        else:
+            copy = shared(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        pairs.append((tensor, copy))
+        return copy
+
+    skeleton = copy_with(model, stand_in).eval()
+    place = "meta" if attempt == "meta" else device
+    inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
+    space = LabelSpace()
+    recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules(remove_duplicate=True)))})
+    parameters = seed(recorder, skeleton)
+    for real, copy in pairs:
+        _note_constant(recorder, real, copy)
+    for tensor in tensors_in(inputs):
+        recorder.value(tensor).why = "input of the model"
+        recorder.value(tensor).constant = None
+    with quiet(), torch.no_grad(), recorder:
+        output = run(skeleton, inputs)
+    fix_outputs(recorder, output)
+    if any(not p.seeds for p in parameters.values() if not p.buffer):
+        _second_look(skeleton, inputs, recorder, parameters)
+    _protect(model, protect, recorder, parameters)
+    units, axes = resolve(space, parameters)
+    axes = [axis for axis in axes if axis.size > 1]
+    terms = {"macs": [Term(t.constant, tuple(units.unit_of[f] for f in t.factors)) for t in recorder.terms],
+             "params": _parameter_terms(parameters, units)}
+    groups = tuple(make_groups(units, axes))
+    free = [group.ids for group in groups if group.fixed is None]
+    terms["units"] = [Term(1, (np.concatenate(free).reshape(1, -1),))] if free else []
+    widths, costs = build(terms)
+    names = _all_names(model)
+    return ChannelGraph(
+        groups=groups, unknown=tuple(dict.fromkeys(recorder.unknown)), fingerprint=fingerprint(model),
+        macs=macs_of(recorder.terms), params=sum(int(np.prod(p.shape)) for p in parameters.values() if not p.buffer),
+        seconds=0.0, device=attempt if attempt == "meta" else str(place or "cpu"),
+        unused=tuple(p.name for p in parameters.values() if not p.seeds and not p.buffer and any(n > 1 for n in p.shape)),
+        units=units, axes=tuple(axes), widths=widths, costs=costs, records=tuple(recorder.records),
+        outputs=tuple(tuple(t.shape) for t in tensors_in(output)),
+        example=map_tensors(example, lambda t: t.detach().to("meta")), names=names,
+        shapes={p.name: p.shape for p in parameters.values()},
+    )
+
+
+def _note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
+    """Integer tables keep their values beside the meta tensor, so that gathers by them stay movement."""
+    value = recorder.value(copy)
+    if not real.is_meta and not real.dtype.is_floating_point and not real.dtype.is_complex and not isinstance(real, nn.Parameter):
+        value.constant = real.detach().cpu()
+
+
+def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:
+    """Heads that only run while training share widths too: label them by a second forward in training mode."""
+    kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown))
+    skeleton.train()
+    try:
+        with quiet(), torch.no_grad(), recorder:
+            output = run(skeleton, inputs)
+    except Exception as error:  # the first look stands; what it did not see is listed as unused
+        log.debug("no second look in training mode: %s: %s", type(error).__name__, error)
+    else:
+        fix_outputs(recorder, output)
+    finally:
+        skeleton.eval()
+        recorder.stack[:] = [""]
+        del recorder.records[kept[0]:], recorder.terms[kept[1]:], recorder.unknown[kept[2]:]
+
+
+def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
+    modules = [name for name, _ in model.named_modules()]
+    for wanted in (protect,) if isinstance(protect, str) else protect:
+        if wanted in parameters:
+            hits = [wanted]
+        else:
+            inside = [name for name in modules if name and fnmatch.fnmatchcase(name, wanted)]
+            hits = [p for p in parameters for m in inside if p == m or p.startswith(m + ".")]
+            if not inside:
+                close = [name for name in modules if name and wanted.split(".")[-1] in name][:5]
+                raise InputError(
+                    f"protect {wanted!r}", found="no module or parameter of that name" + (f"; near: {', '.join(close)}" if close else ""),
+                    where=type(model).__name__, do="give a name from model.named_modules()",
+                )
+        for name in hits:
+            for axis, seeds in parameters[name].seeds.items():
+                if recorder.space.roles.get(int(seeds[0])) != "in" or wanted in parameters:
+                    del axis
+                    recorder.space.fix(seeds, "protected by the user")
+
+
+def _parameter_terms(parameters: dict[str, Parameter], units: Units) -> list[Term]:
+    """Number of elements of every parameter, as a product of its labelled axes."""
+    terms = []
+    for parameter in parameters.values():
+        if parameter.buffer:
+            continue
+        constant, factors = 1, []
+        blocked = next((a for a, n in parameter.blocks.items() if n > 1), None)
+        for axis, size in enumerate(parameter.shape):
+            seeds = parameter.seeds.get(axis)
+            if seeds is None or size == 1:
+                constant *= size
+            elif blocked is not None and axis in (0, blocked):
+                factors.append(units.unit_of[seeds].reshape(parameter.blocks[blocked], -1))
+            else:
+                factors.append(units.unit_of[seeds].reshape(1, -1))
+        terms.append(Term(constant, tuple(factors)))
+    return terms
+
+
+def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    first: dict[int, str] = {}
+    names: dict[str, list[str]] = {}
+    for listing in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in listing:
+            names.setdefault(first.setdefault(id(tensor), name), []).append(name)
+    return {name: tuple(every) for name, every in names.items()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest of the model's class and the names, shapes and types of its tensors; values do not count."""
+    listing = [type(model).__qualname__]
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        listing.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Fused kernels that hide their parts off, random state kept."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

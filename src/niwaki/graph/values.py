@@ -1,0 +1,133 @@
+"""What the recorder knows about a tensor: its labels per axis, and how its unlabelled axes came to be."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from niwaki.graph.labels import LabelSpace, varying
+
+Labels = tuple[np.ndarray, ...]
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A parameter or buffer with its labels, made axis by axis when an operation first asks for them."""
+
+    name: str
+    shape: tuple[int, ...]
+    buffer: bool
+    seeds: dict[int, np.ndarray] = field(default_factory=dict)
+    """Labels per axis; with blocks, one per block and position."""
+    blocks: dict[int, int] = field(default_factory=dict)
+    """Axis -> number of blocks of axis 0 with their own labels (grouped convolutions)."""
+    preset: dict[int, np.ndarray] | None = None
+    """Labels given from outside (when a cut model is checked against the graph it was cut by)."""
+    preset_blocks: dict[int, int] = field(default_factory=dict)
+
+    def axis(self, space: LabelSpace, axis: int, blocks: int = 1) -> np.ndarray:
+        """Labels along `axis`, shaped to broadcast against the parameter."""
+        size = self.shape[axis]
+        if axis not in self.seeds:
+            given = None if self.preset is None else self.preset.get(axis)
+            if given is not None:
+                blocks = self.preset_blocks.get(axis, 1)
+            self.blocks[axis] = blocks
+            self.seeds[axis] = space.new(blocks * size) if given is None else given
+        seeds, count = self.seeds[axis], self.blocks[axis]
+        shape = [1] * len(self.shape)
+        shape[axis] = size
+        if count == 1:
+            return seeds.reshape(shape)
+        shape[0] = self.shape[0]
+        return np.repeat(seeds.reshape(count, size), self.shape[0] // count, axis=0).reshape(shape)
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor during the trace."""
+
+    shape: tuple[int, ...]
+    fields: Labels = ()
+    """Label arrays, each with the tensor's number of axes, of size 1 where the label does not vary."""
+    why: str = "an axis that no parameter spans"
+    """What an unlabelled axis is, for the reason given when a labelled axis meets it."""
+    zero: bool = False
+    """Whether elements of removed units are zero when the units' parameters are zeroed."""
+    parameter: Parameter | None = None
+    direct: bool = False
+    """A parameter, or one that was only moved (transposed, sliced)."""
+    constant: Tensor | None = None
+    """The value, where it is known (integer tables, positions)."""
+
+    def get(self, space: LabelSpace, axes: tuple[int, ...] | None = None) -> Labels:
+        """Labels, of the given axes only where this is a parameter that has none yet."""
+        if self.parameter is None:
+            return self.fields
+        wanted = range(len(self.shape)) if axes is None else axes
+        return tuple(self.parameter.axis(space, axis) for axis in wanted if self.shape[axis] > 1)
+
+
+def rigid_axes(shape: tuple[int, ...], fields: Labels) -> set[int]:
+    """Axes of size above 1 that carry no label."""
+    covered = {axis for labels in fields for axis in varying(labels)}
+    return {axis for axis, size in enumerate(shape) if size > 1 and axis not in covered}
+
+
+def pad_axes(labels: np.ndarray, ndim: int) -> np.ndarray:
+    """Prepend axes of size 1, as broadcasting does."""
+    return labels.reshape((1,) * (ndim - labels.ndim) + labels.shape)
+
+
+def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]], shape: tuple[int, ...]) -> Labels:
+    """Labels of a result whose operands meet index by index: what meets is tied, what meets a bare axis is fixed.
+
+    `operands` are (shape, labels, why) already in the result's coordinates up to broadcasting.
+    """
+    ndim = len(shape)
+    incoming: list[np.ndarray] = []
+    bare: dict[int, str] = {}
+    for size, labels, why in operands:
+        size = (1,) * (ndim - len(size)) + tuple(size)
+        padded = tuple(pad_axes(array, ndim) for array in labels)
+        for axis in rigid_axes(size, padded):
+            bare.setdefault(axis, why)
+        incoming.extend(padded)
+    kept: list[np.ndarray] = []
+    for labels in incoming:
+        axes = varying(labels)
+        if not axes:
+            continue
+        stuck = tuple(axis for axis in axes if axis in bare)
+        if stuck:
+            space.fix(space.marker(labels, stuck), f"meets {bare[stuck[0]]}")
+            if len(stuck) == len(axes):
+                continue
+        merge(space, kept, labels)
+    return tuple(kept)
+
+
+def merge(space: LabelSpace, kept: list[np.ndarray], labels: np.ndarray) -> None:
+    """Add `labels` to the list of a value's labels, tying it to those that share an axis."""
+    axes = set(varying(labels))
+    for i, other in enumerate(kept):
+        mine = set(varying(other))
+        if not axes & mine:
+            continue
+        if axes == mine:
+            space.unite(other, labels)
+            return
+        if axes < mine:
+            space.slab(labels, other)
+            return
+        if mine < axes:
+            space.slab(other, labels)
+            del kept[i]
+            merge(space, kept, labels)
+            return
+        shared = tuple(sorted(axes & mine))
+        space.unite(space.marker(other, shared), space.marker(labels, shared))
+        for array in (labels, other):
+            space.fix(array, "two grids cross on one axis")
+        return
+    kept.append(labels)

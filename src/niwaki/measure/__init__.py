@@ -1,0 +1,34 @@
+"""Meters: one thing measured per file, and the verb that runs several on one model."""
+
+from typing import Any
+
+from torch import nn
+
+from niwaki.errors import InputError
+from niwaki.measure.bytes import Bytes
+from niwaki.measure.latency import Latency
+from niwaki.measure.macs import Macs
+from niwaki.measure.measurement import Measurement, Meter
+from niwaki.measure.params import Params
+
+__all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Meter", "Params", "measure"]
+
+COUNTS: tuple[Meter, ...] = (Params(), Macs(), Bytes())
+"""The meters that give the same numbers on every machine."""
+
+
+def measure(model: nn.Module, example: Any, *, meters: tuple[Meter, ...] = COUNTS) -> dict[str, Measurement]:
+    """What each meter says about `model` on `example`, by the meter's name; the model stays as it was.
+
+    Raises:
+        InputError: no meters, or two of one name.
+
+    Examples:
+        >>> import torch
+        >>> measure(nn.Linear(3, 2), torch.zeros(1, 3), meters=(Params(), Macs()))["macs"].value
+        6.0
+    """
+    names = [meter.name for meter in meters]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"measure(meters={names})", found="none, or a name twice", do="give each meter once")
+    return {meter.name: meter(model, example) for meter in meters}

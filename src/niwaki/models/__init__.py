@@ -1,0 +1,128 @@
+"""Where networks come from: `load` builds a named one and puts weights from a file into it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from niwaki.errors import InputError, UnknownNameError
+from niwaki.models.checkpoint import load_checkpoint_, read_checkpoint, refuse_not_finite
+from niwaki.models.source import IMAGENET_SHAPE, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.units import Example
+
+# isort: split
+from niwaki.models.hf import HuggingFace
+from niwaki.models.python_factory import PythonFactory
+from niwaki.models.timm import Timm
+from niwaki.models.torchvision import Torchvision
+
+__all__ = [
+    "IMAGENET_SHAPE",
+    "SOURCES",
+    "Built",
+    "Loaded",
+    "ModelSource",
+    "call_builder",
+    "load",
+    "load_checkpoint_",
+    "read_checkpoint",
+    "refuse_downloads",
+]
+
+SOURCES: dict[str, type[ModelSource]] = {
+    "torchvision": Torchvision,
+    "timm": Timm,
+    "hf": HuggingFace,
+    "python": PythonFactory,
+}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A network that is ready to be traced."""
+
+    model: nn.Module
+    """In evaluation mode, on the CPU."""
+    example: Example
+    source: str
+    """As it was asked for."""
+    factory: Callable[[], nn.Module]
+    """Builds the same architecture again, untrained."""
+    weights: str
+    """"random", "stored with the model", or the checkpoint's file name."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """(mean, std) its pictures are normalised with, where the source says so; fits `niwaki.data.open`."""
+
+
+def load(
+    source: str,
+    *,
+    checkpoint: str | None = None,
+    config: dict[str, Any] | None = None,
+    seed: int = 0,
+    shape: tuple[int, ...] | None = None,
+) -> Loaded:
+    """The network that `source` names, with random weights by `seed` or with those of `checkpoint`; never downloads.
+
+    Sources: "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_CONFIG" (a folder's own weights are used), and
+    "python:package.module:factory" or "python:file.py:factory". Arguments follow a question mark, "&" between them,
+    values in JSON ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without
+    the batch, where the usual one (3 x 224 x 224 for pictures) does not fit.
+
+    Raises:
+        UnknownNameError: an unknown source or model.
+        InputError: arguments that do not fit, a checkpoint of another model.
+        FileDamagedError, NotFiniteError: see `load_checkpoint_`.
+        MissingExtraError: the package of the source is not installed.
+
+    Examples:
+        >>> loaded = load("torchvision:resnet18?num_classes=10")
+        >>> loaded.model.fc.out_features, tuple(loaded.example.shape)
+        (10, (1, 3, 224, 224))
+    """
+    kind, colon, rest = source.partition(":")
+    if kind not in SOURCES or not colon:
+        raise UnknownNameError.of("source of models", source, [f"{name}:..." for name in SOURCES])
+    name, _, question = rest.partition("?")
+    if not name:
+        raise InputError(f"model {source!r}", found="no name after the colon", do=f"write {kind}:NAME")
+    arguments = {**arguments_of(question, source), **(config or {})}
+    made = SOURCES[kind](name, arguments, shape)
+    built = _seeded(made, seed=seed, stored=checkpoint is None)
+    if checkpoint is not None:
+        load_checkpoint_(built.model, checkpoint)
+    elif built.stored:
+        names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
+        refuse_not_finite(built.model.state_dict(), names, where=source)
+    weights = checkpoint or ("stored with the model" if built.stored else "random")
+    return Loaded(built.model, built.example, source, partial(_untrained, made, seed), weights, built.normalisation)
+
+
+def arguments_of(question: str, source: str) -> dict[str, Any]:
+    """Arguments written as `name=value&name=value`, values in JSON."""
+    arguments: dict[str, Any] = {}
+    for item in filter(None, question.split("&")):
+        name, equals, value = item.partition("=")
+        try:
+            if not equals or not name.isidentifier() or name in arguments:
+                raise ValueError("not one name=value")
+            arguments[name] = json.loads(value)
+        except ValueError as cause:
+            do = "write name=value with JSON values (12, 0.5, true, null, \"text\", [1, 2]), each name once"
+            raise InputError(f"model {source!r}", found=f"argument {item!r}: {cause}", do=do) from cause
+    return arguments
+
+
+def _seeded(made: ModelSource, *, seed: int, stored: bool) -> Built:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return made.build(stored=stored)
+
+
+def _untrained(made: ModelSource, seed: int) -> nn.Module:
+    return _seeded(made, seed=seed, stored=False).model

@@ -1,0 +1,155 @@
+"""Networks of Hugging Face transformers, from a local folder or configuration."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
+from niwaki.models import Built, ModelSource
+from niwaki.units import Example
+
+TOKENS = 16  # long enough for attention to matter, short enough to trace at once
+SAMPLES = 16000  # one second of audio
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@final
+@dataclass(frozen=True)
+class HuggingFace(ModelSource):
+    """`hf:FOLDER` (with config.json and, if it is trained, its weights) or `hf:config.json`; arguments change the configuration.
+
+    The class is the one the configuration names in `architectures`, otherwise the base model of its type. Only classes
+    of transformers itself: code that comes with a model is never run, and nothing is downloaded.
+
+    Raises:
+        InputError: no such place, a configuration that transformers does not know, or one whose code is elsewhere.
+        FileDamagedError: configuration or weights that cannot be read, or weights that do not fill the model.
+        MissingExtraError: transformers is not installed.
+    """
+
+    def build(self, *, stored: bool) -> Built:
+        try:
+            import transformers
+        except ImportError as cause:
+            do = 'pip install "niwaki[llm]"'
+            raise MissingExtraError("hf: models need transformers", do=do) from cause
+        place = Path(self.name).expanduser()
+        file = place / "config.json" if place.is_dir() else place
+        config, kind = self._config(transformers, file)
+        has_weights = place.is_dir() and any((place / name).exists() for name in WEIGHTS)
+        if stored and has_weights:
+            model = self._stored(transformers, kind, place, config)
+        else:
+            try:
+                model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+            except Exception as cause:  # whatever a configuration can break
+                raise self._refused(file, f"{type(cause).__name__}: {cause}") from cause
+        model = model.eval()
+        return Built(model, self._example(model), _normalisation(place), stored and has_weights)
+
+    def _config(self, transformers: Any, file: Path) -> tuple[Any, Any]:
+        """The configuration object and the model class."""
+        if not file.is_file():
+            do = "name a folder with a config.json, or such a file; niwaki never downloads"
+            raise InputError(f"model hf:{self.name}", found="no configuration", where=str(file), do=do)
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            kind = values.pop("model_type", None)
+            remote = values.pop("auto_map", None)
+        except (OSError, ValueError, AttributeError) as cause:
+            do = "give the JSON object that transformers wrote"
+            raise FileDamagedError("read a configuration", found=str(cause), where=str(file), do=do) from cause
+        if kind not in transformers.CONFIG_MAPPING:
+            known = "its code is elsewhere and is never run" if remote else "transformers does not know it"
+            raise self._refused(file, f"model_type {kind!r}: {known}")
+        if unknown := sorted(set(self.arguments) - set(values) - set(vars(transformers.CONFIG_MAPPING[kind]()))):
+            raise UnknownNameError.of(f"setting of {kind}", unknown[0], sorted(values))
+        try:
+            config = transformers.AutoConfig.for_model(kind, **{**values, **self.arguments})
+        except Exception as cause:
+            raise self._refused(file, f"{type(cause).__name__}: {cause}") from cause
+        for name in config.architectures or ():
+            if isinstance(found := getattr(transformers, name, None), type) and issubclass(found, nn.Module):
+                return config, found
+        return config, transformers.AutoModel
+
+    def _stored(self, transformers: Any, kind: Any, folder: Path, config: Any) -> nn.Module:
+        try:
+            with no_progress_bars(transformers):
+                model, facts = kind.from_pretrained(
+                    folder, config=config, local_files_only=True, output_loading_info=True, trust_remote_code=False
+                )
+        except Exception as cause:  # safetensors, torch and transformers each have their own
+            found, do = f"{type(cause).__name__}: {cause}", "get the files again"
+            raise FileDamagedError("read stored weights", found=found, where=str(folder), do=do) from cause
+        if missing := sorted(facts["missing_keys"]):
+            do = "use a folder with all weights, or one without weights"
+            found = f"{len(missing)} tensors missing, such as {missing[0]}"
+            raise FileDamagedError("read stored weights", found=found, where=str(folder), do=do)
+        return model
+
+    def _example(self, model: Any) -> Example:
+        """Something of the kind that the model says it takes first."""
+        config, name = model.config, model.main_input_name
+        text = getattr(config, "get_text_config", lambda: config)()
+        vision = getattr(config, "vision_config", config)
+        if name == "input_ids":
+            length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
+            tokens = (torch.arange(length) % text.vocab_size).unsqueeze(0)  # [1, tokens]
+            example: dict[str, Any] = {"input_ids": tokens}
+        elif name == "pixel_values":
+            size = getattr(vision, "image_size", None) or 224
+            height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
+            shape = self.shape or (getattr(vision, "num_channels", None) or 3, height, width)
+            example = {"pixel_values": torch.zeros(1, *shape)}
+        elif name == "input_values":
+            example = {"input_values": torch.zeros(1, *(self.shape or (SAMPLES,)))}
+        elif name == "input_features":
+            frames = 2 * getattr(config, "max_source_positions", 50)
+            bins = getattr(config, "num_mel_bins", 80)
+            example = {"input_features": torch.zeros(1, *(self.shape or (bins, frames)))}
+        else:
+            do = "build it in a factory of yours that returns (model, example)"
+            raise InputError(f"an example for hf:{self.name}", found=f"a model that takes {name!r} first", do=do)
+        takes_both = {"pixel_values", "input_ids"} <= set(model.forward.__code__.co_varnames)
+        if name == "input_ids" and takes_both and vision is not config and math.isfinite(vision.image_size):
+            example["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+        if getattr(config, "is_encoder_decoder", False) and name != "pixel_values":
+            example["decoder_input_ids"] = torch.zeros(1, TOKENS // 4, dtype=torch.int64)
+        return example
+
+    def _refused(self, file: Path, found: str) -> InputError:
+        do = "give a configuration of a model that is part of the installed transformers"
+        return InputError(f"model hf:{self.name}", found=found, where=str(file), do=do)
+
+
+@contextmanager
+def no_progress_bars(transformers: Any) -> Iterator[None]:
+    """Inside, transformers draws no progress bars; afterwards it does as before."""
+    logging = transformers.utils.logging
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
+
+
+def _normalisation(place: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """(mean, std) of the picture processor that is stored beside a model."""
+    file = place / "preprocessor_config.json"
+    if not place.is_dir() or not file.is_file():
+        return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(map(float, values["image_mean"])), tuple(map(float, values["image_std"]))
+    except (ValueError, KeyError, TypeError):
+        return None  # a processor of something else, sound for example

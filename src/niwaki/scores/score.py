@@ -1,0 +1,88 @@
+"""What a score is, and the verb that applies one to every group."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from niwaki.errors import NotFiniteError
+from niwaki.evidence import Evidence, GroupView, Need, views
+from niwaki.graph import ChannelGraph
+
+Merge = Literal["joint", "sum", "mean", "max"]
+
+
+class Score(ABC):
+    """One number per unit from the unit's slices; higher = keep. Knows no layer types."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.WEIGHT})
+    deterministic: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+        """Scores of the units of one group."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number per unit for every group that can be cut; higher = keep."""
+
+    values: dict[str, Tensor]
+    """Group name -> `[units]`, float64 on the CPU."""
+    how: dict[str, Any]
+    """Which score with which settings."""
+    missing: tuple[str, ...] = ()
+    """Groups the score can't judge (say, no batch norm for its scale); they are left whole."""
+
+
+def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
+    """Apply `how` to every group that can be cut.
+
+    Raises:
+        NotFiniteError: a score is NaN.
+
+    Examples:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3, bias=False), torch.nn.Linear(3, 1, bias=False))
+        >>> graph = niwaki.trace(net, torch.zeros(1, 2))
+        >>> evidence = niwaki.collect(net, graph, frozenset())
+        >>> list(niwaki.score(graph, evidence, how=niwaki.scores.Magnitude()).values)
+        ['0#2']
+    """
+    values: dict[str, Tensor] = {}
+    missing = []
+    for view in views(graph, evidence):
+        numbers = how(view)
+        if numbers.numel() == 0:
+            missing.append(view.group.name)
+            continue
+        numbers = numbers.detach().to("cpu", torch.float64)
+        if bool(torch.isnan(numbers).any()):
+            raise NotFiniteError(f"score {type(how).__name__}", found="NaN", where=f"group {view.group.name}", do="check the weights")
+        values[view.group.name] = numbers
+    return Scores(values, describe(how), tuple(missing))
+
+
+def describe(block: Any) -> dict[str, Any]:
+    """Name and settings of a block, as plain data."""
+    settings = asdict(block) if is_dataclass(block) and not isinstance(block, type) else {}
+    return {"name": type(block).__name__, **settings}
+
+
+def merged(numbers: list[Tensor], how: Merge, power: float) -> Tensor:
+    """Combine the numbers of coupled slices, each `[units]`, into one per unit.
+
+    "joint" is the norm of all slices laid end to end: `(sum n^p)^(1/p)`.
+    """
+    table = torch.stack([n.double() for n in numbers])  # [members, units]
+    if how == "joint":
+        return table.pow(power).sum(0).pow(1 / power)
+    if how == "sum":
+        return table.sum(0)
+    if how == "mean":
+        return table.mean(0)
+    return table.amax(0)

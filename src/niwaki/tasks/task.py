@@ -1,0 +1,42 @@
+"""What a batch means: the abstract type that scores, repair and training rely on."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from niwaki.measure import Measurement
+
+
+class Task(ABC):
+    """A loss, a metric and batches. What a batch is made of only the task knows."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Batches in one pass of `train_batches`."""
+
+    @abstractmethod
+    def train_batches(self, seed: int) -> Iterator[Any]:
+        """One pass over the training split, in an order (and with augmentation) that only `seed` decides."""
+
+    @abstractmethod
+    def calibration(self, n_batches: int, seed: int) -> list[Any]:
+        """Up to `n_batches` training batches without augmentation, drawn by `seed`; fewer where there are fewer."""
+
+    @abstractmethod
+    def inputs(self, batch: Any) -> Any:
+        """What of a batch the model is called on (see `niwaki.units.run`)."""
+
+    @abstractmethod
+    def example(self) -> Any:
+        """One input, to trace and measure with."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The scalar to minimise, differentiable; the batch is moved to the model's device and precision."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
+        """The task's metric on a split, or on its first `limit` samples; the model stays as it was."""

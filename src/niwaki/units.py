@@ -1,0 +1,191 @@
+"""The data types of the channel graph's public face, and the one way to call a model on an example."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
+
+
+def run(model: nn.Module, example: Any) -> Any:
+    """Call `model` on `example`: a tensor is one argument, a tuple several, a dict keyword arguments, a list one list."""
+    if isinstance(example, dict):
+        return model(**example)
+    if isinstance(example, tuple):
+        return model(*example)
+    return model(example)
+
+
+def map_tensors(value: Any, change: Any) -> Any:
+    """`value` with `change` applied to every tensor inside nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        items = {key: map_tensors(item, change) for key, item in value.items()}
+        try:
+            return type(value)(items)  # type: ignore[call-arg]
+        except TypeError:
+            return type(value)(**items)  # type: ignore[call-arg]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, change) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(item, change) for item in value)
+    return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor inside nested tuples, lists, mappings and dataclass-like outputs, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if hasattr(value, "__dataclass_fields__"):
+        return [t for name in value.__dataclass_fields__ for t in tensors_in(getattr(value, name))]
+    if isinstance(value, (str, bytes, int, float, bool, type(None))):
+        return []
+    if hasattr(value, "to_legacy_cache"):  # key/value caches of transformers
+        return tensors_in(value.to_legacy_cache())
+    if hasattr(value, "layers") and isinstance(value.layers, Sequence):
+        return [t for layer in value.layers for t in tensors_in(vars(layer) if hasattr(layer, "__dict__") else layer)]
+    return []
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One axis of one parameter or buffer, and which of its positions belong to the units of a group.
+
+    `index[i]` is a position along the axis and `unit[i]` the number (within the group) of the unit that owns it.
+    With `blocks > 1` (grouped convolutions) the axis of size `s` is listed once per block: position `b * s + j`.
+    """
+
+    tensor: str
+    axis: int
+    role: str
+    """"out" produces the units, "in" consumes them, "scale"/"shift"/"stat" belong to a normalisation, else "other"."""
+    blocks: int
+    index: np.ndarray
+    unit: np.ndarray
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units (slices that live or die together) with the same parameter axes, decided together."""
+
+    name: str
+    units: int
+    members: tuple[Member, ...]
+    fixed: str | None = None
+    """Why nothing here can be removed, or None."""
+    exact: bool = True
+    """Whether removing units equals zeroing them, whatever the values."""
+    inexact: str | None = None
+    """Why not exact."""
+    kind: str = "channels"
+    """"channels", or "grid" where what stays must again be a grid (heads x head size, groups x channels)."""
+    rows: int = 1
+    """Rows of the grid (heads, convolution groups); 1 for plain channels."""
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
+    """Numbers of the units in the graph's own count; `unit` of a member indexes this array."""
+
+
+@final
+@dataclass(frozen=True)
+class Unknown:
+    """An operation the graph has no rule for; what touched it is fixed."""
+
+    operation: str
+    module: str
+    where: str
+
+
+@final
+@dataclass(frozen=True)
+class Budget:
+    """How much stays. Several budgets given together hold jointly.
+
+    Examples:
+        >>> Budget(keep=0.5, of="macs")
+        Budget(keep=0.5, of='macs', floor=1, multiple=1)
+    """
+
+    keep: float | int
+    """A share in (0, 1] (float), or a count (int) of what stays, in the unit of `of`."""
+    of: str = "macs"
+    """"macs" (multiply-adds of the example), "params", or "units"."""
+    floor: float | int = 1
+    """What every group keeps at least: a count of units (int) or a share of the group (float)."""
+    multiple: int = 1
+    """Every cut group keeps a multiple of this many units, where it has that many."""
+
+    def __post_init__(self) -> None:
+        from niwaki.errors import BudgetError
+
+        share = isinstance(self.keep, float)
+        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or self.keep != self.keep:
+            raise BudgetError(f"Budget(keep={self.keep!r})", found=type(self.keep).__name__, do="give a share or a count")
+        if (share and not 0 < self.keep <= 1) or (not share and self.keep < 1):
+            raise BudgetError(
+                f"Budget(keep={self.keep!r})",
+                found="keep is what stays: a share in (0, 1] as a float or a count from 1 as an int",
+                do="to remove 30 % write keep=0.7",
+            )
+        if self.of not in BUDGET_KINDS:
+            raise BudgetError(f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them")
+        if isinstance(self.floor, float) and not 0 < self.floor <= 1 or isinstance(self.floor, int) and self.floor < 1:
+            raise BudgetError(f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="raise it")
+        if not isinstance(self.multiple, int) or self.multiple < 1:
+            raise BudgetError(f"Budget(multiple={self.multiple!r})", found="not a whole number from 1", do="use 1, 8, ...")
+
+    def limit(self, before: float) -> float:
+        """The largest allowed cost, given the uncut cost."""
+        return self.keep * before if isinstance(self.keep, float) else float(self.keep)
+
+
+BUDGET_KINDS = ("macs", "params", "units")
+
+
+@final
+@dataclass(frozen=True)
+class Receipt:
+    """What the judge found: the cut model against the masked original, in float64, on fresh inputs."""
+
+    difference: float
+    """Largest absolute difference of any output."""
+    scale: float
+    """Largest absolute value of the masked model's outputs, to judge the difference by."""
+    exact: bool
+    """Whether every removed unit is declared exact."""
+    inexact: tuple[str, ...]
+    """Groups whose removal changes values beyond zeroing, with the reason."""
+    door: str
+    """"eager" (the user's own class) or "exported" (a rewritten torch.export graph)."""
+    inputs: int
+    """How many fresh inputs were tried."""
+    tolerance: float = 1e-9
+    physical: bool = True
+    """Whether the saving is real (fewer bytes, fewer operations) and not zeros in unchanged tensors."""
+
+    @property
+    def passed(self) -> bool:
+        """Exact plans must agree to `tolerance` (relative above 1); inexact ones must at least be finite."""
+        finite = self.difference == self.difference and self.difference != float("inf")
+        return finite and (not self.exact or self.difference <= self.tolerance * max(1.0, self.scale))
+
+    def to_json(self) -> dict[str, Any]:
+        names = ("difference", "scale", "exact", "inexact", "door", "inputs", "tolerance", "physical", "passed")
+        return {name: getattr(self, name) for name in names}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Device of the first parameter or buffer; CPU for a model without any."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The laws: what must hold for everything that exists, over every network of the zoo. They name no block."""
