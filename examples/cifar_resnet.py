@@ -1,7 +1,7 @@
 """The CIFAR-10 family of residual networks with parameter-free shortcuts, as anyone would write it.
 
-He et al. 2016, "Deep residual learning for image recognition" (arXiv:1512.03385), section 4.2, shortcut option A: where a
-stage halves the picture, the shortcut takes every second pixel and fills the new channels with zeros.
+He et al. 2016, "Deep residual learning for image recognition" (arXiv:1512.03385), section 4.2, shortcut option A: where
+a stage halves the picture, the shortcut takes every second pixel and fills the new channels with zeros.
 
 Use it from the command line with `python:examples/cifar_resnet.py:resnet56` as the model.
 """

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import niwaki
 import pytest
+
+import niwaki
 from zoo import ZOO, Case, named
 
 
@@ -25,7 +26,12 @@ def law(case: Case) -> None:
         if units:
             assert sum(g.units for g in found) == units, f"{place}: {[(g.name, g.units) for g in found]}, not {units}"
             tensor, axis = place.split(":")
-            axes = [(m.blocks, m.index.tolist()) for g in found for m in g.members if (m.tensor, str(m.axis)) == (tensor, axis)]
+            axes = [
+                (m.blocks, m.index.tolist())
+                for g in found
+                for m in g.members
+                if (m.tensor, str(m.axis)) == (tensor, axis)
+            ]
             width = dict(model.state_dict(keep_vars=True))[tensor].shape[int(axis)]
             assert sorted(i for _, index in axes for i in index) == list(range(width)), "positions missing or double"
     for place in case.fixed:
@@ -57,7 +63,17 @@ def test_reach(case: Case) -> None:
 def test_facts_are_complete() -> None:
     """Every kind of network that the zoo promises is there, and at least twenty-four in all."""
     assert len(ZOO) >= 24
-    for fact in ("tokens", "attention", "grid", "recurrent", "shared", "inexact", "rigid", "inference", "data_dependent"):
+    for fact in (
+        "tokens",
+        "attention",
+        "grid",
+        "recurrent",
+        "shared",
+        "inexact",
+        "rigid",
+        "inference",
+        "data_dependent",
+    ):
         assert any(fact in case.facts for case in ZOO), fact
 
 

@@ -262,7 +262,7 @@ class Maxout(nn.Module):
         return self.fc(x.view(b, c // 2, 2, h, w).amax(2).mean((2, 3)))
 
 
-@case(IMAGES, free={"scaled:0": 8, "fc.weight:1": 8})
+@case(IMAGES, free={"scaled:0": 8, "fc.weight:1": 8}, fixed=("scaled:2", "scaled:3"))
 class ComputedWeight(nn.Module):
     """A convolution whose weight is a product of parameters, and a constant mask over its taps."""
 
@@ -279,9 +279,13 @@ class ComputedWeight(nn.Module):
         return self.fc(x.relu().mean((2, 3)))
 
 
-@case(IMAGES, free={"conv1.parametrizations.weight.original0:0": 0, "conv3.weight:0": 5})
+@case(
+    IMAGES,
+    free={"conv1.parametrizations.weight.original0:0": 6, "conv3.weight:0": 5},
+    fixed=("conv1.parametrizations.weight.original1:2", "conv1.parametrizations.weight.original1:1"),
+)
 class WeightNorm(nn.Module):
-    """A parametrised weight: its norm runs over the input channels, and a missing channel adds to it what a zero does."""
+    """A parametrised weight: its norm runs over the input channels; one that is gone adds as much as a zero."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -286,7 +286,7 @@ class Einsum(nn.Module):
 
 @case(TOKENS, "grid", "inexact", free={"w1:2": 10, "w2:1": 10, "embed.weight:0": 0, "router.weight:1": 0})
 class Experts(nn.Module):
-    """Three experts in one tensor, all evaluated by `bmm`, mixed by a softmax router: an expert fewer changes the shares of the others."""
+    """Three experts in one tensor, all evaluated by `bmm`, mixed by a softmax router (which notices a missing one)."""
 
     def __init__(self) -> None:
         super().__init__()

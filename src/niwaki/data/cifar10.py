@@ -29,9 +29,9 @@ class Cifar10(Reader):
 
     Three forms: sheets of 1000 pictures (`train_00.webp` ... `test_09.webp`, with `y_train.npy` and `y_test.npy`), the
     "python version" (`data_batch_1` ... `test_batch`, also inside `cifar-10-batches-py`) and the "binary version"
-    (`data_batch_1.bin` ..., also inside `cifar-10-batches-bin`). The python version is made of pickles; they are read by an unpickler that knows bytes,
-    numbers, lists, dicts and plain uint8 or integer arrays and cannot call anything else. As many batches or
-    sheets are read as are there.
+    (`data_batch_1.bin` ..., also inside `cifar-10-batches-bin`). The python version is made of pickles; they are read
+    by an unpickler that knows bytes, numbers, lists, dicts and plain uint8 or integer arrays and cannot call anything
+    else. As many batches or sheets are read as are there.
 
     Source: Krizhevsky 2009, "Learning multiple layers of features from tiny images".
     Raises:

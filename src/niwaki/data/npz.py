@@ -60,7 +60,8 @@ class Npz(Reader):
     def _arrays(self) -> dict[str, np.ndarray]:
         known = {"classes", *(name for pair in PARTS.values() for name in pair)}
         try:
-            with np.load(self.place, allow_pickle=False) as archive:
+            with self.place.open("rb") as stream:
+                archive = np.load(stream, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise ValueError("a single array, not an archive")
                 return {name: archive[name] for name in archive.files if name in known}

@@ -73,7 +73,13 @@ class LabelSpace:
         key = (id(labels), axes)
         if key not in self._markers:
             shape = [labels.shape[axis] if axis in axes else 1 for axis in range(labels.ndim)]
-            slabs = self.new(int(np.prod(shape, dtype=np.int64))).reshape(shape)
+            rest = tuple(axis for axis in range(labels.ndim) if axis not in axes)
+            rows = labels.transpose(axes + rest).reshape(int(np.prod(shape, dtype=np.int64)), -1)
+            _, first, same = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+            if first.size < rows.shape[0] and bool((rows[first][same] == rows).all()):
+                slabs = self.new(first.size)[same].reshape(shape)  # a slab that occurs twice (batch copies) is one slab
+            else:
+                slabs = self.new(rows.shape[0]).reshape(shape)
             self.slab(slabs, labels)
             self._markers[key] = (slabs, labels)  # holding `labels` keeps its id from being used again
         return self._markers[key][0]

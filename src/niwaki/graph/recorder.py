@@ -207,8 +207,7 @@ def _source_line() -> str:
     return "unknown line"
 
 
-def seed(recorder: Recorder, model: nn.Module, presets: dict[str, dict[int, Any]] | None = None,
-         preset_blocks: dict[str, dict[int, int]] | None = None) -> dict[str, Parameter]:
+def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
     """Make every parameter and buffer known to the recorder, under its first name."""
     found: dict[str, Parameter] = {}
     for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
@@ -216,9 +215,6 @@ def seed(recorder: Recorder, model: nn.Module, presets: dict[str, dict[int, Any]
             if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
                 continue  # tables of positions and counters: their values are known, their width is nobody's choice
             parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer")
-            if presets is not None and name in presets:
-                parameter.preset = presets[name]
-                parameter.preset_blocks = (preset_blocks or {}).get(name, {})
             found[name] = parameter
             recorder.know(tensor, Value(tuple(tensor.shape), why=f"the {kind} {name}", zero=kind == "parameter",
                                         parameter=parameter, direct=True))

@@ -37,6 +37,8 @@ class ChannelGraph:
     groups: tuple[Group, ...]
     unknown: tuple[Unknown, ...]
     fingerprint: str
+    model: str
+    """Class of the model."""
     macs: int
     """Multiply-adds of the example, all units kept."""
     params: int
@@ -178,6 +180,7 @@ def _trace_once(model: nn.Module, example: Any, protect: Sequence[str], attempt:
     names = _all_names(model)
     return ChannelGraph(
         groups=groups, unknown=tuple(dict.fromkeys(recorder.unknown)), fingerprint=fingerprint(model),
+        model=type(model).__qualname__,
         macs=macs_of(recorder.terms), params=sum(int(np.prod(p.shape)) for p in parameters.values() if not p.buffer),
         seconds=0.0, device=attempt if attempt == "meta" else str(place or "cpu"),
         unused=tuple(p.name for p in parameters.values() if not p.seeds and not p.buffer and any(n > 1 for n in p.shape)),

@@ -21,19 +21,12 @@ class Parameter:
     """Labels per axis; with blocks, one per block and position."""
     blocks: dict[int, int] = field(default_factory=dict)
     """Axis -> number of blocks of axis 0 with their own labels (grouped convolutions)."""
-    preset: dict[int, np.ndarray] | None = None
-    """Labels given from outside (when a cut model is checked against the graph it was cut by)."""
-    preset_blocks: dict[int, int] = field(default_factory=dict)
-
     def axis(self, space: LabelSpace, axis: int, blocks: int = 1) -> np.ndarray:
         """Labels along `axis`, shaped to broadcast against the parameter."""
         size = self.shape[axis]
         if axis not in self.seeds:
-            given = None if self.preset is None else self.preset.get(axis)
-            if given is not None:
-                blocks = self.preset_blocks.get(axis, 1)
             self.blocks[axis] = blocks
-            self.seeds[axis] = space.new(blocks * size) if given is None else given
+            self.seeds[axis] = space.new(blocks * size)
         seeds, count = self.seeds[axis], self.blocks[axis]
         shape = [1] * len(self.shape)
         shape[axis] = size

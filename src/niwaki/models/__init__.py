@@ -119,8 +119,8 @@ def arguments_of(question: str, source: str) -> dict[str, Any]:
 
 
 def _seeded(made: ModelSource, *, seed: int, stored: bool) -> Built:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
+        torch.random.default_generator.manual_seed(seed)
         return made.build(stored=stored)
 
 

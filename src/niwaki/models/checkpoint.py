@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
         state = _safetensors(path)
     else:
         state = _torch(path)
-    while isinstance(state, dict) and (inner := next((w for w in WRAPPERS if isinstance(state.get(w), dict)), None)):
-        state = state[inner]
+    while isinstance(state, dict) and (outer := next((w for w in WRAPPERS if isinstance(state.get(w), dict)), None)):
+        state = state[outer]
     if not isinstance(state, dict) or not state:
-        raise _damaged(path, f"{'an empty dictionary' if isinstance(state, dict) else type(state).__name__}, no weights")
-    if foreign := [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]:
+        found = "an empty dictionary" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise _damaged(path, f"{found}, no weights")
+    foreign = [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]
+    if foreign:
         raise _damaged(path, f"entries that are no tensors: {_some(foreign)}")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in state):
@@ -52,8 +55,8 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
 def load_checkpoint_(model: nn.Module, file: str | Path) -> None:
     """Puts the weights of a file into `model`; all of them or, with an error, none.
 
-    Names must match. Two kinds of name may be missing: counters of batch normalisation (files of before 2018 have none),
-    and parameters that share their memory with one that is there.
+    Names must match. Two kinds of name may be missing: counters of batch normalisation (old files have none), and
+    parameters that share their memory with one that is there.
 
     Raises:
         InputError: missing or unexpected names, or other shapes, all listed.
@@ -128,10 +131,12 @@ def _shards(path: Path) -> dict[str, Tensor]:
 
 def _torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols that may fail: then they do, below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
         found = f"not only tensors, or no checkpoint: {str(cause).strip().splitlines()[0][:300]}"
-        do = "save model.state_dict() with torch.save or, better, as safetensors; other pickles would run code and are never read"
+        do = "save model.state_dict(), best as safetensors; a pickle of anything else could run code and is not read"
         raise _damaged(path, found, do) from cause
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as cause:
         raise _damaged(path, (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]) from cause

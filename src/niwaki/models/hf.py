@@ -1,7 +1,6 @@
 """Networks of Hugging Face transformers, from a local folder or configuration."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 @final
 @dataclass(frozen=True)
 class HuggingFace(ModelSource):
-    """`hf:FOLDER` (with config.json and, if it is trained, its weights) or `hf:config.json`; arguments change the configuration.
+    """`hf:FOLDER` (config.json and, if there are any, weights) or `hf:FILE.json`; arguments change the configuration.
 
     The class is the one the configuration names in `architectures`, otherwise the base model of its type. Only classes
     of transformers itself: code that comes with a model is never run, and nothing is downloaded.
@@ -63,7 +62,7 @@ class HuggingFace(ModelSource):
             values = json.loads(file.read_text(encoding="utf-8"))
             kind = values.pop("model_type", None)
             remote = values.pop("auto_map", None)
-        except (OSError, ValueError, AttributeError) as cause:
+        except (OSError, ValueError, AttributeError, TypeError) as cause:
             do = "give the JSON object that transformers wrote"
             raise FileDamagedError("read a configuration", found=str(cause), where=str(file), do=do) from cause
         if kind not in transformers.CONFIG_MAPPING:
@@ -119,8 +118,9 @@ class HuggingFace(ModelSource):
             do = "build it in a factory of yours that returns (model, example)"
             raise InputError(f"an example for hf:{self.name}", found=f"a model that takes {name!r} first", do=do)
         takes_both = {"pixel_values", "input_ids"} <= set(model.forward.__code__.co_varnames)
-        if name == "input_ids" and takes_both and vision is not config and math.isfinite(vision.image_size):
-            example["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), vision.image_size, vision.image_size)
+        if name == "input_ids" and takes_both and vision is not config and isinstance(vision.image_size, int):
+            size = vision.image_size
+            example["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), size, size)
         if getattr(config, "is_encoder_decoder", False) and name != "pixel_values":
             example["decoder_input_ids"] = torch.zeros(1, TOKENS // 4, dtype=torch.int64)
         return example

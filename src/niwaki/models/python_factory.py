@@ -39,7 +39,8 @@ class PythonFactory(ModelSource):
         with current_folder_importable():
             module = self._module(module_name)
             if not callable(factory := getattr(module, factory_name, None)):
-                known = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+                homes = {name: getattr(value, "__module__", "") for name, value in vars(module).items()}
+                known = [name for name, home in homes.items() if home == module.__name__]
                 raise UnknownNameError.of(f"factory in {module_name}", factory_name, known)
             try:
                 made = call_builder(self, factory)

@@ -39,8 +39,8 @@ class Timm(ModelSource):
         facts = getattr(model, "pretrained_cfg", None) or {}
         shape = self.shape or self._shape(facts.get("input_size", IMAGENET_SHAPE))
         mean, std = facts.get("mean"), facts.get("std")
-        fits = mean and std and len(mean) == shape[0]
-        return Built(model, torch.zeros(1, *shape), (tuple(mean), tuple(std)) if fits else None)
+        published = (tuple(mean), tuple(std)) if mean and std and len(mean) == shape[0] else None
+        return Built(model, torch.zeros(1, *shape), published)
 
     def _shape(self, usual: tuple[int, ...]) -> tuple[int, ...]:
         """The published input shape, with the channels and the size that the arguments ask for."""

@@ -73,7 +73,7 @@ class Classification(Task):
     label_smoothing: float = 0.0
     """Share of the target spread over all classes, in [0, 1); 0 is plain cross-entropy."""
     augment: str = "none"
-    """"none", or "flip_crop": half of the training pictures mirrored, all shifted by up to an eighth. Not for digits."""
+    """"none", or "flip_crop": half of the pictures mirrored, each shifted by up to an eighth (not for digits)."""
 
     def __post_init__(self) -> None:
         if self.augment not in AUGMENT:
@@ -161,8 +161,8 @@ class Classification(Task):
         logits = logits_of(output)
         wanted = (len(inputs), len(self.splits.classes))
         if tuple(logits.shape) != wanted:
-            found = f"output of shape {tuple(logits.shape)}"
-            raise InputError(f"class scores of shape {wanted}", found=found, do="use a model with as many classes as the data")
+            found, do = f"output of shape {tuple(logits.shape)}", "use a model with as many classes as the data"
+            raise InputError(f"class scores of shape {wanted}", found=found, do=do)
         return logits, labels.to(logits.device)
 
 

@@ -114,6 +114,9 @@ def matrix_product(call: Call) -> Labels | None:
     if scaled:
         return labels
     value = call.value(bias)
+    if value.direct:
+        for array in value.get(call.space):
+            call.space.role(array, "out")
     product_zero = call.zero
     call.zero = product_zero and value.zero
     return join(call.space, [(call.shape, labels, "an axis that no parameter spans"), (value.shape, value.get(call.space), value.why)],

@@ -1,0 +1,105 @@
+"""`choose`: scores and budgets become a plan."""
+
+from dataclasses import replace
+from math import gcd
+from typing import Literal
+
+import numpy as np
+
+from niwaki.budgets.atoms import make_atoms
+from niwaki.budgets.engine import Ledger, refill, remove
+from niwaki.budgets.global_rank import GlobalRank
+from niwaki.budgets.rule import Atoms, Rule
+from niwaki.errors import BudgetError, InputError
+from niwaki.graph import ChannelGraph
+from niwaki.graph.plans import plan_of
+from niwaki.plan import Plan
+from niwaki.scores import Scores
+from niwaki.scores.score import describe
+from niwaki.units import Budget
+
+_DEFAULT = GlobalRank()
+
+
+def choose(graph: ChannelGraph, scores: Scores, budget: Budget | tuple[Budget, ...] | list[Budget], *, how: Rule = _DEFAULT,
+           exact_only: bool = False, grids: Literal["rows", "columns"] = "rows", bundle: Literal["sum", "mean", "max"] = "mean") -> Plan:
+    """Which units stay so that every budget holds; as many as fit stay.
+
+    Args:
+        budget: one, or several that hold jointly.
+        how: the order in which units go.
+        exact_only: leave groups whole whose removal changes more than zeroing does.
+        grids: what goes where an axis is a grid: whole rows (heads, groups), or equally many columns of every row.
+            A grid that allows only one manner is cut in that one.
+        bundle: how the scores of the units of a row (or of one column of every row) become one.
+
+    Raises:
+        BudgetError: the budgets can't be met; the message says what can.
+    """
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
+    if not budgets:
+        raise InputError("choose without a budget", found="an empty list", do="give at least one Budget")
+    if grids not in ("rows", "columns"):
+        raise InputError(f"grids={grids!r}", found="known: rows, columns", do="use one of them")
+    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle)
+    every = np.append(np.ones(graph.units.count, bool), True)
+    full = graph.widths.counts(every)
+    single = Ledger.of(graph.widths, graph.costs, list(atoms.units), graph.units.count)
+    atoms = replace(atoms, saves={name: single.savings(name, full) for name in graph.costs})
+    priority = how(atoms)
+    chunks, chunk_priority, chained = _chunks(atoms, priority, budgets)
+    ledger = Ledger.of(graph.widths, graph.costs, chunks, graph.units.count)
+    before = ledger.totals(full)
+    limits: dict[str, float] = {}
+    for one in budgets:
+        limits[one.of] = min(limits.get(one.of, np.inf), one.limit(before[one.of]))
+    order = np.lexsort((-np.arange(len(chunks)), chunk_priority))  # of equal priorities the lower index stays
+    gone = remove(ledger, full, order, limits)
+    if gone is None:
+        least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))
+        raise BudgetError(
+            ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items()),
+            found="; ".join(f"the least that floors, multiples and fixed groups allow is {least[n]:g} ({least[n] / before[n]:.3f})" for n in limits),
+            where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut",
+            do="raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
+        )
+    refill(ledger, full, gone, order, limits, chained)
+    alive = np.ones(graph.units.count, bool)
+    for i in np.flatnonzero(gone):
+        alive[chunks[i]] = False
+    decided = {"score": scores.how, "rule": describe(how), "grids": grids, "exact_only": exact_only, "bundle": bundle,
+               "left_whole": dict(sorted(skipped.items()))}
+    return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
+
+
+def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Atoms that may go, joined where multiples ask for it; what floors protect is left out.
+
+    Returns units per chunk, priority per chunk, and the chain of each chunk (or -1): chunks of a chain go in order.
+    """
+    chunks: list[np.ndarray] = []
+    priorities: list[float] = []
+    chains: list[int] = []
+    multiple = int(np.lcm.reduce([b.multiple for b in budgets]))
+    for pool in range(len(atoms.pools)):
+        mine = np.flatnonzero(atoms.pool == pool)
+        order = mine[np.lexsort((-mine, priority[mine]))]
+        n = order.size
+        floor = max(1, *(int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]])) for b in budgets))
+        width = int(atoms.width[mine[0]])
+        step = multiple // gcd(multiple, width)
+        if step == 1:
+            for atom in order[: n - min(floor, n)]:
+                chunks.append(atoms.units[atom])
+                priorities.append(float(priority[atom]))
+                chains.append(-1)
+            continue
+        start, stop = 0, n - max(floor, 1)
+        take = n % step or step  # first down to a multiple, then by whole steps
+        while start + take <= stop:
+            part = order[start : start + take]
+            chunks.append(np.concatenate([atoms.units[i] for i in part]))
+            priorities.append(float(priority[part].max()))
+            chains.append(pool)
+            start, take = start + take, step
+    return chunks, np.array(priorities), np.array(chains, dtype=np.int64)

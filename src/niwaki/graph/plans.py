@@ -1,0 +1,92 @@
+"""Between a choice of units and a plan, both ways."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from niwaki.errors import BudgetError, InputError
+from niwaki.graph.trace import ChannelGraph
+from niwaki.plan import Plan, encode_example
+from niwaki.units import Budget
+
+
+def plan_of(graph: ChannelGraph, alive: np.ndarray, *, budgets: tuple[Budget, ...] = (), decided_by: dict[str, Any] | None = None,
+            grids: str = "rows") -> Plan:
+    """The plan in which exactly the units flagged in `alive` (bool `[units]`) stay.
+
+    Raises:
+        BudgetError: a group would be left with nothing.
+    """
+    alive = with_slabs(graph, alive.copy())
+    kept: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, int] = {}
+    inexact: dict[str, str] = {}
+    for group in graph.groups:
+        stays = alive[group.ids]
+        if stays.all():
+            continue
+        if not stays.any():
+            raise BudgetError(f"cut group {group.name}", found="no unit of it would stay", do="keep at least one")
+        if group.fixed is not None:
+            raise InputError(f"cut group {group.name}", found=f"it is fixed: {group.fixed}", do="leave it whole")
+        kept[group.name] = tuple(np.flatnonzero(stays).tolist())
+        sizes[group.name] = group.units
+        gone = group.ids[~stays]
+        kind = _manner(graph, gone, alive)
+        marks = graph.units.inexact[kind][gone]
+        if (marks >= 0).any():
+            inexact[group.name] = graph.units.inexact_reasons[int(marks.max())]
+    cuts: list[dict[str, Any]] = []
+    padded = np.append(alive, True)
+    for axis in graph.axes:
+        stays = padded[axis.units]
+        if stays.all():
+            continue
+        for name in graph.names[axis.tensor]:
+            entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
+            if axis.blocks == 1:
+                entry["keep"] = np.flatnonzero(stays).tolist()
+            else:
+                entry["blocks"] = axis.blocks
+                entry["keep"] = [np.flatnonzero(block).tolist() for block in stays.reshape(axis.blocks, -1)]
+            cuts.append(entry)
+    after, before = graph.cost(alive), graph.cost(np.ones_like(alive))
+    return Plan(
+        fingerprint=graph.fingerprint, model=graph.model, kept=kept, units=sizes, cuts=tuple(cuts),
+        promised={**after, **{f"{name}_before": value for name, value in before.items()}},
+        budget=tuple(asdict(b) for b in budgets), decided_by=decided_by or {}, grids=grids, inexact=inexact,
+        example=encode_example(graph.example), graph=graph,
+    )
+
+
+def _manner(graph: ChannelGraph, gone: np.ndarray, alive: np.ndarray) -> str:
+    """Whether removed grid units went as whole rows or as columns."""
+    rows = graph.units.row[gone]
+    touched = np.isin(graph.units.row, rows) & graph.units.in_row
+    return "column" if alive[touched].any() else "row"
+
+
+def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
+    """Which units of the graph a plan keeps; bool `[units]`. Slabs go when all they span are gone."""
+    alive = np.ones(graph.units.count, bool)
+    for name, keep in plan.kept.items():
+        ids = graph.group(name).ids
+        alive[ids] = False
+        alive[ids[list(keep)]] = True
+    return with_slabs(graph, alive)
+
+
+def with_slabs(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
+    """`alive`, with slabs that no parameter holds gone where all they span is gone."""
+    units = graph.units
+    held = np.zeros(units.count, bool)
+    for group in graph.groups:
+        held[group.ids] = True
+    live_rows = np.zeros(int(units.row.max(initial=0)) + 1, bool)
+    live_rows[units.row[held & alive]] = True
+    has_held = np.zeros_like(live_rows)
+    has_held[units.row[held]] = True
+    hidden = ~held & units.in_row & has_held[units.row]
+    alive[hidden] = live_rows[units.row[hidden]]
+    return alive

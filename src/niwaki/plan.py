@@ -1,0 +1,170 @@
+"""The plan: which units stay, as a readable file that cuts a fresh copy of the model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
+
+FORMAT = "niwaki plan 1"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What stays of every group that is cut, who decided it, and what it will cost.
+
+    `cuts` is enough to apply the plan without niwaki: for every cut axis of every parameter and buffer, the positions
+    that stay. With `"blocks": g` (grouped convolutions) `keep` is one list per block of axis 0, empty for a block that
+    goes as a whole.
+    """
+
+    fingerprint: str
+    model: str
+    kept: Mapping[str, tuple[int, ...]]
+    """Group -> numbers of the units that stay; groups that stay whole are not listed."""
+    units: Mapping[str, int]
+    """Group -> how many units it had."""
+    cuts: tuple[Mapping[str, Any], ...]
+    promised: Mapping[str, int]
+    """"macs", "params", "units" and the same with "_before"."""
+    budget: tuple[Mapping[str, Any], ...] = ()
+    decided_by: Mapping[str, Any] = field(default_factory=dict)
+    grids: str = "rows"
+    inexact: Mapping[str, str] = field(default_factory=dict)
+    """Cut groups whose removal changes more than zeroing does, with the reason."""
+    example: Any = None
+    """Shapes and types of the example, enough to trace again without data."""
+    mends: tuple[Mapping[str, Any], ...] | None = None
+    """Integers of modules that were mended by a cut with this plan; None until one was made."""
+    door: str | None = None
+    graph: Any = field(default=None, repr=False)
+    """The graph the plan was made from, when it was made in this process; never written to the file."""
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "model": {"class": self.model, "fingerprint": self.fingerprint},
+                "groups": {name: {"units": self.units[name], "keep": list(keep)} for name, keep in self.kept.items()},
+                "cuts": [dict(cut) for cut in self.cuts],
+                "promised": dict(self.promised), "budget": [dict(b) for b in self.budget], "decided_by": dict(self.decided_by),
+                "grids": self.grids, "inexact": dict(self.inexact), "example": self.example,
+                "mends": None if self.mends is None else [dict(m) for m in self.mends], "door": self.door,
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            FileDamagedError: not a plan, truncated, or inconsistent in itself.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise FileDamagedError("read a plan", found=f"format {data['format']!r}", do=f"this version reads {FORMAT!r}")
+            groups = data["groups"]
+            plan = cls(
+                fingerprint=str(data["model"]["fingerprint"]), model=str(data["model"]["class"]),
+                kept={name: tuple(int(i) for i in g["keep"]) for name, g in groups.items()},
+                units={name: int(g["units"]) for name, g in groups.items()},
+                cuts=tuple(data["cuts"]), promised=data["promised"], budget=tuple(data["budget"]), decided_by=data["decided_by"],
+                grids=data["grids"], inexact=data["inexact"], example=data["example"],
+                mends=None if data["mends"] is None else tuple(data["mends"]), door=data["door"],
+            )
+            plan._check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, FileDamagedError):
+                raise
+            raise FileDamagedError("read a plan", found=f"{type(error).__name__}: {error}", do="make the plan again") from error
+        return plan
+
+    def _check(self) -> None:
+        for name, keep in self.kept.items():
+            if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= self.units[name]:
+                raise FileDamagedError("read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again")
+        for cut in self.cuts:
+            lists = cut["keep"] if cut.get("blocks", 1) > 1 else [cut["keep"]]
+            if not isinstance(cut["tensor"], str) or not isinstance(cut["axis"], int):
+                raise FileDamagedError("read a plan", found="a cut without tensor or axis", do="make it again")
+            for keep in lists:
+                if any(not isinstance(i, int) for i in keep) or list(keep) != sorted(set(keep)) or (keep and keep[0] < 0):
+                    raise FileDamagedError("read a plan", found="kept positions out of order", where=cut["tensor"], do="make it again")
+
+    def bound(self, model: torch.nn.Module, found: str) -> None:
+        """Refuse a model whose fingerprint is not the plan's."""
+        if found != self.fingerprint:
+            raise PlanMismatchError(
+                f"apply a plan made for {self.model} ({self.fingerprint})", found=f"{type(model).__qualname__} ({found})",
+                do="use the model the plan was made for, uncut and with the same sizes, or make a new plan",
+            )
+
+    def with_mends(self, mends: tuple[Mapping[str, Any], ...], door: str) -> "Plan":
+        return replace(self, mends=mends, door=door)
+
+    def by_tensor(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Cuts of each tensor; those with blocks first, as they count on the uncut axis 0."""
+        table: dict[str, list[Mapping[str, Any]]] = {}
+        for cut in sorted(self.cuts, key=lambda cut: cut.get("blocks", 1) == 1):
+            table.setdefault(cut["tensor"], []).append(cut)
+        return table
+
+
+def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tensor:
+    """`tensor` with only the positions that stay, by index_select."""
+    rows = next((cut["keep"] for cut in cuts if cut["axis"] == 0 and cut.get("blocks", 1) == 1), None)
+    for cut in cuts:
+        axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
+        if axis >= tensor.dim() or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis]):
+            raise PlanMismatchError(f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan")
+        if blocks == 1:
+            tensor = tensor.index_select(axis, torch.tensor(keep, dtype=torch.long, device=tensor.device))
+            continue
+        per = tensor.shape[0] // blocks
+        stay = range(tensor.shape[0]) if rows is None else rows
+        parts = []
+        for block, columns in enumerate(keep):
+            mine = [r for r in stay if r // per == block]
+            if mine and columns:
+                part = tensor.index_select(0, torch.tensor(mine, device=tensor.device))
+                parts.append(part.index_select(axis, torch.tensor(columns, device=tensor.device)))
+        tensor = torch.cat(parts, 0)
+        cuts = [c for c in cuts if c is not cut and not (c["axis"] == 0 and c.get("blocks", 1) == 1)]
+        return apply_cuts(tensor, cuts, name) if cuts else tensor
+    return tensor
+
+
+def encode_example(example: Any) -> Any:
+    """Shapes and types of an example as plain data, or None where it holds something else."""
+    if isinstance(example, Tensor):
+        return {"tensor": list(example.shape), "dtype": str(example.dtype).removeprefix("torch.")}
+    if isinstance(example, (tuple, list)):
+        return {"tuple" if isinstance(example, tuple) else "list": [encode_example(item) for item in example]}
+    if isinstance(example, dict):
+        return {"dict": {str(key): encode_example(item) for key, item in example.items()}}
+    if isinstance(example, (int, float, str, bool, type(None))):
+        return {"value": example}
+    return None
+
+
+def decode_example(spec: Any, device: str = "meta") -> Any:
+    """What `encode_example` described, with empty tensors (zeros off the meta device)."""
+    if spec is None:
+        raise InputError("rebuild the example of a plan", found="none was recorded", do="make the plan with tensors as example")
+    if "tensor" in spec:
+        return torch.zeros(spec["tensor"], dtype=getattr(torch, spec["dtype"]), device=device)
+    if "tuple" in spec:
+        return tuple(decode_example(item, device) for item in spec["tuple"])
+    if "list" in spec:
+        return [decode_example(item, device) for item in spec["list"]]
+    if "dict" in spec:
+        return {key: decode_example(item, device) for key, item in spec["dict"].items()}
+    return spec["value"]

@@ -1,0 +1,86 @@
+"""The points of the accuracy/cost plot: what was tried, at which share of the cost, with which accuracy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from niwaki.report.reading import Run
+
+COSTS = ("macs", "params", "latency")
+"""Costs that a plot may stand on, best first: the first one that every run has."""
+
+
+@final
+@dataclass(frozen=True)
+class Point:
+    """One measured trade: `share` of the uncut cost in percent, `accuracy` in percent."""
+
+    series: str
+    label: str
+    share: float
+    accuracy: float
+
+
+def cost_of(runs: Sequence[Run]) -> str | None:
+    """The cost that every run measured before and after."""
+    return next((cost for cost in COSTS if all(run.share(cost) is not None for run in runs)), None)
+
+
+def points(runs: Sequence[Run]) -> tuple[Point, ...]:
+    """All points of one run (before, stages, candidates) or the results of several, in drawing order."""
+    cost = cost_of(runs)
+    if cost is None:
+        return ()
+    if len(runs) == 1:
+        return (*_uncut(runs, cost), *_stages(runs[0], cost), *_candidates(runs[0], cost))
+    found = []
+    for run in runs:
+        share, accuracy = run.share(cost), run.number("after", "accuracy")
+        if share is not None and accuracy is not None:
+            found.append(Point(run.get("method").get("name", "?"), run.name, 100 * share, accuracy))
+    return (*_uncut(runs, cost), *sorted(found, key=lambda point: (point.series, point.share)))
+
+
+def _uncut(runs: Sequence[Run], cost: str) -> list[Point]:
+    accuracies = dict.fromkeys(run.number("before", "accuracy") for run in runs)
+    return [Point("uncut", "uncut", 100.0, accuracy) for accuracy in accuracies if accuracy is not None]
+
+
+def _stages(run: Run, cost: str) -> list[Point]:
+    before, found = run.number("before", cost), []
+    for stage in run.get("stages"):
+        taken = stage.get("measurements") or {}
+        at = taken[cost]["value"] if cost in taken else run.number("after", cost)
+        if "accuracy" in taken and before and at is not None:
+            found.append(
+                Point(stage.get("stage", "?"), stage.get("stage", "?"), 100 * at / before, taken["accuracy"]["value"])
+            )
+    accuracy, share = run.number("after", "accuracy"), run.share(cost)
+    if not found and accuracy is not None and share is not None:
+        found.append(Point("after", "after", 100 * share, accuracy))
+    return found
+
+
+def _candidates(run: Run, cost: str) -> list[Point]:
+    before, found = run.number("before", cost), []
+    for candidate in run.get("candidates"):
+        at, accuracy = candidate.get(cost), candidate.get("accuracy")
+        if at is not None and accuracy is not None and before:
+            found.append(Point("candidates", candidate.get("label") or "", 100 * at / before, accuracy))
+    return sorted(found, key=lambda point: point.share)
+
+
+def layer_widths(run: Run) -> list[tuple[str, int, int]]:
+    """Layers and their output widths before and after, in the model's order.
+
+    A layer is a tensor that has more than one axis in the list; where there is none, every tensor counts.
+    """
+    axes: dict[str, int] = {}
+    for record in run.get("widths"):
+        axes[record["tensor"]] = axes.get(record["tensor"], 0) + 1
+    several = {tensor for tensor, count in axes.items() if count > 1}
+    return [
+        (record["tensor"].removesuffix(".weight"), int(record["before"]), int(record["after"]))
+        for record in run.get("widths")
+        if record["axis"] == 0 and (record["tensor"] in several or not several)
+    ]

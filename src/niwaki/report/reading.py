@@ -1,0 +1,189 @@
+"""Reads the folder that a run left behind, and trusts nothing in it."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from niwaki.errors import FileDamagedError, InputError
+
+# What report.json holds: key -> type; nested keys for the lists of records. Keys may be missing, never of another type.
+SHAPE: dict[str, Any] = {
+    "niwaki": str,
+    "command": str,
+    "created": str,
+    "model": {"source": str, "class": str, "fingerprint": str},
+    "method": {"name": str},
+    "budget": [{"keep": float, "of": str, "multiple": float}],
+    "before": dict,
+    "after": dict,
+    "stages": [{"stage": str, "measurements": dict}],
+    "receipt": {"difference": float, "scale": float, "exact": bool, "inexact": [str], "door": str, "passed": bool},
+    "widths": [{"tensor": str, "axis": float, "before": float, "after": float}],
+    "groups": [{"name": str, "units": float, "kept": float, "fixed": str, "exact": bool, "inexact": str}],
+    "candidates": [{"label": str, "macs": float, "params": float, "accuracy": float}],
+    "versions": dict,
+    "seconds": dict,
+    "splits": dict,
+}
+NEEDED = ("model", "method", "before", "after")
+MEASUREMENT: dict[str, Any] = {
+    "name": str,
+    "value": float,
+    "unit": str,
+    "definition": str,
+    "spread": float,
+    "device": str,
+    "versions": dict,
+    "uncounted": [str],
+}
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """One run as its files tell it; every value has the type that `SHAPE` states."""
+
+    folder: Path
+    name: str
+    """How the run is called among others: its folder below the folder that was asked for."""
+    data: dict[str, Any]
+    settings: dict[str, Any]
+
+    def number(self, side: str, name: str) -> float | None:
+        """Value of a measurement `before` or `after`; None where it was not taken."""
+        found = self.data[side].get(name)
+        return None if found is None else float(found["value"])
+
+    def share(self, name: str) -> float | None:
+        """What stays of a cost: after / before."""
+        before, after = self.number("before", name), self.number("after", name)
+        return None if before is None or after is None or before == 0 else after / before
+
+    def get(self, key: str) -> Any:
+        """A part of the report, or an empty one of its kind."""
+        found = self.data.get(key)
+        return found if found is not None else ([] if isinstance(SHAPE[key], list) else {})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileDamagedError: not UTF-8, not JSON, not an object, or with numbers that are not finite.
+    """
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"the number {constant}, which JSON does not have")
+
+    def finite(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text)
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"no readable JSON: {error}") from error
+    except OSError as error:
+        raise InputError(f"read {path.name}", found=str(error), where=str(path), do="check the path") from error
+    if not isinstance(data, dict):
+        raise _damaged(path, f"a {type(data).__name__} where an object belongs")
+    return data
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """The run in `folder`, checked.
+
+    Raises:
+        FileDamagedError: a file is truncated, has parts of another kind, or contradicts the plan beside it.
+    """
+    path = folder / "report.json"
+    data = read_json(path)
+    missing = [key for key in NEEDED if key not in data]
+    if missing:
+        raise _damaged(path, f"no {', '.join(missing)}")
+    _check(data, SHAPE, path, "")
+    stages = [stage.get("measurements", {}) for stage in data.get("stages") or []]
+    for place, records in (("before", data["before"]), ("after", data["after"]), *(("stages", s) for s in stages)):
+        for key, record in records.items():
+            _check(record, MEASUREMENT, path, f"{place}.{key}")
+            if not isinstance(record.get("value"), (int, float)):
+                raise _damaged(path, f"{place}.{key} has no value")
+    _consistent(data, path)
+    plan = folder / "plan.json"
+    if plan.is_file():
+        _agrees(data, read_json(plan), plan)
+    settings = folder / "settings.json"
+    return Run(folder, name or folder.resolve().name, data, read_json(settings) if settings.is_file() else {})
+
+
+def read(folder: str | Path) -> tuple[Run, ...]:
+    """The run in `folder`, or all runs in the folders below it, by name.
+
+    Raises:
+        InputError: no such folder, or no run in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "no such folder"
+        raise InputError(f"report on {folder}", found=found, do="give the folder that a run was saved to")
+    if (folder / "report.json").is_file():
+        return (read_run(folder),)
+    below = sorted(path.parent for path in folder.rglob("report.json"))
+    if not below:
+        raise InputError(
+            f"report on {folder}", found="no report.json in it or below", do="give the folder that a run was saved to"
+        )
+    return tuple(read_run(path, path.relative_to(folder).as_posix()) for path in below)
+
+
+def _damaged(path: Path, found: str) -> FileDamagedError:
+    return FileDamagedError(
+        f"read {path.name}", found=found, where=str(path), do="the file is damaged or was changed; run again"
+    )
+
+
+def _check(value: Any, shape: Any, path: Path, place: str) -> None:
+    """Compare `value` with `shape`; None passes everywhere but for the needed parts."""
+    if value is None and place not in NEEDED:
+        return
+    kind = shape if isinstance(shape, type) else type(shape)
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) if kind is float else isinstance(value, kind)
+    if not fits:
+        raise _damaged(path, f"{place or 'the file'} is a {type(value).__name__}, not a {kind.__name__}")
+    if isinstance(shape, dict):
+        for key, inner in shape.items():
+            if key in value:
+                _check(value[key], inner, path, f"{place}.{key}" if place else key)
+    if isinstance(shape, list):
+        for number, item in enumerate(value):
+            if item is None:
+                raise _damaged(path, f"{place}[{number}] is empty")
+            _check(item, shape[0], path, f"{place}[{number}]")
+
+
+def _consistent(data: dict[str, Any], path: Path) -> None:
+    for key, few, many in (("groups", "kept", "units"), ("widths", "after", "before")):
+        for record in data.get(key) or []:
+            low, high = record.get(few), record.get(many)
+            if low is not None and high is not None and not 0 <= low <= high:
+                raise _damaged(path, f"{key}: {record.get('name', record.get('tensor'))} keeps {low} of {high}")
+
+
+def _agrees(data: dict[str, Any], plan: dict[str, Any], path: Path) -> None:
+    """The report's widths must be the plan's."""
+    cuts = plan.get("cuts")
+    if not isinstance(cuts, list):
+        raise _damaged(path, "no list of cuts")
+    kept: dict[tuple[Any, Any], int] = {}
+    for cut in cuts:
+        if not isinstance(cut, dict) or not isinstance(cut.get("keep"), list) or "tensor" not in cut:
+            raise _damaged(path, "a cut without tensor or keep")
+        rows = [row if isinstance(row, list) else [row] for row in cut["keep"]]
+        kept[str(cut["tensor"]), cut.get("axis")] = sum(len(row) for row in rows)
+    for record in data.get("widths") or []:
+        planned = kept.get((str(record.get("tensor")), record.get("axis")))
+        if planned is not None and planned != record.get("after"):
+            place = f"{record['tensor']} axis {record['axis']}"
+            raise _damaged(path, f"{place} keeps {planned} here and {record.get('after')} in report.json")

@@ -1,0 +1,202 @@
+"""The tables of a report as plain rows; the terminal and the page draw the same ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+from niwaki.report.numbers import budget, change, plain, short, title, with_spread
+from niwaki.report.reading import Run
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """Title, column heads and rows of text; columns in `right` are numbers."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: frozenset[int] = frozenset()
+    note: str = ""
+
+
+def names_of(*sides: dict[str, Any]) -> list[str]:
+    """Names of all measurements in the order they first appear."""
+    return list(dict.fromkeys(name for side in sides for name in side))
+
+
+def before_after(run: Run) -> Table:
+    """Every measurement before and after."""
+    before, after = run.get("before"), run.get("after")
+    rows = tuple(
+        (
+            title(name),
+            with_spread(before.get(name)),
+            with_spread(after.get(name)),
+            change(before.get(name), after.get(name)),
+        )
+        for name in names_of(before, after)
+    )
+    return Table("Before and after", ("", "before", "after", "change"), rows, frozenset({1, 2, 3}))
+
+
+def stages(run: Run) -> Table:
+    """What was measured after each stage."""
+    taken = [(str(stage.get("stage", "?")), stage.get("measurements") or {}) for stage in run.get("stages")]
+    names = names_of(*(measurements for _, measurements in taken))
+    rows = tuple((stage, *(with_spread(found.get(name)) for name in names)) for stage, found in taken)
+    return Table("Stage by stage", ("stage", *map(title, names)), rows, frozenset(range(1, len(names) + 1)))
+
+
+def groups(run: Run) -> Table:
+    """The plan: what every group keeps, and why the others keep everything."""
+    rows = []
+    for group in run.get("groups"):
+        units, kept = group.get("units"), group.get("kept")
+        share = "" if not units or kept is None else f"{100 * kept / units:.0f} %"
+        why = group.get("fixed") or ""
+        if not why and group.get("exact") is False:
+            why = f"inexact: {group.get('inexact') or 'not said'}"
+        rows.append(
+            (str(group.get("name")), _count(kept), _count(units), share, f"fixed: {why}" if group.get("fixed") else why)
+        )
+    return Table("Plan", ("group", "kept", "of", "share", "remark"), tuple(rows), frozenset({1, 2, 3}))
+
+
+def candidates(run: Run) -> Table:
+    """What else was tried."""
+    rows = tuple(
+        (
+            str(candidate.get("label") or ""),
+            _short(candidate.get("macs"), "MACs"),
+            _short(candidate.get("params"), "parameters"),
+            _short(candidate.get("accuracy"), "%"),
+        )
+        for candidate in run.get("candidates")
+    )
+    return Table("Candidates", ("", "MACs", "parameters", "accuracy"), rows, frozenset({1, 2, 3}))
+
+
+def receipt(run: Run) -> Table:
+    """What the judge found."""
+    found = run.get("receipt")
+    if not found:
+        return Table("Judge", ("", ""), (), note="No receipt: nobody compared the cut model with the masked original.")
+    inexact = found.get("inexact") or []
+    rows = (
+        ("verdict", "passed" if found.get("passed") else "NOT passed"),
+        ("largest difference, float64", f"{found.get('difference', float('nan')):.3g}"),
+        ("largest output", f"{found.get('scale', float('nan')):.3g}"),
+        ("exact", "yes" if found.get("exact") else "no: " + ("; ".join(inexact) or "not said why")),
+        ("door", str(found.get("door", "-"))),
+        ("saving", "physical" if found.get("physical", True) else "simulated: zeros in unchanged tensors"),
+    )
+    return Table("Judge", ("cut model against masked original", ""), rows)
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """Several runs side by side."""
+    rows = []
+    for run in runs:
+        verdict = run.get("receipt").get("passed")
+        rows.append(
+            (
+                run.name,
+                str(run.get("method").get("name", "?")),
+                "; ".join(map(budget, run.get("budget"))),
+                _side(run, "macs"),
+                _side(run, "params"),
+                _side(run, "latency"),
+                _points(run),
+                "-" if verdict is None else "passed" if verdict else "NOT passed",
+            )
+        )
+    heads = ("run", "method", "budget", "MACs", "parameters", "latency", "accuracy", "judge")
+    return Table("Runs side by side", heads, tuple(rows), frozenset({3, 4, 5, 6}))
+
+
+def facts(run: Run) -> Table:
+    """Who made this, with what, from what, how long it took."""
+    model, method = run.get("model"), run.get("method")
+    rows = [
+        ("model", " ".join(filter(None, (model.get("source"), model.get("class") and f"({model['class']})")))),
+        ("fingerprint", model.get("fingerprint") or ""),
+        ("method", ", ".join([str(method.get("name", "?")), *(f"{k}={v}" for k, v in method.items() if k != "name")])),
+        ("budget", "; ".join(map(budget, run.get("budget")))),
+        ("data", _pairs(run.get("splits"))),
+        ("command", run.data.get("command") or ""),
+        ("made", run.data.get("created") or ""),
+        ("versions", _pairs({"niwaki": run.data.get("niwaki"), **run.get("versions")})),
+        ("seconds", _pairs({k: f"{v:.2f}" if isinstance(v, float) else v for k, v in run.get("seconds").items()})),
+    ]
+    return Table("How it was made", ("", ""), tuple((head, text) for head, text in rows if text))
+
+
+def settings(run: Run) -> Table:
+    """Every setting of the run, nested ones by dotted name."""
+    return Table("Settings", ("setting", "value"), tuple(_flat(run.settings)))
+
+
+def definitions(runs: Sequence[Run]) -> Table:
+    """What every number means, where it was taken, and what it leaves out."""
+    seen: dict[str, tuple[str, ...]] = {}
+    for run in runs:
+        for side in ("after", "before"):
+            for name, record in run.get(side).items():
+                uncounted = ", ".join(record.get("uncounted") or ()) or "-"
+                seen.setdefault(
+                    name, (title(name), record.get("definition") or "", record.get("device") or "", uncounted)
+                )
+    return Table("What the numbers mean", ("", "definition", "measured on", "not counted"), tuple(seen.values()))
+
+
+def headline(run: Run) -> str:
+    """The run in one sentence."""
+    said = [
+        f"{100 * share:.1f} % of the {title(name)} stay" for name in ("macs", "params") if (share := run.share(name))
+    ]
+    before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
+    if before is not None and after is not None:
+        said.append(f"accuracy {before:.2f} → {after:.2f} %")
+    passed = run.get("receipt").get("passed")
+    if passed is not None:
+        said.append("the judge passed the cut" if passed else "the judge did NOT pass the cut")
+    return "; ".join(said) or "no cost was measured before and after"
+
+
+def _side(run: Run, name: str) -> str:
+    value, share = run.number("after", name), run.share(name)
+    if value is None:
+        return "-"
+    text = short(value, run.get("after")[name].get("unit") or "")
+    return text if share is None else f"{text} ({100 * share:.0f} %)"
+
+
+def _points(run: Run) -> str:
+    before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
+    if after is None:
+        return "-"
+    return f"{after:.2f} %" if before is None else f"{after:.2f} % ({after - before:+.2f})"
+
+
+def _short(value: float | None, unit: str) -> str:
+    return "-" if value is None else short(value, unit)
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else plain(value)
+
+
+def _pairs(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _flat(record))
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value is not None and value != {} and value != []:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            rows.append((f"{prefix}{key}", text))
+    return rows

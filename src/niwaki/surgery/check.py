@@ -1,0 +1,164 @@
+"""The check on the spot: a cut model is traced again and held against the graph it was cut by.
+
+Shapes alone do not show two heads mixed, or padding put in the wrong place. So labels run through the cut model too:
+wherever two positions meet there, they must be the same unit as in the original, in the same row of the same grid.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from niwaki.graph import ChannelGraph
+from niwaki.graph.groups import components
+from niwaki.graph.labels import LabelSpace
+from niwaki.graph.recorder import Record, Recorder, seed
+from niwaki.graph.skeleton import copy_with, to_meta
+from niwaki.graph.trace import quiet
+from niwaki.graph.values import Parameter, Value
+from niwaki.units import map_tensors, run, tensors_in
+
+SCALARS = ("mul", "div", "mul_", "div_", "true_divide")
+ATTENTION = "_scaled_dot_product"
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """A factor that depended on a width: what `value` must be multiplied by to undo its change."""
+
+    value: Value
+    factor: float
+    record: Record
+
+
+@dataclass(frozen=True, eq=False)
+class Retrace:
+    """One forward of the cut model under the recorder."""
+
+    records: list[Record]
+    parameters: dict[str, Parameter]
+    problem: str | None
+    """Why the model is not the one the plan means, or None."""
+    scales: tuple[Scale, ...] = ()
+
+
+def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, *, meta: bool = True) -> Retrace:
+    """Run `small` on the graph's example and compare units, rows and output shapes with the original's."""
+    pairs = []
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        copy = to_meta(tensor) if meta else tensor.detach().clone()
+        pairs.append((tensor, copy))
+        return copy
+
+    skeleton = copy_with(small, stand_in).eval()
+    space = LabelSpace()
+    recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules()))})
+    parameters = seed(recorder, skeleton)
+    for real, copy in pairs:
+        if not real.is_meta and not real.dtype.is_floating_point and not isinstance(real, nn.Parameter):
+            recorder.value(copy).constant = real.detach().cpu()
+    inputs = map_tensors(example, lambda t: t.to("meta") if meta else t)
+    for tensor in tensors_in(inputs):
+        recorder.value(tensor).constant = None
+    try:
+        with quiet(), torch.no_grad(), recorder:
+            output = run(skeleton, inputs)
+    except Exception as error:
+        where = recorder.stack[-1] or "the model"
+        return Retrace(recorder.records, parameters, f"forward fails in {where}: {type(error).__name__}: {str(error)[:200]}")
+    shapes = tuple(tuple(t.shape) for t in tensors_in(output))
+    if shapes != graph.outputs:
+        return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
+    problem = _compare(space, parameters, graph, alive)
+    scales = () if problem else _scales(recorder.records, graph)
+    return Retrace(recorder.records, parameters, problem, scales)
+
+
+def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray) -> str | None:
+    padded = np.append(alive, True)
+    labels, units = [], []
+    for axis in graph.axes:
+        parameter = parameters.get(axis.tensor)
+        if parameter is None or axis.axis not in parameter.seeds:
+            continue
+        kept = axis.units[padded[axis.units]]
+        seeds = parameter.seeds[axis.axis]
+        if kept.size != seeds.size:
+            return f"axis {axis.axis} of {axis.tensor} has {seeds.size} positions, the plan keeps {kept.size}"
+        labels.append(seeds)
+        units.append(kept)
+    if not labels:
+        return None
+    label, unit = np.concatenate(labels), np.concatenate(units)
+    component = components(space.count, space.strict)
+    wrong = _mixed(component[label], unit)
+    if wrong is not None:
+        return f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
+    rows = components(space.count, [*space.strict, *space.slabs["row"]])
+    inside = graph.units.in_row[unit] & ~graph.units.row_frozen[unit]
+    wrong = _mixed(rows[label[inside]], graph.units.row[unit[inside]])
+    if wrong is not None:
+        return f"rows of a grid are mixed ({_tensor_at(graph, parameters, label[inside][wrong])})"
+    return None
+
+
+def _mixed(key: np.ndarray, value: np.ndarray) -> int | None:
+    """Where two different values share a key, or None."""
+    if not key.size:
+        return None
+    order = np.argsort(key, kind="stable")
+    k, v = key[order], value[order]
+    bad = np.flatnonzero((k[1:] == k[:-1]) & (v[1:] != v[:-1]))
+    return int(order[bad[0] + 1]) if bad.size else None
+
+
+def _tensor_at(graph: ChannelGraph, parameters: dict[str, Parameter], label: int) -> str:
+    for name, parameter in parameters.items():
+        for axis, seeds in parameter.seeds.items():
+            if seeds[0] <= label <= seeds[-1]:
+                return f"axis {axis} of {name}"
+    return "a tensor"
+
+
+def _scales(records: list[Record], graph: ChannelGraph) -> tuple[Scale, ...]:
+    """Factors that differ between the two forwards, call by call of each module."""
+    def keyed(listing: tuple[Record, ...] | list[Record]) -> dict[tuple[str, str, int], Record]:
+        seen: dict[tuple[str, str], int] = {}
+        table = {}
+        for record in listing:
+            if record.name in SCALARS or record.name.startswith(ATTENTION):
+                count = seen.get((record.module, record.name), 0)
+                seen[record.module, record.name] = count + 1
+                table[record.module, record.name, count] = record
+        return table
+
+    before, found = keyed(graph.records), []
+    for key, record in keyed(records).items():
+        old = before.get(key)
+        if old is None:
+            continue
+        was, now = _factor(old), _factor(record)
+        if was is not None and now is not None and was != now and now != 0:
+            factor = was / now
+            if record.name.startswith("div") or record.name == "true_divide":
+                factor = now / was
+            if abs(factor - 1) > 1e-12:
+                found.append(Scale(record.args[0], factor, record))
+    return tuple(found)
+
+
+def _factor(record: Record) -> float | None:
+    """The number a call multiplies or divides by, where it is one number."""
+    if record.name.startswith(ATTENTION):
+        given = record.kwargs.get("scale")
+        width = record.args[0].shape[-1]
+        return float(given) if given is not None else float(width) ** -0.5
+    other = record.args[1]
+    if isinstance(other, (int, float)) and not isinstance(other, bool):
+        return float(other)
+    if isinstance(other, Value) and other.shape == () and other.constant is not None:
+        return float(other.constant)
+    return None

@@ -1,0 +1,128 @@
+"""`cut`: a smaller model by a plan, through the eager door where it opens, else through the exported one."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import CannotCutError
+from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.plans import alive_of
+from niwaki.graph.skeleton import copy_with, like
+from niwaki.graph.trace import fingerprint
+from niwaki.plan import Plan, apply_cuts, decode_example
+from niwaki.surgery.check import retrace
+from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
+from niwaki.surgery.exported import cut_exported
+from niwaki.surgery.fold import fold
+from niwaki.surgery.modules import Mend, apply_mends, attempts, declare, options
+from niwaki.surgery.record import Surgery, remember, surgery_of
+
+log = logging.getLogger(__name__)
+
+MOST_ATTEMPTS = 48
+"""Ways to set open integers that are tried before the other door."""
+
+
+def cut(model: nn.Module, plan: Plan) -> nn.Module:
+    """A new, smaller model; the given one is left alone.
+
+    The eager door slices tensors and mends the integers that modules keep, so that the result is the user's own class.
+    Where a forward hard-codes what can't be mended, the exported door rewrites the sizes in its `torch.export` graph.
+    Both are checked at once against the trace. What depended on the old width keeps its value (attention's scale).
+
+    Raises:
+        PlanMismatchError: the plan is for another model.
+        CannotCutError: neither door opens; names the module and what to protect.
+    """
+    plan.bound(model, fingerprint(model))
+    graph = plan.graph if plan.graph is not None else trace(model, decode_example(plan.example))
+    alive = alive_of(graph, plan)
+    small, problem = _eager(model, plan, graph, alive)
+    if problem is None:
+        return small
+    log.info("the eager door does not open (%s); trying torch.export", problem)
+    exported, reason = cut_exported(model, plan, graph, alive)
+    if exported is None:
+        raise CannotCutError(
+            f"cut {type(model).__name__}", found=f"eager: {problem}; exported: {reason}", where="see the module named",
+            do="protect the groups of that module (protect=[...]) or cut its grids the other way (grids=...)",
+        )
+    return exported
+
+
+def cut_(model: nn.Module, plan: Plan) -> nn.Module:
+    """Cut `model` in place (eager door only) and return it.
+
+    Raises:
+        CannotCutError: the model only cuts through the exported door, which makes a new module.
+    """
+    small = cut(model, plan)
+    if type(small) is not type(model):
+        raise CannotCutError(f"cut {type(model).__name__} in place", found="it only cuts by torch.export", do="use cut(), which returns a new model")
+    model.__dict__.update(small.__dict__)
+    remember(model, surgery_of(small))
+    return model
+
+
+def sliced(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `model` with cut tensors; its integers are as they were. No tensor is copied whole first."""
+    cuts = plan.by_tensor()
+    names: dict[int, str] = {}
+    for listing in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in listing:
+            names.setdefault(id(tensor), name)
+
+    def change(tensor: Tensor) -> Tensor:
+        name = names.get(id(tensor))
+        data = tensor.detach()
+        if name in cuts:
+            return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
+        return like(tensor, data.clone())
+
+    return copy_with(model, change)
+
+
+def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module, str | None]:
+    small = sliced(model, plan)
+    example = graph.example if graph.device == "meta" else decode_example(plan.example, "cpu")
+    sizes = Sizes(stays_of(graph, alive))
+    groups = {r.module: groups_after(r, sizes) for r in graph.records if group_count(r) is not None}
+    mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)
+    meta = graph.device == "meta"
+    found = options(small, changes(graph, sizes))
+    problem: str | None = None
+    for extra in attempts(found, MOST_ATTEMPTS) if found else [[]]:
+        apply_mends(small, extra)
+        seen = retrace(small, graph, alive, example, meta=meta)
+        problem = seen.problem
+        if problem is None:
+            scaled, problem = fold(small, seen)
+            if problem is None:
+                remember(small, Surgery("eager", tuple(_useful(mends, extra)), tuple(scaled)))
+                return small, None
+            break
+    return small, problem
+
+
+def _useful(mends: list[Mend], extra: list[Mend]) -> list[dict[str, Any]]:
+    return [dict(m) for m in (*mends, *extra)]
+
+
+def redo(model: nn.Module, plan: Plan, surgery: Surgery) -> nn.Module:
+    """Cut a fresh copy the way `surgery` says, without tracing; tensors may be overwritten by saved ones afterwards."""
+    plan.bound(model, fingerprint(model))
+    small = sliced(model, plan)
+    apply_mends(small, surgery.mends)
+    parameters = dict(small.named_parameters())
+    for entry in surgery.scaled:
+        data = parameters[entry["tensor"]].detach()
+        shape = [1] * data.dim()
+        shape[entry["axis"]] = data.shape[entry["axis"]]
+        factor = torch.ones(data.shape[entry["axis"]], dtype=torch.float64)
+        factor[torch.tensor(entry["positions"])] = entry["factor"]
+        data.copy_(data.double() * factor.reshape(shape).to(data.device))
+    remember(small, surgery)
+    return small

@@ -1,0 +1,109 @@
+"""What the trace says about sizes after a cut: the shape of every tensor, and which numbers of a module change."""
+
+import numpy as np
+
+from niwaki.graph import ChannelGraph
+from niwaki.graph.labels import column_axis, varying
+from niwaki.graph.recorder import Record
+from niwaki.graph.values import Value
+
+Changes = dict[str, dict[int, set[int]]]
+"""Module path -> a number seen there -> what it becomes (itself included where it stays somewhere)."""
+
+
+class Sizes:
+    """Sizes of traced tensors when only some labels stay."""
+
+    def __init__(self, stays: np.ndarray) -> None:
+        self.stays = stays
+        """Whether each label stays; bool `[labels]`."""
+        self._known: dict[int, dict[int, int]] = {}
+
+    def of(self, value: Value) -> tuple[int, ...]:
+        """Shape of `value` after the cut."""
+        shape = list(value.shape)
+        if value.parameter is not None:
+            for axis, seeds in value.parameter.seeds.items():
+                keep = self.stays[seeds].reshape(value.parameter.blocks[axis], -1).sum(1)
+                shape[axis] = int(keep.max())
+            return tuple(shape)
+        for labels in value.fields:
+            for axis, size in self.along(labels).items():
+                shape[axis] = size
+        return tuple(shape)
+
+    def along(self, labels: np.ndarray) -> dict[int, int]:
+        """How many positions stay along each axis on which `labels` vary."""
+        key = id(labels)
+        if key not in self._known:
+            axes = varying(labels)
+            keep = self.stays[labels]
+            if len(axes) == 1:
+                self._known[key] = {axes[0]: int(keep.sum())}
+            else:
+                column = column_axis(labels)
+                found = {}
+                for axis in axes:
+                    others = tuple(a for a in range(labels.ndim) if a != axis)
+                    found[axis] = int(keep.sum(axis).max()) if axis == column else int(keep.any(others).sum())
+                self._known[key] = found
+        return self._known[key]
+
+    def rows(self, labels: np.ndarray, groups: int, axis: int) -> int:
+        """How many of `groups` runs along `axis` keep anything."""
+        flat = np.moveaxis(self.stays[labels], axis, 0).reshape(groups, -1)
+        return int(flat.any(1).sum())
+
+
+def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
+    """Whether each label of the graph's trace stays; labels of no unit always do."""
+    return np.append(alive, True)[graph.units.unit_of]
+
+
+def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
+    """Numbers seen in each module and what they become."""
+    found: Changes = {}
+    for record in graph.records:
+        table = found.setdefault(record.module, {})
+        for value in (*record.outputs, *values_in(record)):
+            for old, new in zip(value.shape, sizes.of(value), strict=True):
+                if old > 1:
+                    table.setdefault(old, set()).add(new)
+        groups = group_count(record)
+        if groups is not None:
+            table.setdefault(groups[0], set()).add(groups_after(record, sizes))
+    return found
+
+
+def values_in(record: Record) -> list[Value]:
+    found: list[Value] = []
+    for item in (*record.args, *record.kwargs.values()):
+        if isinstance(item, Value):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found.extend(i for i in item if isinstance(i, Value))
+    return found
+
+
+def group_count(record: Record) -> tuple[int, int] | None:
+    """Number of groups of a grouped call, and where it stands among the arguments."""
+    names = [argument.name for argument in record.func._schema.arguments]
+    for name in ("groups", "group", "num_groups"):
+        if name in names and names.index(name) < len(record.args):
+            at = names.index(name)
+            if isinstance(record.args[at], int) and record.args[at] > 1:
+                return record.args[at], at
+    return None
+
+
+def groups_after(record: Record, sizes: Sizes) -> int:
+    """The number of groups of a grouped call after the cut."""
+    counted = group_count(record)
+    assert counted is not None
+    groups = counted[0]
+    value = next(v for v in values_in(record) if v.parameter is None) if any(
+        v.parameter is None for v in values_in(record)) else values_in(record)[0]
+    for labels in value.fields:
+        if labels.ndim > 1 and labels.shape[1] > 1:
+            return sizes.rows(labels, groups, 1)
+    return groups

@@ -1,0 +1,226 @@
+"""An exported graph as plain data: only ATen calls and a few Python operators, never code from a file."""
+
+import copy
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from niwaki.errors import FileDamagedError
+
+OPERATORS = {name: getattr(operator, name) for name in (
+    "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")}
+NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+PATH = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
+NAMESPACES = ("aten",)
+
+
+@dataclass
+class Program:
+    """A graph over named tensors, with how arguments flatten and outputs unflatten."""
+
+    graph: fx.Graph
+    inputs: int
+    in_spec: str
+    out_spec: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": self.inputs, "in_spec": self.in_spec, "out_spec": self.out_spec,
+            "nodes": [{"op": n.op, "name": n.name, "target": _target_name(n), "args": _encode(n.args), "kwargs": _encode(n.kwargs)}
+                      for n in self.graph.nodes],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Program":
+        """Raises FileDamagedError for anything but ATen calls on named tensors."""
+        graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        try:
+            for item in data["nodes"]:
+                name, op = item["name"], item["op"]
+                if not NAME.match(name) or op not in ("placeholder", "get_attr", "call_function", "output"):
+                    raise FileDamagedError("read a saved graph", found=f"node {name!r} ({op})", do="save the model again")
+                target = _target(op, item["target"])
+                args, kwargs = _decode(item["args"], nodes), _decode(item["kwargs"], nodes)
+                nodes[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
+            graph.lint()
+            return cls(graph, int(data["inputs"]), str(data["in_spec"]), str(data["out_spec"]))
+        except FileDamagedError:
+            raise
+        except Exception as error:
+            raise FileDamagedError("read a saved graph", found=f"{type(error).__name__}: {error}", do="save the model again") from error
+
+    def retyped(self, dtype: torch.dtype) -> "Program":
+        """The program with floating dtype constants replaced by `dtype`."""
+        graph = copy.deepcopy(self.graph)
+
+        def change(value: Any) -> Any:
+            return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
+
+        for node in graph.nodes:
+            node.args = fx.node.map_aggregate(node.args, change)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, change)
+        return Program(graph, self.inputs, self.in_spec, self.out_spec)
+
+
+def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
+    """The program of an export, its parameters read by name, and the constants it brings along (name -> tensor)."""
+    graph = copy.deepcopy(exported.graph)
+    signature = exported.graph_signature
+    constants: dict[str, Tensor] = {}
+    by_name = {spec.arg.name: spec for spec in signature.input_specs}
+    users: list[fx.Node] = []
+    for node in [n for n in graph.nodes if n.op == "placeholder"]:
+        spec = by_name[node.name]
+        if spec.kind == InputKind.USER_INPUT:
+            users.append(node)
+            continue
+        target = str(spec.target)
+        if spec.kind == InputKind.CONSTANT_TENSOR or (spec.kind == InputKind.BUFFER and target not in exported.state_dict):
+            tensor = exported.constants[target]
+            if target not in exported.state_dict and spec.kind == InputKind.CONSTANT_TENSOR:
+                target = "constant_" + target.replace(".", "_")
+                constants[target] = tensor.detach().clone()
+        with graph.inserting_before(node):
+            new = graph.create_node("get_attr", target, name=f"at_{node.name}")
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+    output = next(n for n in graph.nodes if n.op == "output")
+    kinds = [spec.kind for spec in signature.output_specs]
+    results = list(output.args[0])
+    for spec, result in zip(signature.output_specs, results, strict=True):
+        if spec.kind in (OutputKind.BUFFER_MUTATION,):
+            with graph.inserting_before(output):
+                place = graph.create_node("get_attr", str(spec.target))
+                graph.call_function(torch.ops.aten.copy_.default, (place, result))
+    output.args = (tuple(r for r, kind in zip(results, kinds, strict=True) if kind == OutputKind.USER_OUTPUT),)
+    for node in list(graph.nodes):  # checks of the example's sizes are of no use in the cut model
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert_scalar.default", "_assert_tensor_metadata.default"):
+            graph.erase_node(node)
+    graph.eliminate_dead_code(is_impure_node=_impure)
+    for node in graph.nodes:
+        node.meta = {}
+    spec_in, spec_out = exported.call_spec.in_spec, exported.call_spec.out_spec
+    return Program(graph, len(users), pytree.treespec_dumps(spec_in), pytree.treespec_dumps(spec_out)), constants
+
+
+def _impure(node: fx.Node) -> bool:
+    if node.op in ("placeholder", "output"):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    writes = schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    return writes or "batch_norm" in str(node.target)
+
+
+def compile_program(program: Program) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    """A function `f(module, args, kwargs)` that runs the program on the module's tensors."""
+    for node in program.graph.nodes:
+        _target(node.op, _target_name(node))
+    code = program.graph.python_code("self")
+    space = dict(code.globals)
+    exec(compile(code.src, "<exported graph>", "exec"), space)
+    body = space["forward"]
+    in_spec, out_spec = pytree.treespec_loads(program.in_spec), pytree.treespec_loads(program.out_spec)
+
+    def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        flat, spec = pytree.tree_flatten((args, kwargs))
+        if spec != in_spec and len(flat) != program.inputs:
+            raise TypeError(f"this exported model takes {in_spec}, got {spec}")
+        return pytree.tree_unflatten(list(body(module, *flat)), out_spec)
+
+    return call
+
+
+def _target_name(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.name()) + "|" + node.target._overloadname
+    for name, function in OPERATORS.items():
+        if node.target is function:
+            return f"operator.{name}"
+    if node.target in (torch.sym_max, torch.sym_min, torch.sym_not):
+        return f"torch.{node.target.__name__}"
+    raise FileDamagedError("write an exported graph", found=f"a call of {node.target}", do="only ATen calls can be kept")
+
+
+def _target(op: str, name: str) -> Any:
+    if op == "get_attr":
+        if not PATH.match(name):
+            raise FileDamagedError("read a saved graph", found=f"tensor name {name!r}", do="save the model again")
+        return name
+    if op != "call_function":
+        return name
+    if name.startswith("operator."):
+        if name[9:] not in OPERATORS:
+            raise FileDamagedError("read a saved graph", found=f"a call of {name}", do="save the model again")
+        return OPERATORS[name[9:]]
+    if name in ("torch.sym_max", "torch.sym_min", "torch.sym_not"):
+        return getattr(torch, name[6:])
+    full, _, overload = name.partition("|")
+    space, _, rest = full.partition("::")
+    packet = rest.split(".")[0]
+    if space not in NAMESPACES or not NAME.match(packet) or not NAME.match(overload):
+        raise FileDamagedError("read a saved graph", found=f"a call of {name}", do="only ATen calls are accepted")
+    return getattr(getattr(getattr(torch.ops, space), packet), overload)
+
+
+_DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, torch.dtype):
+        return {"dtype": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, torch.layout):
+        return {"layout": str(value).removeprefix("torch.")}
+    if isinstance(value, torch.memory_format):
+        return {"memory_format": str(value).removeprefix("torch.")}
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"float": str(value)}
+    if isinstance(value, slice):
+        return {"slice": [_encode(value.start), _encode(value.stop), _encode(value.step)]}
+    if isinstance(value, dict):
+        return {"dict": {key: _encode(item) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item) for item in value]
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return value
+    raise FileDamagedError("write an exported graph", found=f"an argument of type {type(value).__name__}", do="report this model")
+
+
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    (kind, item), = value.items()
+    if kind == "node":
+        return nodes[item]
+    if kind == "dtype":
+        return _DTYPES[item]
+    if kind == "device":
+        return torch.device(item)
+    if kind == "layout":
+        return {"strided": torch.strided, "sparse_coo": torch.sparse_coo}[item]
+    if kind == "memory_format":
+        return {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last,
+                "preserve_format": torch.preserve_format, "channels_last_3d": torch.channels_last_3d}[item]
+    if kind == "float":
+        return float(item)
+    if kind == "slice":
+        return slice(*(_decode(part, nodes) for part in item))
+    if kind == "dict":
+        return {key: _decode(part, nodes) for key, part in item.items()}
+    raise FileDamagedError("read a saved graph", found=f"an argument {kind!r}", do="save the model again")

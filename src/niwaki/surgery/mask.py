@@ -1,0 +1,41 @@
+"""`mask`: the same outputs as the cut model must give, in the original shapes."""
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.graph.skeleton import copy_with, like
+from niwaki.graph.trace import fingerprint
+from niwaki.plan import Plan
+
+
+def mask(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of `model` in which every parameter slice of a removed unit is zero.
+
+    Shapes stay, so whatever depends on a width (attention's scale, means) keeps its value. Buffers stay. This saves
+    nothing; it is what `cut` is judged by.
+
+    Raises:
+        PlanMismatchError: the plan is for another model.
+    """
+    plan.bound(model, fingerprint(model))
+    cuts = plan.by_tensor()
+    names = {id(p): name for name, p in model.named_parameters()}
+
+    def zeroed(tensor: Tensor) -> Tensor:
+        name = names.get(id(tensor))
+        data = tensor.detach().clone()
+        for cut in cuts.get(name, ()) if name is not None else ():
+            axis, blocks = int(cut["axis"]), int(cut.get("blocks", 1))
+            if blocks == 1:
+                gone = torch.ones(data.shape[axis], dtype=torch.bool, device=data.device)
+                gone[torch.tensor(cut["keep"], dtype=torch.long, device=data.device)] = False
+                data.movedim(axis, 0)[gone] = 0
+                continue
+            split = data.view(blocks, data.shape[0] // blocks, *data.shape[1:]).movedim(axis + 1, 1)  # [blocks, size, rows, ...]
+            gone = torch.ones(split.shape[:2], dtype=torch.bool, device=data.device)
+            for block, keep in enumerate(cut["keep"]):
+                gone[block, torch.tensor(keep, dtype=torch.long, device=data.device)] = False
+            split[gone] = 0
+        return like(tensor, data)
+
+    return copy_with(model, zeroed)

@@ -1,0 +1,142 @@
+"""Integers that modules keep: the declared sizes of torch's own modules, and mends of anybody's by evidence."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from torch import nn
+
+from niwaki.surgery.evidence import Changes
+
+Mend = dict[str, Any]
+"""{"module": path, "attribute": name, "value": new value}"""
+
+
+def declare(model: nn.Module, touched: set[str], groups: Mapping[str, int]) -> list[Mend]:
+    """Set the declared sizes of torch's own modules whose tensors changed, from the shapes of those tensors.
+
+    `groups` has the number of groups that a grouped call in a module is left with (module path -> groups).
+    """
+    mends: list[Mend] = []
+    for path, module in model.named_modules():
+        if not _touched(path, module, touched):
+            continue
+        for attribute, value in declared(module, groups.get(path)).items():
+            if hasattr(module, attribute) and getattr(module, attribute) != value:
+                setattr(module, attribute, value)
+                mends.append({"module": path, "attribute": attribute, "value": value})
+    return mends
+
+
+def _touched(path: str, module: nn.Module, touched: set[str]) -> bool:
+    prefix = f"{path}." if path else ""
+    return any(prefix + name in touched for name in (*module._parameters, *module._buffers)) or (
+        hasattr(module, "parametrizations") and any(name.startswith(prefix) for name in touched)
+    )
+
+
+def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
+    """Sizes a torch module declares, as its tensors have them now; `groups` where the trace counted them."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.Linear):
+        return {"in_features": weight.shape[1], "out_features": weight.shape[0]}  # type: ignore[union-attr]
+    if isinstance(module, nn.modules.conv._ConvNd):
+        inner, outer = (0, 1) if module.transposed else (1, 0)
+        shape, g = module.weight.shape, groups or module.groups
+        return {"in_channels": shape[inner] * (1 if module.transposed else g),
+                "out_channels": shape[outer] * (g if module.transposed else 1), "groups": g}
+    if isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        size = next((t.shape[0] for t in (module.weight, module.running_mean) if t is not None), module.num_features)
+        return {"num_features": size}
+    if isinstance(module, nn.LayerNorm) or (hasattr(nn, "RMSNorm") and isinstance(module, nn.RMSNorm)):
+        return {"normalized_shape": tuple(weight.shape)} if weight is not None else {}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": weight.shape[0], "num_groups": groups or module.num_groups} if weight is not None else {}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
+    if isinstance(module, nn.Bilinear):
+        return {"out_features": module.weight.shape[0], "in1_features": module.weight.shape[1], "in2_features": module.weight.shape[2]}
+    if isinstance(module, nn.RNNBase):
+        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": module.weight.shape[0]}
+    return {}
+
+
+Option = tuple[tuple[str, str, Any], list[Any]]
+
+
+def options(model: nn.Module, changes: Changes) -> dict[tuple[str, str, Any], tuple[list[tuple[nn.Module, str, str]], list[Any]]]:
+    """Integers of modules that equal a number which changed there: where they stand and what they may become.
+
+    Modules of one class in which the same number has the same choices are decided together. The likeliest choice
+    (the number changed) comes first.
+    """
+    found: dict[Any, tuple[list[tuple[nn.Module, str, str]], list[Any]]] = {}
+    for path, module in model.named_modules():
+        table = changes.get(path, {})
+        fixed = declared(module)
+        for attribute, value in list(vars(module).items()):
+            if attribute in fixed or attribute in ("training", "_version", "_is_full_backward_hook"):
+                continue
+            choices = _choices(value, table)
+            if len(choices) > 1 or (choices and choices[0] != value):
+                key = (type(module).__qualname__, attribute, repr(value), repr(choices))
+                places, _ = found.setdefault(key, ([], choices))
+                places.append((module, path, attribute))
+    return found
+
+
+def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
+    """What an attribute may become, changed values first."""
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, int):
+        if value <= 1 or value not in table:
+            return []
+        return [n for n in sorted(table[value]) if n != value] + [value]
+    if isinstance(value, (list, tuple)) and value and len(value) <= 8 and all(type(item) is int for item in value):
+        parts = [_choices(item, table) or [item] for item in value]
+        if all(len(part) == 1 for part in parts):
+            return []
+        return [type(value)(pick) for pick in list(product(*parts))[:8]]
+    return []
+
+
+def attempts(found: dict[Any, tuple[list[tuple[nn.Module, str, str]], list[Any]]], most: int) -> Iterator[list[Mend]]:
+    """Ways to set the open integers, the likeliest first: all changed, none changed, then each combination."""
+    keys = list(found)
+    seen: set[tuple[int, ...]] = set()
+    sizes = [len(found[key][1]) for key in keys]
+
+    def ways() -> Iterator[tuple[int, ...]]:
+        yield tuple(0 for _ in keys)
+        yield tuple(n - 1 for n in sizes)
+        for i, n in enumerate(sizes):
+            for pick in range(1, n):
+                yield tuple(pick if j == i else 0 for j in range(len(keys)))
+        yield from product(*(range(n) for n in sizes))
+
+    for way in ways():
+        if way in seen:
+            continue
+        if len(seen) >= most:
+            return
+        seen.add(way)
+        mends = []
+        for key, pick in zip(keys, way, strict=True):
+            places, choices = found[key]
+            for _, path, attribute in places:
+                mends.append({"module": path, "attribute": attribute, "value": choices[pick]})
+        yield mends
+
+
+def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], ...]) -> None:
+    """Set attributes; lists from JSON become tuples where the attribute is a tuple."""
+    modules = dict(model.named_modules())
+    for mend in mends:
+        module, value = modules[mend["module"]], mend["value"]
+        now = getattr(module, mend["attribute"])
+        setattr(module, mend["attribute"], type(now)(value) if isinstance(now, (list, tuple)) and not isinstance(value, type(now)) else value)

@@ -1,0 +1,142 @@
+"""Law: a budget is never exceeded, and filled: nothing that was removed could be given back within it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import niwaki
+from laws.common import budget_blocks, has_free_units, random_scores, trace
+from niwaki.units import BUDGET_KINDS, Budget
+from zoo import ZOO, Case, named
+
+BUDGETS = [
+    *((Budget(keep=keep, of=of),) for of in BUDGET_KINDS for keep in (0.35, 0.6, 0.85)),
+    (Budget(keep=0.6, of="macs"), Budget(keep=0.7, of="params")),
+]
+
+
+def law(case: Case) -> None:
+    model, _, graph = trace(case)
+    if not has_free_units(graph):
+        return
+    met = 0
+    for number, budgets in enumerate(BUDGETS):
+        for rule in budget_blocks():
+            for grids in ("rows", "columns"):
+                scores = random_scores(model, graph, seed=number)
+                try:
+                    plan = niwaki.choose(graph, scores, budgets, how=rule, grids=grids)
+                except niwaki.errors.BudgetError as error:
+                    assert "least" in str(error), "a budget that cannot be met must say what can"
+                    continue
+                met += 1
+                label = f"{budgets} by {rule} in {grids}"
+                holds(plan, budgets, label)
+                full(graph, plan, budgets, label)
+    assert met, "no budget at all could be met"
+
+
+def limits(plan: Any, budgets: tuple[Budget, ...]) -> dict[str, float]:
+    return {b.of: b.limit(plan.promised[f"{b.of}_before"]) for b in budgets}
+
+
+def holds(plan: Any, budgets: tuple[Budget, ...], label: str) -> None:
+    for of, limit in limits(plan, budgets).items():
+        assert plan.promised[of] <= limit, f"{label}: {plan.promised[of]} of {of}, allowed {limit}"
+
+
+def full(graph: Any, plan: Any, budgets: tuple[Budget, ...], label: str) -> None:
+    """Every smallest thing that went would break a budget if it came back."""
+    alive = alive_units(graph, plan)
+    assert {name: graph.cost(alive)[name] for name in limits(plan, budgets)} == {
+        name: plan.promised[name] for name in limits(plan, budgets)
+    }
+    for back in returns(graph, alive):
+        more = alive.copy()
+        more[back] = True
+        cost = graph.cost(more)
+        assert any(cost[of] > limit for of, limit in limits(plan, budgets).items()), (
+            f"{label}: units {back.tolist()} could have stayed, {cost}"
+        )
+
+
+def alive_units(graph: Any, plan: Any) -> np.ndarray:
+    alive = np.ones(graph.units.count, bool)
+    for name, keep in plan.kept.items():
+        ids = graph.group(name).ids
+        alive[np.setdiff1d(ids, ids[list(keep)])] = False
+    return alive
+
+
+def returns(graph: Any, alive: np.ndarray) -> list[np.ndarray]:
+    """Sets of removed units that could come back together: one channel, one row of a grid, one column of every row."""
+    units = graph.units
+    gone = np.flatnonzero(~alive)
+    grid = units.in_row | units.in_column
+    found = [np.array([u]) for u in gone if not grid[u]]
+    gone = gone[grid[gone]]
+    for closure in (units.row, units.column):
+        for label in np.unique(closure[gone]):
+            back = gone[closure[gone] == label]
+            more = alive.copy()
+            more[back] = True
+            if is_grid(graph, more):
+                found.append(back)
+    return found
+
+
+def is_grid(graph: Any, alive: np.ndarray) -> bool:
+    """Whether rows live in all of their groups or in none, and equally wide in each group."""
+    units = graph.units
+    dead, live = set(), set()
+    for group in graph.groups:
+        if group.kind != "grid":
+            continue
+        ids = group.ids[units.in_row[group.ids]]
+        rows, place = np.unique(units.row[ids], return_inverse=True)
+        counts = np.bincount(place, weights=alive[ids], minlength=rows.size)
+        live.update(rows[counts > 0].tolist())
+        dead.update(rows[counts == 0].tolist())
+        if counts.any() and counts[counts > 0].min() != counts.max():
+            return False
+    return not dead & live
+
+
+@pytest.mark.parametrize("case", ZOO, ids=str)
+def test_budget(case: Case) -> None:
+    law(case)
+
+
+@pytest.mark.parametrize("case", ZOO, ids=str)
+def test_floors_and_multiples(case: Case) -> None:
+    model, _, graph = trace(case)
+    if not has_free_units(graph):
+        return
+    for budget in (
+        Budget(keep=1, of="units", floor=0.5),
+        Budget(keep=0.8, of="macs", floor=3),
+        Budget(keep=0.7, multiple=2),
+    ):
+        try:
+            plan = niwaki.choose(graph, random_scores(model, graph, 0), budget, how=budget_blocks()[0])
+        except niwaki.errors.BudgetError:
+            continue
+        for name, keep in plan.kept.items():
+            group = graph.group(name)
+            least = budget.floor * group.units if isinstance(budget.floor, float) else budget.floor
+            assert len(keep) >= min(least, group.units), f"{budget}: {name} keeps {len(keep)} of {group.units}"
+            assert len(keep) % budget.multiple == 0, f"{budget}: {name} keeps {len(keep)}"
+
+
+def test_a_count_is_a_limit_too() -> None:
+    model, _, graph = trace(named("chain"))
+    plan = niwaki.choose(graph, random_scores(model, graph, 0), Budget(keep=graph.params // 2, of="params"))
+    assert plan.promised["params"] <= graph.params // 2
+
+
+@pytest.mark.parametrize("name", ["only_one_layer", "chain"])
+def test_what_cannot_be_met_is_refused(name: str) -> None:
+    model, _, graph = trace(named(name))
+    with pytest.raises(niwaki.errors.BudgetError, match="least"):
+        niwaki.choose(graph, random_scores(model, graph, 0), Budget(keep=1, of="macs"))
