@@ -44,9 +44,7 @@ def test_the_factory_builds_the_same_architecture_again(here):
     loaded = niwaki.models.load("python:nets.py:net?width=5", config={"bias": False})
     again = loaded.factory()
     assert again is not loaded.model and again[1].bias is None
-    one, other = (
-        {name: value.shape for name, value in model.state_dict().items()} for model in (loaded.model, again)
-    )
+    one, other = ({name: value.shape for name, value in model.state_dict().items()} for model in (loaded.model, again))
     assert one == other
 
 

@@ -53,6 +53,7 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
         pools.extend([number] * group.units)
         names[number] = group.name
 
+    keys: dict[tuple[int, ...], int] = {}
     closures = {"rows": units.row, "columns": units.column}
     members = np.flatnonzero(in_grid)
     cluster = _clusters(graph)
@@ -71,10 +72,12 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
             for name in held:
                 skipped.setdefault(name, why)
             continue
-        number = int(group_of[mine[group_of[mine] >= 0][0]])
-        names[number] = graph.groups[number].name
-        lists.extend(found)
-        pools.extend([number] * len(found))
+        for atom in found:  # alternatives are atoms that take from the same groups
+            touched = tuple(np.unique(group_of[atom][group_of[atom] >= 0]).tolist())
+            number = keys.setdefault(touched, len(graph.groups) + len(keys))
+            names[number] = graph.groups[touched[0]].name
+            lists.append(atom)
+            pools.append(number)
 
     known = {number: i for i, number in enumerate(sorted(names))}
     score = np.array([_bundled(value[a[judged[a]]], bundle) for a in lists]) if lists else np.zeros(0)
@@ -126,7 +129,7 @@ def _grid_atoms(graph: ChannelGraph, mine: np.ndarray, closure: np.ndarray, mode
         else:
             why = why or "the score can't judge it"
     if mode == "rows":
-        return (good, why) if len(good) == len(parts) or not why else ([g for g in good], why)
+        return good, why
     rows = [np.unique(units.row[part[units.in_row[part]]]) for part in good]
     total = len(np.unique(units.row[inside[units.in_row[inside]]]))
     if not good or all(r.size == total for r in rows):

@@ -68,6 +68,7 @@ class Units:
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
     """Units from the ties, and the units along every labelled axis."""
+    _rows_of_grids(space)
     component = components(space.count, space.strict)
     seeded = [(p, axis) for p in parameters.values() for axis in sorted(p.seeds)]
     used = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
@@ -133,6 +134,20 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
             Axis(parameter.name, axis, parameter.blocks[axis], parameter.shape[axis], unit_of[seeds], _role(space, seeds), parameter.buffer)
         )
     return units, axes
+
+
+def _rows_of_grids(space: LabelSpace) -> None:
+    """Rows of every viewed grid as slabs. Of grids within each other (thirds of heads of channels) the innermost counts."""
+    length = np.full(space.count, np.iinfo(np.int32).max, dtype=np.int32)
+    for grid in space.grids:
+        np.minimum.at(length, grid.ravel(), np.int32(grid.shape[1]))
+    for grid in space.grids:
+        inner = length[grid[:, 0]] == grid.shape[1]
+        if inner.any():
+            rows = grid[inner]
+            _, first, same = np.unique(rows[:, 0], return_index=True, return_inverse=True)
+            slabs = space.new(first.size)[same]
+            space.slabs["row"].append((np.repeat(slabs, rows.shape[1]), rows.ravel()))
 
 
 def _role(space: LabelSpace, seeds: np.ndarray) -> str:

@@ -103,11 +103,8 @@ class LabelSpace:
 
     def grid(self, labels: np.ndarray) -> None:
         """An axis is viewed as this grid: what stays must be a grid again. Rows are all varying axes but the last."""
-        axes = varying(labels)
-        if len(axes) > 1:
-            column = column_axis(labels)
-            self.marker(labels, tuple(axis for axis in axes if axis != column))
-            self.grids.append(np.moveaxis(labels, column, -1).reshape(-1, labels.shape[column]))
+        if len(varying(labels)) > 1:
+            self.grids.append(np.moveaxis(labels, column_axis(labels), -1).reshape(-1, labels.shape[column_axis(labels)]))
 
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ def arguments_of(question: str, source: str) -> dict[str, Any]:
                 raise ValueError("not one name=value")
             arguments[name] = json.loads(value)
         except ValueError as cause:
-            do = "write name=value with JSON values (12, 0.5, true, null, \"text\", [1, 2]), each name once"
+            do = 'write name=value with JSON values (12, 0.5, true, null, "text", [1, 2]), each name once'
             raise InputError(f"model {source!r}", found=f"argument {item!r}: {cause}", do=do) from cause
     return arguments
 

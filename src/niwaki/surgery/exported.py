@@ -239,6 +239,11 @@ class _Traced(fx.Interpreter):
         self.recorder = recorder
         self.seen: dict[str, Any] = {}
 
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        return super().call_function(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         self.seen[n.name] = map_tensors(result, self.recorder.value) if not isinstance(result, (int, float)) else result

@@ -1,5 +1,6 @@
 """Size constants of an exported graph, corrected where the labels prove them wrong."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -73,9 +74,13 @@ def sized(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     name = "size" if "size" in arguments(node) else "shape"
     listed = list(get(node, name))
     for axis, (old, new) in changed(seen[node.name], sizes).items():
-        if isinstance(listed[axis], int) and listed[axis] not in (-1,):
-            if listed[axis] != old:
-                raise Refused(f"{node.name}: size {listed[axis]} where {old} was traced")
+        given = listed[axis]
+        if isinstance(given, fx.Node):  # a number computed from the batch: it keeps its proportion
+            with node.graph.inserting_before(node):
+                listed[axis] = node.graph.call_function(operator.floordiv, (node.graph.call_function(operator.mul, (given, new)), old))
+        elif given != -1:
+            if given != old:
+                raise Refused(f"{node.name}: size {given} where {old} was traced")
             listed[axis] = new
     put(node, name, listed)
 
@@ -173,14 +178,11 @@ def pad(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 def convolution(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     groups = get(node, "groups", 1)
     if groups > 1:
-        weight: Value = seen[node.args[1].name]  # type: ignore[union-attr]
         source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
-        transposed = "transpose" in node.target.overloadpacket.__name__ or bool("transposed" in arguments(node) and get(node, "transposed"))  # type: ignore[union-attr]
         labels = along(source, 1)
         if labels is not None:
             flat = sizes.stays[labels].any(1).reshape(groups, -1)
             put(node, "groups", int(flat.any(1).sum()))
-        del weight, transposed
 
 
 @handles("group_norm", "native_group_norm")
