@@ -138,13 +138,15 @@ def difference(left: list[Tensor], right: list[Tensor]) -> float:
 @contextmanager
 def plain_kernels() -> Iterator[None]:
     """Fused kernels off, so that PyTorch's counter sees every product: attention, encoder layers, recurrent layers."""
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, fused = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
-        with sdpa_kernel([SDPBackend.MATH]), torch.backends.mkldnn.flags(enabled=False):
+        with sdpa_kernel([SDPBackend.MATH]):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        torch.backends.mkldnn.enabled = fused
 
 
 def counted_macs(model: nn.Module, example: Any) -> int:
@@ -176,9 +178,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return left.numel() == 0 or torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
-def trace(case: Case) -> tuple[nn.Module, Any, Any]:
-    """Model, example and graph of a case."""
+def trace(case: Case, *, exact: bool = False) -> tuple[nn.Module, Any, Any]:
+    """Model, example and graph of a case; `exact` means in float64."""
     model, example = case.make(), case.example()
+    if exact:
+        model, example = model.double(), double(example)
     return model, example, niwaki.trace(model, example)
 
 

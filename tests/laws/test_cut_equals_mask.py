@@ -28,11 +28,11 @@ TOLERANCE = 1e-9
 
 
 def law(case: Case, *, seed: int = 0) -> None:
-    model, example, graph = trace(case)
+    model, example, graph = trace(case, exact=True)
     every = list(plans(model, graph, seed=seed))
     if "inexact" not in case.facts:
         assert not any(plan.inexact for _, plan in every), "an exact network's plan is called inexact"
-    check(model.double(), example, every, seed=seed)
+    check(model, example, every, seed=seed)
 
 
 def check(model: nn.Module, example: Any, plans: Iterable[tuple[str, Any]], *, seed: int = 0) -> None:
@@ -105,8 +105,7 @@ def test_inexact_is_true_somewhere() -> None:
     for case in ZOO:
         if "inexact" not in case.facts:
             continue
-        model, example, graph = trace(case)
-        model.double()
+        model, example, graph = trace(case, exact=True)
         for _, plan in plans(model, graph):
             reasons = set(plan.inexact.values())
             if len(reasons) == 1:

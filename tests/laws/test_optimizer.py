@@ -70,11 +70,10 @@ def law(case: Case, *, kind: str = "sgd") -> None:
                     assert state[key] == value, f"{label}: {key} of {name} changed"
         before = {name: p.detach().clone() for name, p in small.named_parameters()}
         step(small, optimizer, example)
-        still = [
-            n for n, p in small.named_parameters() if n in states and p.grad is not None and same_bits(p, before[n])
-        ]
-        moved = [n for n, p in small.named_parameters() if n in states and p.grad is not None and bool(p.grad.any())]
-        assert not set(still) & set(moved), f"{label}: {still} no longer train"
+        live_now = [(n, p) for n, p in small.named_parameters() if n in states and p.grad is not None]
+        moved = {n for n, p in live_now if float(p.grad.abs().max()) > 1e-3}  # smaller steps may vanish in rounding
+        still = {n for n, p in live_now if same_bits(p, before[n])}
+        assert not still & moved, f"{label}: {still & moved} no longer train"
         break
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from laws.common import difference, double, fresh, needs_gradients, outputs, score_blocks, tensors_of, trace
+from laws.common import difference, fresh, needs_gradients, outputs, score_blocks, tensors_of, trace
 from niwaki.units import run, tensors_in
 from zoo import ZOO, Case
 
@@ -64,8 +64,7 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def law(case: Case) -> None:
-    model, example, graph = trace(case)
-    model.double()
+    model, example, graph = trace(case, exact=True)
     orders = orders_of(graph, seed=1)
     other = permuted(model, graph, orders)
     found = difference(outputs(model, fresh(example, 1)), outputs(other, fresh(example, 1)))
@@ -75,7 +74,7 @@ def law(case: Case) -> None:
             continue  # a score that looks at nothing can follow nothing
         values = []
         for each in (model, other):
-            batches = [double(example), fresh(example, 2)]
+            batches = [example, fresh(example, 2)]
             evidence = niwaki.collect(each, graph, how.needs, batches=batches, loss=loss)
             values.append(niwaki.score(graph, evidence, how=how).values)
         before, after = values

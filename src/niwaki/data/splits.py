@@ -149,7 +149,7 @@ def flip_crop(
 ) -> Shaped[Tensor, "batch c h w"]:
     """Each picture mirrored with probability one half and shifted by up to `reach` pixels, black coming in.
 
-    One gather for the whole batch. Source: Lee et al. 2015, arXiv:1409.5185, sec. 4 (4 pixels on 32).
+    One gather for the whole batch. Source: He et al. 2016, arXiv:1512.03385, sec. 4.2 (4 pixels on 32).
     """
     batch, _, height, width = pixels.shape
     padded = functional.pad(pixels, (reach, reach, reach, reach))

@@ -216,7 +216,7 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
         groups.append(Group(
-            name, int(held.size), tuple(listed), fixed=fixed, exact=why < 0,
+            name, int(held.size), tuple(listed), fixed=fixed, exact=bool(why < 0),
             inexact=None if why < 0 else units.inexact_reasons[why], kind="grid" if grid else "channels", rows=rows,
             ids=held.astype(np.int32),
         ))

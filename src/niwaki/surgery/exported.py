@@ -19,7 +19,7 @@ from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
 from niwaki.graph.skeleton import copy_with, shared, to_meta
 from niwaki.graph.trace import quiet
-from niwaki.graph.values import Parameter, Value
+from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.check import retrace
 from niwaki.surgery.evidence import Sizes
@@ -55,6 +55,12 @@ class Exported(nn.Module):
         """Follow a change of the floating type: constants of the graphs that name the old one name the new."""
         self._programs = {mode: program.retyped(dtype) for mode, program in self._programs.items()}
         self._codes = {mode: compile_program(program) for mode, program in self._programs.items()}
+
+    def set_momentum(self, momentum: float | None) -> None:
+        """Weight of the next batch in running statistics; None brings the exported one back."""
+        code = self._programs.get(True)
+        if code is not None:
+            self._codes[True] = compile_program(code if momentum is None else code.with_momentum(momentum))
 
     def to_json(self) -> dict[str, Any]:
         return {"note": self._note, "programs": {("train" if mode else "eval"): p.to_json() for mode, p in self._programs.items()}}
@@ -272,6 +278,3 @@ def _stays(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGr
         known[component[a]] = True
         stays &= ~known | live
     return stays[component]
-
-
-_ = Value

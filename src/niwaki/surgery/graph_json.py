@@ -70,6 +70,24 @@ class Program:
             node.kwargs = fx.node.map_aggregate(node.kwargs, change)
         return Program(graph, self.inputs, self.in_spec, self.out_spec)
 
+    def with_momentum(self, momentum: float) -> "Program":
+        """The program whose batch norms weigh the next batch by `momentum`."""
+        graph = copy.deepcopy(self.graph)
+        for node in graph.nodes:
+            if node.op == "call_function" and "batch_norm" in _target_name(node) and any(
+                    a.name == "momentum" for a in node.target._schema.arguments):
+                _momentum(node, momentum)
+        return Program(graph, self.inputs, self.in_spec, self.out_spec)
+
+
+def _momentum(node: fx.Node, momentum: float) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    at = names.index("momentum")
+    if at < len(node.args):
+        node.update_arg(at, momentum)
+    else:
+        node.update_kwarg("momentum", momentum)
+
 
 def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     """The program of an export, its parameters read by name, and the constants it brings along (name -> tensor)."""

@@ -81,8 +81,9 @@ class Recovery:
     takes every n-th batch). Only parameters that want gradients are trained. Afterwards the model is on its device and
     in its mode of before; if anything goes wrong, its weights are those of before as well.
 
-    Source: learning rate, momentum and weight decay are the fine-tuning settings of Liu et al. 2019, arXiv:1810.05270,
-    sec. 3. Differs: cosine schedule with a short warm-up instead of a constant rate.
+    Source: Nesterov momentum and weight decay as in Zagoruyko and Komodakis 2016, arXiv:1605.07146, sec. 3; cosine as
+    in Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts. Differs: a tenth of their learning rate,
+    since the weights are trained already, and a short warm-up.
 
     Raises:
         InputError: settings out of range, nothing to train.

@@ -1,0 +1,70 @@
+"""The command line: one file per command; results on stdout, talk on stderr. Importing this imports no torch."""
+
+import os
+import sys
+
+import typer
+
+from niwaki.cli.compress import compress
+from niwaki.cli.load_check import load_check
+from niwaki.cli.measure import measure
+from niwaki.cli.methods import methods
+from niwaki.cli.report import report
+from niwaki.cli.talk import show_failure, start_log
+from niwaki.cli.trace import trace
+from niwaki.cli.verify import verify
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="niwaki",
+    help="Make trained PyTorch networks smaller and really faster, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(compress)
+app.command()(trace)
+app.command()(methods)
+app.command()(verify)
+app.command()(measure)
+app.command()(report)
+app.command(name="load-check")(load_check)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from niwaki import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: bool = typer.Option(False, "--debug", help="Show the whole traceback of an unexpected error."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Say nothing on stderr but warnings and errors."),
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and stop."
+    ),
+) -> None:
+    """Make trained PyTorch networks smaller and really faster, and prove it.
+
+    Exit codes: 0 done, 1 failed, 2 the input was wrong.
+    """
+    start_log(quiet=quiet)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line on `arguments` (the process's own unless given) and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = typer.main.get_command(app).main(args=list(given), prog_name="niwaki", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:  # the reader went away (`niwaki ... | head`): nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Exception, KeyboardInterrupt) as error:
+        return show_failure(error, as_json="--json" in given, debug="--debug" in given)

@@ -1,0 +1,2 @@
+def compress() -> None:
+    """Not yet."""

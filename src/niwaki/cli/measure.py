@@ -1,0 +1,95 @@
+"""`niwaki measure`: what a model, or a saved run's model, costs."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from niwaki.cli.options import AsJson, Checkpoint, Data, Input, Normalisation, Seed, SplitSeed, Threads
+from niwaki.cli.talk import show
+from niwaki.errors import InputError
+
+
+def measure(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_FOLDER", help="A model's source, or a run's folder.")],
+    factory: Annotated[
+        str | None, typer.Option("--model", help="The model a run started from; the run's own record unless said.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    shape: Input = None,
+    data: Data = None,
+    normalisation: Normalisation = None,
+    split_seed: SplitSeed = 0,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
+    runs: Annotated[int, typer.Option(min=0, help="Timed passes; 0 leaves latency out.")] = 30,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a timed pass.")] = None,
+    threads: Threads = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Count parameters, multiply-adds and bytes, time a pass, and with --data measure accuracy."""
+    folder = Path(model) if Path(model).is_dir() else None
+    if folder is not None and checkpoint is not None:
+        raise InputError("--checkpoint with a run's folder", found=str(folder), do="the run brings its own weights")
+    source = factory or (source_of(folder) if folder is not None else model)
+
+    import niwaki
+    from niwaki.cli.sources import ask
+    from niwaki.measure import COUNTS, Latency, Meter
+    from niwaki.measure import measure as take
+
+    asked = ask(
+        source,
+        checkpoint=checkpoint,
+        shape=shape,
+        spec=data,
+        normalisation=normalisation,
+        split_seed=split_seed,
+        seed=seed,
+        threads=threads,
+    )
+    network = asked.loaded.model if folder is None else niwaki.load(str(folder), asked.loaded.factory).eval()
+    meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
+    taken = take(network, asked.example, meters=meters)
+    if asked.splits is not None:
+        from niwaki.tasks import Classification
+
+        taken["accuracy"] = Classification(asked.splits).evaluate(network, limit=limit_test)
+    records = {name: measurement.to_json() for name, measurement in taken.items()}
+    show(_drawn(records), data=records, as_json=as_json)
+
+
+def source_of(folder: Path) -> str:
+    """The model that a run says it started from.
+
+    Raises:
+        InputError: it does not say.
+    """
+    from niwaki.report.reading import read_run
+
+    source = None
+    if (folder / "report.json").is_file():
+        source = read_run(folder).get("model").get("source")
+    if not source:
+        raise InputError(f"the model of {folder}", found="the run does not name it", do="give --model SOURCE")
+    return str(source)
+
+
+def _drawn(records: dict[str, dict[str, Any]]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from niwaki.report.numbers import title, with_spread
+
+    table = Table("", "value", "definition", "measured on", "not counted")
+    table.columns[1].justify = "right"
+    for name, record in records.items():
+        row = (
+            title(name),
+            with_spread(record),
+            record["definition"],
+            record["device"],
+            ", ".join(record["uncounted"]) or "-",
+        )
+        table.add_row(*map(escape, row))
+    return table

@@ -1,0 +1,116 @@
+"""Options that several commands share, and the reading of their small grammars."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from niwaki.errors import InputError
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG or python:pkg.mod:factory; arguments after '?' as JSON.",
+    ),
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Weights: safetensors, or a torch file (read with weights_only).", metavar="FILE")
+]
+Input = Annotated[
+    str | None, typer.Option("--input", help="Shape of the example, such as 1x3x224x224.", metavar="SHAPE")
+]
+Protect = Annotated[
+    list[str] | None, typer.Option(help="Module whose outputs keep their width (repeat).", metavar="NAME")
+]
+Seed = Annotated[int, typer.Option(help="Of random weights, random scores and fresh inputs.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads inside an operation.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Data = Annotated[str | None, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR or npz:FILE.", metavar="SPEC")]
+Normalisation = Annotated[
+    str | None, typer.Option(help="none, half, imagenet, cifar10 or digits; the model's or source's own unless said.")
+]
+SplitSeed = Annotated[int, typer.Option(help="Of the data split; keep it for the whole life of a model.")]
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """The numbers in "1x3x224x224", batch first.
+
+    Raises:
+        InputError: not whole numbers from 1 joined by x.
+    """
+    if text is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in text.lower().split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise InputError(
+            f"--input {text}", found="not a shape", do="write whole numbers joined by x, batch first: 1x3x224x224"
+        )
+    return shape
+
+
+def value_of(text: str) -> Any:
+    """JSON where it is JSON, text where it is not: 3, 0.5, true, null, "quoted", plain."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def pairs_of(items: list[str] | None, option: str) -> dict[str, Any]:
+    """What `--set field=value --set other=value` says.
+
+    Raises:
+        InputError: an item is no field=value, or a field is given twice.
+    """
+    found: dict[str, Any] = {}
+    for item in items or []:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"{option} {item}", found="no field=value", do=f"write {option} field=value")
+        if name in found:
+            raise InputError(f"{option} {item}", found=f"{name} given twice", do="give each field once")
+        found[name] = value_of(value)
+    return found
+
+
+def number_of(text: str, asked: str) -> int | float:
+    """A count (12) or a share (0.5).
+
+    Raises:
+        InputError: not a number.
+    """
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InputError(asked, found=f"{text!r} is not a number", do="give a share such as 0.5 or a count such as 1000000")
+
+
+def budgets_of(texts: list[str] | None, *, keep: str, of: str, floor: str | None, multiple: int) -> tuple[Any, ...]:
+    """The budgets: one from --keep and its friends, or one for each --budget "keep=0.5,of=macs".
+
+    Raises:
+        InputError: a part that is no part of a budget, or a value that `niwaki.Budget` refuses.
+    """
+    from niwaki.units import Budget
+
+    if not texts:
+        bottom = 1 if floor is None else number_of(floor, f"--floor {floor}")
+        return (Budget(keep=number_of(keep, f"--keep {keep}"), of=of, floor=bottom, multiple=multiple),)
+    budgets = []
+    for text in texts:
+        parts = pairs_of([part.strip() for part in text.split(",")], "--budget")
+        unknown = sorted(set(parts) - {"keep", "of", "floor", "multiple"})
+        if unknown or "keep" not in parts:
+            raise InputError(
+                f"--budget {text}",
+                found=f"unknown: {', '.join(unknown)}" if unknown else "no keep",
+                do='write --budget "keep=0.5,of=macs", with floor= and multiple= if wanted',
+            )
+        budgets.append(Budget(**parts))
+    return tuple(budgets)

@@ -1,0 +1,65 @@
+"""From the command line's words to a model, an example and data. Imports torch, so commands import this late."""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from niwaki import data, models
+from niwaki.cli.options import shape_of
+from niwaki.cli.talk import say
+from niwaki.data import Splits
+from niwaki.errors import InputError
+from niwaki.measure.latency import at_batch
+from niwaki.models import Loaded
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a command works on."""
+
+    loaded: Loaded
+    example: Any
+    splits: Splits | None
+
+
+def ask(
+    source: str,
+    *,
+    checkpoint: str | None = None,
+    shape: str | None = None,
+    spec: str | None = None,
+    normalisation: str | None = None,
+    split_seed: int = 0,
+    seed: int = 0,
+    threads: int | None = None,
+) -> Asked:
+    """The model, an example, and the data if a `spec` is given.
+
+    The example's shape is `shape` if given, otherwise that of the data's pictures, otherwise the model's usual one.
+    Pictures are normalised as the option says, else as the model's source does, else as the data's source does.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    wanted = shape_of(shape)
+    splits = None
+    if spec is not None and wanted is None:
+        splits = _data(spec, None, normalisation, split_seed)
+    inner = wanted[1:] if wanted else splits.shape if splits is not None else None
+    loaded = models.load(source, checkpoint=checkpoint, seed=seed, shape=inner)
+    if spec is not None and (splits is None or (normalisation is None and loaded.normalisation is not None)):
+        splits = _data(spec, wanted or inner, normalisation or loaded.normalisation, split_seed)
+    example = loaded.example if not wanted or wanted[0] == 1 else at_batch(loaded.example, wanted[0])
+    if loaded.weights == "random":
+        say(f"{source}: the weights are random (no --checkpoint)")
+    return Asked(loaded, example, splits)
+
+
+def _data(spec: str, shape: tuple[int, ...] | None, normalisation: Any, seed: int) -> Splits:
+    if shape is None:
+        return data.open(spec, normalisation=normalisation, seed=seed)
+    if len(shape) < 3 or shape[-1] != shape[-2]:
+        found = "x".join(map(str, shape))
+        raise InputError(f"--data {spec}", found=f"an input of {found}", do="give a square picture: --input 1x3x32x32")
+    return data.open(spec, size=shape[-1], channels=shape[-3], normalisation=normalisation, seed=seed)

@@ -1,0 +1,10 @@
+"""Methods: one paper per file, a frozen dataclass whose fields are its settings; and the call that runs one."""
+
+from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.magnitude import Magnitude
+from niwaki.methods.norm_scale import NormScale
+from niwaki.methods.random import Random
+from niwaki.methods.run import compress, load
+from niwaki.methods.taylor import Taylor
+
+__all__ = ["Job", "Magnitude", "Method", "NormScale", "Outcome", "Random", "Taylor", "compress", "load"]

@@ -1,0 +1,239 @@
+"""What a method gets and gives, and the folder it is saved in."""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import RunExistsError
+from niwaki.graph import ChannelGraph
+from niwaki.measure import Measurement, Meter
+from niwaki.plan import Plan
+from niwaki.surgery import surgery_of
+from niwaki.surgery.verify import fresh_like
+from niwaki.tasks import Task
+from niwaki.train import Recovery
+from niwaki.units import Budget, Receipt, device_of, map_tensors, run, tensors_in
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A model, a target, and what may be used to get there."""
+
+    model: nn.Module
+    example: Any
+    budget: tuple[Budget, ...]
+    task: Task | None = None
+    recovery: Recovery | None = None
+    repair: bool = True
+    """Re-estimate batch norm after the cut (needs a task)."""
+    calibration: int = 16
+    """Batches for the repair."""
+    protect: tuple[str, ...] = ()
+    seed: int = 0
+    limit: int | None = None
+    """Samples of the test split to evaluate on; None is all."""
+    meters: tuple[Meter, ...] = ()
+    """Meters beside parameters, MACs and bytes."""
+    progress: Callable[[str, float], None] | None = None
+    source: str = ""
+    """Where the model came from, for the report."""
+    command: str | None = None
+
+    def tell(self, stage: str, seconds: float) -> None:
+        if self.progress is not None:
+            self.progress(stage, seconds)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Measurements after one step."""
+
+    stage: str
+    measurements: dict[str, Measurement]
+
+
+class Method(ABC):
+    """A paper's method: settings as fields, a job in, an outcome out."""
+
+    @abstractmethod
+    def __call__(self, job: Job) -> "Outcome":
+        """Run the method."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A smaller model with its plan, its receipt, and numbers before and after."""
+
+    model: nn.Module
+    plan: Plan
+    receipt: Receipt
+    before: dict[str, Measurement]
+    after: dict[str, Measurement]
+    stages: tuple[Stage, ...]
+    graph: ChannelGraph = field(repr=False)
+    method: dict[str, Any]
+    job: Job = field(repr=False)
+    history: dict[str, Any] | None = field(default=None, repr=False)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write plan.json, model.safetensors, surgery.json, report.json and settings.json; all or nothing.
+
+        Raises:
+            RunExistsError: the folder exists and `force` is not given.
+        """
+        return write_folder(Path(folder), self._write, force=force)
+
+    def _write(self, folder: Path) -> None:
+        surgery = surgery_of(self.model)
+        (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
+        save_tensors(self.model, folder / "model.safetensors")
+        (folder / "surgery.json").write_text(json.dumps({
+            "door": surgery.door, "mends": [dict(m) for m in surgery.mends], "scaled": [dict(s) for s in surgery.scaled],
+            "graph": surgery.graph,
+        }), encoding="utf-8")
+        (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
+
+    def settings(self) -> dict[str, Any]:
+        """Everything needed to run this again."""
+        job = self.job
+        return {
+            "source": job.source, "method": self.method, "budget": list(self.plan.budget), "seed": job.seed, "protect": list(job.protect),
+            "repair": job.repair, "calibration": job.calibration, "limit": job.limit, "command": job.command,
+            "recovery": None if job.recovery is None else _plain(vars(job.recovery)),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The run as plain data, as `niwaki report` reads it."""
+        from niwaki import __version__
+
+        plan, graph = self.plan, self.graph
+        widths = []
+        for cut in plan.cuts:
+            keep, blocks = cut["keep"], cut.get("blocks", 1)
+            shape = graph.shapes.get(cut["tensor"])
+            if shape is not None and cut["tensor"].endswith("weight") and len(shape) > 1:
+                after = len(keep) if blocks == 1 else max(len(block) for block in keep)
+                widths.append({"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after})
+        metric = [name for name in self.after if name not in ("params", "macs", "bytes")]
+        candidates = [{"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
+                      for label, m in [("before", self.before), *((s.stage, s.measurements) for s in self.stages)]]
+        for candidate in candidates:
+            if metric and metric[-1] in candidate:
+                candidate.setdefault("accuracy", candidate[metric[-1]])
+        splits = getattr(getattr(self.job.task, "splits", None), "record", {})
+        return {
+            "niwaki": __version__, "command": self.job.command,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "model": {"source": self.job.source, "class": plan.model, "fingerprint": plan.fingerprint},
+            "method": self.method, "budget": list(plan.budget),
+            "before": {name: m.to_json() for name, m in self.before.items()},
+            "after": {name: m.to_json() for name, m in self.after.items()},
+            "stages": [{"stage": s.stage, "measurements": {n: m.to_json() for n, m in s.measurements.items()}} for s in self.stages],
+            "promised": dict(plan.promised), "receipt": self.receipt.to_json(), "widths": widths,
+            "groups": [{"name": g.name, "units": g.units, "kept": len(plan.kept.get(g.name, range(g.units))), "fixed": g.fixed,
+                        "exact": g.exact, "inexact": g.inexact, "kind": g.kind, "rows": g.rows} for g in graph.groups],
+            "unknown": [vars(u) if hasattr(u, "__dict__") else {"operation": u.operation, "module": u.module, "where": u.where} for u in graph.unknown],
+            "candidates": candidates, "history": self.history, "splits": _plain(splits),
+            "versions": {"niwaki": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0],
+                         "platform": platform.platform(terse=True)},
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "digest": digest(self.model, self.job.example),
+        }
+
+
+def digest(model: nn.Module, example: Any) -> dict[str, Any]:
+    """What the model puts out on a seeded input: digest of the bytes, to check a reload by.
+
+    Bit-equality holds for the same versions, device and number of threads, which are recorded.
+    """
+    generator = torch.Generator().manual_seed(0)
+    fresh = map_tensors(fresh_like(example, generator, device_of(model)), lambda t: t.float() if t.dtype == torch.float64 else t)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            outputs = tensors_in(run(model, fresh))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    code = hashlib.sha256()
+    for tensor in outputs:
+        code.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"sha256": code.hexdigest(), "seed": 0, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device_of(model)),
+            "example": describe_example(example)}
+
+
+def describe_example(example: Any) -> Any:
+    from niwaki.plan import encode_example
+
+    return encode_example(example)
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) -> Path:
+    """Make `folder` by `write` under a temporary name beside it, then rename: it is there whole or not at all.
+
+    Raises:
+        RunExistsError: it exists and `force` is False.
+    """
+    if folder.exists() and not force:
+        raise RunExistsError(f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    os.chmod(aside, 0o755)
+    try:
+        write(aside)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.rename(folder, old / "run")
+            os.rename(aside, folder)
+            shutil.rmtree(old)
+        else:
+            os.rename(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def save_tensors(model: nn.Module, path: Path) -> None:
+    """State of a model as safetensors; a tensor held under several names is written once, the others as aliases."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    listing = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    for name, tensor in listing:
+        if id(tensor) in first:
+            aliases[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            tensors[name] = tensor.detach().to("cpu").contiguous()
+    safetensors.torch.save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON-able data."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

@@ -1,0 +1,119 @@
+"""The verbs in one call, and a saved run back in memory."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
+from niwaki.graph.trace import fingerprint
+from niwaki.measure import Meter
+from niwaki.methods.job import Job, Method, Outcome
+from niwaki.plan import Plan
+from niwaki.surgery.cut import redo
+from niwaki.surgery.exported import rebuild
+from niwaki.surgery.record import Surgery, remember
+from niwaki.tasks import Task
+from niwaki.train import Recovery
+from niwaki.units import Budget
+
+
+def compress(model: nn.Module, example: Any, *, method: Method, budget: Budget | Sequence[Budget], task: Task | None = None,
+             recovery: Recovery | None = None, repair: bool = True, calibration: int = 16, protect: Sequence[str] = (), seed: int = 0,
+             limit: int | None = None, meters: tuple[Meter, ...] = (), progress: Callable[[str, float], None] | None = None,
+             source: str = "", command: str | None = None) -> Outcome:
+    """Trace, score, choose, cut, verify, repair, recover, measure. `model` itself is left alone.
+
+    Args:
+        task: what a batch means; without it nothing is repaired, recovered or scored by gradients.
+        recovery: a short training after the cut.
+        calibration: batches for the re-estimation of batch norm.
+        limit: test samples to evaluate on (all by default).
+
+    Raises:
+        InputError and its kin: a budget that can't be met, a protected name that does not exist, weights with NaN, ...
+        CannotCutError: neither door opens, or the judge refuses the cut.
+
+    Examples:
+        >>> import torch, niwaki
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> result = niwaki.compress(net, torch.zeros(1, 4), method=niwaki.methods.Magnitude(), budget=niwaki.Budget(keep=0.5))
+        >>> int(result.after["macs"].value)
+        24
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"method {method!r}", found=type(method).__name__, do="pass an instance from niwaki.methods, e.g. Magnitude()")
+    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
+    return method(Job(
+        model=model, example=example, budget=budgets, task=task, recovery=recovery, repair=repair, calibration=calibration,
+        protect=tuple(protect), seed=seed, limit=limit, meters=meters, progress=progress, source=source, command=command,
+    ))
+
+
+def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
+    """The small model of a saved run; `factory()` gives the uncut architecture (weights do not matter).
+
+    Nothing is traced and no pickle is read. Tensors that were shared are shared again.
+
+    Raises:
+        FileDamagedError: a file is missing, truncated or tampered with.
+        PlanMismatchError: `factory` makes another model.
+    """
+    folder = Path(folder)
+    made = factory()
+    model = made[0] if isinstance(made, tuple) else made
+    plan = Plan.from_json(_text(folder / "plan.json"))
+    plan.bound(model, fingerprint(model))
+    try:
+        data = json.loads(_text(folder / "surgery.json"))
+        surgery = Surgery(data["door"], tuple(data["mends"]), tuple(data["scaled"]), data["graph"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise FileDamagedError("load a run", found=f"{type(error).__name__}: {error}", where=str(folder / "surgery.json"), do="save it again") from error
+    tensors = read_tensors(folder / "model.safetensors")
+    if surgery.door == "exported":
+        trainable = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
+        if surgery.graph is None or not set(trainable) <= set(tensors):
+            raise FileDamagedError("load a run", found="tensors or graph missing", where=str(folder), do="save it again")
+        small: nn.Module = rebuild(dict(surgery.graph), tensors, trainable)
+        small.train(model.training) if model.training and surgery.graph["programs"].get("train") else small.eval()
+        remember(small, surgery)
+        return small
+    try:
+        small = redo(model, plan, surgery)
+    except (KeyError, AttributeError, IndexError, RuntimeError) as error:
+        raise FileDamagedError("load a run", found=f"{type(error).__name__}: {error}", where=str(folder), do="save it again") from error
+    own = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers(remove_duplicate=False))}
+    if set(own) != set(tensors):
+        odd = sorted(set(own) ^ set(tensors))[:4]
+        raise FileDamagedError("load a run", found=f"tensors do not match: {', '.join(odd)}", where=str(folder / "model.safetensors"), do="save it again")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
+                raise PlanMismatchError(f"load {name}", found=f"{tuple(tensors[name].shape)} {tensors[name].dtype}",
+                                        where=f"the factory's is {tuple(tensor.shape)} {tensor.dtype}", do="use the factory of the saved model")
+            if tensor.is_meta:
+                raise InputError("load into a model on the meta device", found=name, do="make the model on a real device")
+            tensor.copy_(tensors[name])
+    return small
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, shared ones under each of their names as one tensor."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+        return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise FileDamagedError("read tensors", found=f"{type(error).__name__}: {error}", where=str(path), do="save the run again") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileDamagedError("load a run", found=f"{type(error).__name__}", where=str(path), do="give a folder that outcome.save() wrote") from error
