@@ -20,7 +20,7 @@ class Plan:
 
     `cuts` is enough to apply the plan without niwaki: for every cut axis of every parameter and buffer, the positions
     that stay. With `"blocks": g` (grouped convolutions) `keep` is one list per block of axis 0, empty for a block that
-    goes as a whole.
+    goes as a whole. `"mask": false` marks slices whose length cancels (the direction of a weight norm): masking leaves them.
     """
 
     fingerprint: str

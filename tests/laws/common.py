@@ -102,6 +102,46 @@ def closest(graph: Any, scores: Any, keep: float, *, of: str, **settings: Any) -
             keep = min(1.0, round(keep + 0.1, 2))
 
 
+class AnyTask(niwaki.tasks.Task):
+    """A task for any network of the zoo: bring the outputs near 0.3, over a few batches like the example."""
+
+    def __init__(self, example: Any) -> None:
+        self.batches = [example, *(like(fresh(example, seed), example) for seed in (1, 2))]
+
+    @property
+    def steps(self) -> int:
+        return len(self.batches)
+
+    def train_batches(self, seed: int) -> Iterator[Any]:
+        order = torch.randperm(len(self.batches), generator=torch.Generator().manual_seed(seed))
+        return iter([self.batches[i] for i in order])
+
+    def calibration(self, n_batches: int, seed: int) -> list[Any]:
+        return self.batches[:n_batches]
+
+    def inputs(self, batch: Any) -> Any:
+        return batch
+
+    def example(self) -> Any:
+        return self.batches[0]
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        total = sum(((t - 0.3) ** 2).mean() for t in tensors_in(run(model, batch)))
+        assert isinstance(total, Tensor)
+        return total
+
+    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Any:
+        with torch.no_grad():
+            value = float(self.loss(model, self.batches[0]))
+        return niwaki.Measurement("distance", value, "1", "mean squared distance of the outputs from 0.3")
+
+
+def like(example: Any, pattern: Any) -> Any:
+    """`example` in the precision of `pattern`."""
+    precision = next((t.dtype for t in tensors_in(pattern) if t.is_floating_point()), torch.float32)
+    return map_tensors(example, lambda t: t.to(precision) if t.is_floating_point() else t)
+
+
 def double(example: Any) -> Any:
     return map_tensors(example, lambda t: t.double() if t.is_floating_point() else t)
 

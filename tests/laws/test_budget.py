@@ -7,6 +7,7 @@ import pytest
 
 import niwaki
 from laws.common import budget_blocks, has_free_units, random_scores, trace
+from niwaki.graph.plans import alive_of, with_slabs
 from niwaki.units import BUDGET_KINDS, Budget
 from zoo import ZOO, Case, named
 
@@ -48,59 +49,76 @@ def holds(plan: Any, budgets: tuple[Budget, ...], label: str) -> None:
 
 def full(graph: Any, plan: Any, budgets: tuple[Budget, ...], label: str) -> None:
     """Every smallest thing that went would break a budget if it came back."""
-    alive = alive_units(graph, plan)
+    alive = alive_of(graph, plan)
     assert {name: graph.cost(alive)[name] for name in limits(plan, budgets)} == {
         name: plan.promised[name] for name in limits(plan, budgets)
     }
     for back in returns(graph, alive):
         more = alive.copy()
         more[back] = True
-        cost = graph.cost(more)
+        cost = graph.cost(with_slabs(graph, more))
         assert any(cost[of] > limit for of, limit in limits(plan, budgets).items()), (
             f"{label}: units {back.tolist()} could have stayed, {cost}"
         )
 
 
-def alive_units(graph: Any, plan: Any) -> np.ndarray:
-    alive = np.ones(graph.units.count, bool)
-    for name, keep in plan.kept.items():
-        ids = graph.group(name).ids
-        alive[np.setdiff1d(ids, ids[list(keep)])] = False
-    return alive
-
-
 def returns(graph: Any, alive: np.ndarray) -> list[np.ndarray]:
     """Sets of removed units that could come back together: one channel, one row of a grid, one column of every row."""
     units = graph.units
-    gone = np.flatnonzero(~alive)
+    held = np.concatenate([group.ids for group in graph.groups])
+    gone = np.intersect1d(np.flatnonzero(~alive), held)
     grid = units.in_row | units.in_column
     found = [np.array([u]) for u in gone if not grid[u]]
-    gone = gone[grid[gone]]
-    for closure in (units.row, units.column):
-        for label in np.unique(closure[gone]):
-            back = gone[closure[gone] == label]
+    cluster = clusters(graph)
+    for number in np.unique(cluster[gone[grid[gone]]]):
+        mine = gone[cluster[gone] == number]
+        rows = [mine[units.row[mine] == label] for label in np.unique(units.row[mine])]
+        columns = [mine[units.column[mine] == label] for label in np.unique(units.column[mine])]
+        each = [row[units.column[row] == units.column[row[0]]] for row in rows]  # where rows keep columns of their own
+        for back in (*rows, *columns, np.unique(np.concatenate(each))):
             more = alive.copy()
             more[back] = True
-            if is_grid(graph, more):
+            if is_grid(graph, with_slabs(graph, more), cluster == number):
                 found.append(back)
     return found
 
 
-def is_grid(graph: Any, alive: np.ndarray) -> bool:
-    """Whether rows live in all of their groups or in none, and equally wide in each group."""
+def clusters(graph: Any) -> np.ndarray:
+    """Number of the cluster of each unit: units tied by rows, by columns or by lying in one grid."""
+    number = np.arange(graph.units.count)
+    while True:
+        before = number.copy()
+        for labels in (graph.units.row, graph.units.column, graph.units.classes):
+            least = np.full(int(labels.max(initial=0)) + 1, graph.units.count)
+            np.minimum.at(least, labels, number)
+            number = least[labels]
+        if np.array_equal(before, number):
+            return number
+
+
+def is_grid(graph: Any, alive: np.ndarray, inside: np.ndarray) -> bool:
+    """Whether the units inside are a grid still: whole rows live or die, or whole columns and equally many in each row."""
     units = graph.units
-    dead, live = set(), set()
+    ids = np.flatnonzero(inside & units.in_row)
+    if whole(units.row[ids], alive[ids]):
+        return True
+    ids = np.flatnonzero(inside & units.in_column & ~units.column_frozen)
+    if not whole(units.column[ids], alive[ids]):
+        return False
     for group in graph.groups:
-        if group.kind != "grid":
-            continue
-        ids = group.ids[units.in_row[group.ids]]
-        rows, place = np.unique(units.row[ids], return_inverse=True)
-        counts = np.bincount(place, weights=alive[ids], minlength=rows.size)
-        live.update(rows[counts > 0].tolist())
-        dead.update(rows[counts == 0].tolist())
-        if counts.any() and counts[counts > 0].min() != counts.max():
+        ids = group.ids[inside[group.ids] & units.in_row[group.ids]]
+        _, row = np.unique(units.row[ids], return_inverse=True)
+        counts = np.bincount(row, weights=alive[ids])
+        if counts.size and counts.min() != counts.max():
             return False
-    return not dead & live
+    return True
+
+
+def whole(labels: np.ndarray, alive: np.ndarray) -> bool:
+    """Whether what carries one label is alive or dead together."""
+    _, place = np.unique(labels, return_inverse=True)
+    counts, sizes = np.bincount(place, weights=alive), np.bincount(place)
+    return bool(((counts == 0) | (counts == sizes)).all())
 
 
 @pytest.mark.parametrize("case", ZOO, ids=str)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import niwaki
-from laws.common import difference, fresh, needs_gradients, outputs, score_blocks, tensors_of, trace
-from niwaki.units import run, tensors_in
+from laws.common import AnyTask, difference, fresh, needs_gradients, outputs, score_blocks, tensors_of, trace
 from zoo import ZOO, Case
 
 
@@ -59,10 +58,6 @@ def orders_of(graph: Any, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def loss(model: nn.Module, batch: Any) -> Tensor:
-    return sum(((t - 0.3) ** 2).mean() for t in tensors_in(run(model, batch)))  # type: ignore[return-value]
-
-
 def law(case: Case) -> None:
     model, example, graph = trace(case, exact=True)
     orders = orders_of(graph, seed=1)
@@ -75,7 +70,7 @@ def law(case: Case) -> None:
         values = []
         for each in (model, other):
             batches = [example, fresh(example, 2)]
-            evidence = niwaki.collect(each, graph, how.needs, batches=batches, loss=loss)
+            evidence = niwaki.collect(each, graph, how.needs, batches=batches, loss=AnyTask(example).loss)
             values.append(niwaki.score(graph, evidence, how=how).values)
         before, after = values
         assert before.keys() == after.keys()

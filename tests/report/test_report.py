@@ -138,7 +138,7 @@ def test_points_of_one_run(save: Save) -> None:
     )
 
 
-def test_layers_are_tensors_with_several_axes(save: Save) -> None:
+def test_widths_of_layers_are_those_of_axis_0(save: Save) -> None:
     assert layer_widths(read(save())[0]) == [("stem", 16, 8), ("body", 32, 20)]
 
 
@@ -165,6 +165,8 @@ def test_numbers_in_words() -> None:
     assert short(46796608, "bytes") == "46.8 MB"
     assert short(1e9, "ms") == "1e+09 ms"
     assert change({"value": 0, "unit": "x"}, {"value": 1}) == ""
+    idle, busy = {"value": 2, "unit": "ms", "spread": 0.1}, {"value": 90, "unit": "ms", "spread": 60}
+    assert (change(idle, idle), change(idle, busy)) == ("× 1.000", "too noisy to compare")
     assert (
         budget({"keep": 0.25, "of": "params", "floor": 4, "multiple": 8})
         == "25 % of parameters (floor 4, multiple of 8)"

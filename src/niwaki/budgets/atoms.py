@@ -53,6 +53,7 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
         pools.extend([number] * group.units)
         names[number] = group.name
 
+    least: dict[int, int] = {}
     keys: dict[tuple[int, ...], int] = {}
     closures = {"rows": units.row, "columns": units.column}
     members = np.flatnonzero(in_grid)
@@ -63,11 +64,13 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
         order: tuple[Grids, ...] = ("rows", "columns") if grids == "rows" else ("columns", "rows")
         found: list[np.ndarray] = []
         why = "a slab that stays with its grid"
+        mode: Grids = grids
         for mode in order:
             found, reason = _grid_atoms(graph, mine, closures[mode], mode, judged, value, exact_only, inexact)
             why = reason or why
             if len(found) > 1:
                 break
+        columns = mode == "columns" and len(np.unique(units.row[mine[units.in_row[mine]]])) > 1
         if len(found) < 2:
             for name in held:
                 skipped.setdefault(name, why)
@@ -76,6 +79,7 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
             touched = tuple(np.unique(group_of[atom][group_of[atom] >= 0]).tolist())
             number = keys.setdefault(touched, len(graph.groups) + len(keys))
             names[number] = graph.groups[touched[0]].name
+            least[number] = 2 if columns else 1
             lists.append(atom)
             pools.append(number)
 
@@ -86,7 +90,7 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
     atoms = Atoms(
         units=tuple(lists[i] for i in order_), score=score[order_],
         pool=np.array([known[pools[i]] for i in order_], dtype=np.int64), width=spans[order_], saves={},
-        pools=tuple(names[n] for n in sorted(names)),
+        least=np.array([least.get(n, 1) for n in sorted(names)], dtype=np.int64), pools=tuple(names[n] for n in sorted(names)),
     )
     return atoms, skipped
 
@@ -130,25 +134,56 @@ def _grid_atoms(graph: ChannelGraph, mine: np.ndarray, closure: np.ndarray, mode
             why = why or "the score can't judge it"
     if mode == "rows":
         return good, why
-    rows = [np.unique(units.row[part[units.in_row[part]]]) for part in good]
-    total = len(np.unique(units.row[inside[units.in_row[inside]]]))
-    if not good or all(r.size == total for r in rows):
-        return good, why
-    if len(good) != len(parts):
+    if not good:
         return [], why
-    # rows keep their own positions, equally many each: the lowest-scored of every row go together
-    lanes: dict[tuple[int, int], list[int]] = {}
-    graph_group = {int(u): g for g, group in enumerate(graph.groups) for u in group.ids} if len(good) else {}
-    for i, part in enumerate(good):
-        owners = {graph_group.get(int(u), -1) for u in part} - {-1}
-        for row in rows[i]:
-            lanes.setdefault((int(row), min(owners, default=-1)), []).append(i)
-    lengths = {len(lane) for lane in lanes.values()}
-    if len(lengths) != 1:
-        return [], "rows of different lengths"
-    totals = np.array([value[part[judged[part]]].sum() for part in good])
+    return _balanced(units.grids, good, np.array([value[part[judged[part]]].sum() for part in good]), why)
+
+
+def _balanced(grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np.ndarray, why: str | None) -> tuple[list[np.ndarray], str | None]:
+    """Atoms that take equally from every row of every grid.
+
+    A part that does so is one by itself. Parts that take from one row only wait for their like in the other rows: the
+    lowest-scored of every row go together, then the second lowest, and so on.
+    """
+    mine = np.unique(np.concatenate(parts))
+    owner = np.full(mine.size, -1, dtype=np.int64)
+    for i, part in enumerate(parts):
+        owner[np.searchsorted(mine, part)] = i
+    marks: list[list[tuple[int, int, int]]] = [[] for _ in parts]
+    shapes: dict[int, int] = {}
+    even = np.ones(len(parts), bool)
+    for g, grid in enumerate(grids):
+        at = np.minimum(np.searchsorted(mine, grid), mine.size - 1)
+        held = np.where(mine[at] == grid, owner[at], -1)
+        if (held < 0).all():
+            continue
+        taken = np.zeros((len(parts), grid.shape[0]), dtype=np.int64)
+        rows = np.broadcast_to(np.arange(grid.shape[0])[:, None], grid.shape)
+        np.add.at(taken, (held[held >= 0], rows[held >= 0]), 1)
+        shapes[g] = grid.shape[0]
+        uneven = (taken != taken[:, :1]).any(1)
+        even &= ~uneven
+        for i in np.flatnonzero(uneven):
+            marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))
+    atoms = [parts[i] for i in np.flatnonzero(even)]
+    lanes: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
+    for i in np.flatnonzero(~even):
+        lanes.setdefault(tuple(sorted(marks[i])), []).append(int(i))
+    if not lanes:
+        return atoms, why
+    together: dict[tuple[int, int], int] = {}
+    for lane in lanes:
+        for g, r, n in lane:
+            together[g, r] = together.get((g, r), 0) + n
+    for g, count in shapes.items():
+        sums = {together.get((g, r), 0) for r in range(count)}
+        if len(sums) > 1:
+            return (atoms if len(atoms) > 1 else []), "rows of grids that lie across each other"
+    if len({len(lane) for lane in lanes.values()}) > 1:
+        return (atoms if len(atoms) > 1 else []), "rows of different lengths"
     ranked = [[lane[j] for j in np.argsort(totals[lane], kind="stable")] for lane in lanes.values()]
-    return [np.unique(np.concatenate([good[lane[j]] for lane in ranked])) for j in range(lengths.pop())], None
+    atoms += [np.unique(np.concatenate([parts[lane[j]] for lane in ranked])) for j in range(len(ranked[0]))]
+    return atoms, None
 
 
 def _bundled(numbers: np.ndarray, bundle: str) -> float:

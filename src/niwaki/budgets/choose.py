@@ -85,7 +85,7 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
         mine = np.flatnonzero(atoms.pool == pool)
         order = mine[np.lexsort((-mine, priority[mine]))]
         n = order.size
-        floor = max(1, *(int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]])) for b in budgets))
+        floor = max(int(atoms.least[pool]), *(int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]])) for b in budgets))
         width = int(atoms.width[mine[0]])
         step = multiple // gcd(multiple, width)
         if step == 1:
@@ -94,7 +94,7 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
                 priorities.append(float(priority[atom]))
                 chains.append(-1)
             continue
-        start, stop = 0, n - max(floor, 1)
+        start, stop = 0, n - floor
         take = n % step or step  # first down to a multiple, then by whole steps
         while start + take <= stop:
             part = order[start : start + take]

@@ -25,6 +25,8 @@ class Atoms:
     """Positions of the group's axis one atom stands for (head size for a head); int64 `[atoms]`."""
     saves: dict[str, np.ndarray]
     """What removing each atom alone saves: "macs", "params", "units"; float64 `[atoms]`."""
+    least: np.ndarray
+    """Atoms that every pool keeps at least; int64 `[pools]`. Two columns of a grid: one would no longer be an axis."""
     pools: tuple[str, ...]
     """Names of the pools (their first group)."""
 

@@ -1,6 +1,7 @@
 """The command line: one file per command; results on stdout, talk on stderr. Importing this imports no torch."""
 
 import os
+import shlex
 import sys
 
 import typer
@@ -59,9 +60,12 @@ def options(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own unless given) and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    spoken = shlex.join(["niwaki", *given])
     try:
-        code = typer.main.get_command(app).main(args=list(given), prog_name="niwaki", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=list(given), prog_name="niwaki", standalone_mode=False, obj=spoken)
         sys.stdout.flush()
+        if code == 130:  # typer swallows the interrupt and says nothing
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except BrokenPipeError:  # the reader went away (`niwaki ... | head`): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

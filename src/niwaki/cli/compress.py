@@ -1,2 +1,181 @@
-def compress() -> None:
-    """Not yet."""
+"""`niwaki compress`: a smaller model, judged, repaired, measured and saved."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from niwaki.cli.methods import Method, method_named
+from niwaki.cli.options import (
+    AsJson,
+    Checkpoint,
+    Data,
+    Input,
+    Model,
+    Normalisation,
+    Protect,
+    Seed,
+    SplitSeed,
+    Threads,
+    budgets_of,
+    pairs_of,
+)
+from niwaki.cli.talk import say, show, stages
+from niwaki.errors import InputError, RunExistsError, UnknownNameError
+
+
+def compress(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run goes; must not exist.")],
+    checkpoint: Checkpoint = None,
+    shape: Input = None,
+    data: Data = None,
+    normalisation: Normalisation = None,
+    split_seed: SplitSeed = 0,
+    method: Annotated[str, typer.Option(help="See `niwaki methods`.")] = "magnitude",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of the method (repeat).")
+    ] = None,
+    keep: Annotated[str | None, typer.Option(help="What stays: a share, or a count; 0.5 unless said.")] = None,
+    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params or units.")] = None,
+    floor: Annotated[str | None, typer.Option(help="What every group keeps at least: a count or a share.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="Every cut group keeps a multiple of this.")] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help='Several budgets at once: --budget "keep=0.5,of=macs" (repeat).'),
+    ] = None,
+    rule: Annotated[str | None, typer.Option(help="global_rank or uniform; the method's own unless said.")] = None,
+    grids: Annotated[str | None, typer.Option(help="Where an axis is a grid: rows or columns.")] = None,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="Leave inexact groups whole.")] = False,
+    protect: Protect = None,
+    recover: Annotated[int, typer.Option(min=0, metavar="EPOCHS", help="Train for some epochs after the cut.")] = 0,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 128,
+    augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
+    calibrate: Annotated[
+        int, typer.Option(min=0, metavar="BATCHES", help="To re-estimate batch norm with; 0 leaves it out.")
+    ] = 16,
+    runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
+    export: Annotated[str | None, typer.Option(help="onnx: write model.onnx into DIR, too.")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is at DIR.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model smaller. Scores, cuts, verifies, repairs, recovers, measures, and saves the run to DIR."""
+    if out.exists() and not force:
+        raise RunExistsError(f"write a run to {out}", found="it exists", do="choose another --out, or give --force")
+    if out.exists() and not (out / "report.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise RunExistsError(
+            f"replace {out}", found="it holds no run", do="--force replaces runs only; choose another --out"
+        )
+    listed = method_named(method)
+    shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None}
+    fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
+    if export not in (None, "onnx"):
+        raise UnknownNameError.of("export format", str(export), ["onnx"])
+    training: dict[str, Any] = {
+        name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
+    }
+    if training and not recover:
+        raise InputError(f"--{next(iter(training))}", found="no recovery to set it for", do="give --recover EPOCHS")
+    for name, value in (("--recover", recover), ("--limit-test", limit_test)):
+        if value and data is None:
+            raise InputError(f"{name} {value}", found="no data", do="give --data")
+
+    import niwaki
+    import niwaki.report
+    from niwaki.cli.sources import ask
+    from niwaki.measure import Latency
+    from niwaki.tasks import Classification
+    from niwaki.train import Recovery
+
+    if export is not None:
+        from niwaki.export.onnx import export_onnx, need_packages
+
+        need_packages()
+    budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
+    made = _made(listed, fields)
+    recovery = Recovery(epochs=recover, seed=seed, **training) if recover else None
+    asked = ask(
+        model,
+        checkpoint=checkpoint,
+        shape=shape,
+        spec=data,
+        normalisation=normalisation,
+        split_seed=split_seed,
+        seed=seed,
+        threads=threads,
+    )
+    with stages() as hear:
+        outcome = niwaki.compress(
+            asked.loaded.model,
+            asked.example,
+            method=made,
+            budget=budgets,
+            task=None if asked.splits is None else Classification(asked.splits, batch=batch, augment=augment),
+            recovery=recovery,
+            repair=calibrate > 0,
+            calibration=max(calibrate, 1),
+            protect=tuple(protect or ()),
+            seed=seed,
+            limit=limit_test,
+            meters=(Latency(runs=runs, warm_up=3, threads=threads),) if runs else (),
+            progress=hear,
+            source=model,
+            command=context.obj,
+        )
+    outcome.save(out, force=force)
+    result: dict[str, Any] = {"folder": str(out), "page": str(niwaki.report.write(out))}
+    if export is not None:
+        taken = export_onnx(outcome.model, asked.example, out / "model.onnx")
+        result["onnx"] = {name: measurement.to_json() for name, measurement in taken.items()}
+        say(f"onnx: {out / 'model.onnx'}, {taken['difference'].value:.1e} from PyTorch")
+    say(f"saved: {out}; page: {result['page']}")
+    result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    show(niwaki.report.terminal(out), data=result, as_json=as_json)
+
+
+def _fields(method: Method, settings: list[str] | None, shortcuts: dict[str, Any]) -> dict[str, Any]:
+    """Settings by field, from --set and from the options that stand for one.
+
+    Raises:
+        UnknownNameError: the method has no such setting; the message lists what it has.
+        InputError: a setting is given twice.
+    """
+    given = pairs_of(settings, "--set")
+    known = [field.name for field in method.fields]
+    for name in (*given, *shortcuts):
+        if name not in known:
+            raise UnknownNameError.of(f"setting of {method.name}", name, known)
+    twice = sorted(set(given) & set(shortcuts))
+    if twice:
+        raise InputError(
+            f"--set {twice[0]}=...", found=f"--{twice[0].replace('_', '-')} as well", do="give one of them"
+        )
+    return {**given, **shortcuts}
+
+
+def _made(method: Method, fields: dict[str, Any]) -> Any:
+    """The method itself, its settings checked against their types."""
+    from importlib import import_module
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    made = getattr(import_module(f"niwaki.methods.{method.name}"), method.class_name)
+    hints = get_type_hints(made)
+    for name, value in fields.items():
+        hint = hints[name]
+        if get_origin(hint) is Literal:
+            fits, wanted = value in get_args(hint), ", ".join(map(str, get_args(hint)))
+        else:
+            kinds = {float: (int, float)}.get(hint, hint)
+            fits, wanted = isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)), hint.__name__
+        if not fits:
+            raise InputError(
+                f"{method.name} with {name}={value!r}", found=f"known: {wanted}", do="see `niwaki methods NAME`"
+            )
+    return made(**fields)

@@ -1,13 +1,13 @@
 """`niwaki load-check`: a saved run loads in a fresh process and computes what it computed when it was saved."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from niwaki.cli.options import AsJson, Input, Model
 from niwaki.cli.talk import show
-from niwaki.errors import InputError
+from niwaki.errors import FileDamagedError
 
 
 def load_check(
@@ -16,4 +16,52 @@ def load_check(
     shape: Input = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a saved run and compare its outputs bit by bit with those recorded when it was saved; exit 1 if they differ."""
+    """Load a saved run and compare its outputs. Bit by bit with those recorded when saved; exit 1 if they differ."""
+    from niwaki.report.reading import read
+
+    record = read(folder)[0].data.get("digest")
+    if record is not None and not (isinstance(record, dict) and isinstance(record.get("sha256"), str)):
+        raise FileDamagedError(
+            "read report.json", found="a digest without sha256", where=str(folder), do="save the run again"
+        )
+
+    import torch
+
+    import niwaki
+    from niwaki.cli.sources import ask, shape_text
+    from niwaki.methods.job import digest
+    from niwaki.plan import encode_example
+    from niwaki.units import run, tensors_in
+
+    record = record or {}
+    recorded = record.get("example")
+    asked = ask(model, shape=shape or shape_text(recorded), threads=record.get("threads"), own_weights=False)
+    small = niwaki.load(str(folder), asked.loaded.factory).eval()
+    with torch.no_grad():
+        outputs = tensors_in(run(small, asked.example))
+    finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs)
+    comparable = bool(record) and recorded == encode_example(asked.example)
+    found = digest(small, asked.example)
+    same = found["sha256"] == record.get("sha256") if comparable else None
+    versions = {"saved": record.get("torch"), "here": str(torch.__version__)}
+    data: dict[str, Any] = {
+        "loaded": True,
+        "finite": finite,
+        "equal": same,
+        "torch": versions,
+        "sha256": {"saved": record.get("sha256"), "here": found["sha256"]},
+    }
+
+    from rich.table import Table
+
+    table = Table("check", "")
+    table.add_row("loaded", "yes")
+    table.add_row("outputs finite", "yes" if finite else "NO")
+    words = {True: "bit for bit", False: "NO", None: "not compared: no digest of this input was recorded"}
+    if same is False and versions["saved"] != versions["here"]:
+        words[False] = f"no, but saved with torch {versions['saved']} and loaded with {versions['here']}"
+        same = None
+    table.add_row("outputs equal", words[data["equal"]])
+    show(table, data=data, as_json=as_json)
+    if not finite or same is False:
+        raise typer.Exit(1)

@@ -27,26 +27,32 @@ def measure(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Count parameters, multiply-adds and bytes, time a pass, and with --data measure accuracy."""
+    """Measure what a model costs. Parameters, multiply-adds, bytes, latency, and with --data accuracy."""
     folder = Path(model) if Path(model).is_dir() else None
     if folder is not None and checkpoint is not None:
         raise InputError("--checkpoint with a run's folder", found=str(folder), do="the run brings its own weights")
-    source = factory or (source_of(folder) if folder is not None else model)
+    if limit_test is not None and data is None:
+        raise InputError(f"--limit-test {limit_test}", found="no data to test on", do="give --data")
+    record = report_of(folder) if folder is not None else {}
+    source = factory or (model if folder is None else record.get("model", {}).get("source"))
+    if not source:
+        raise InputError(f"the model of {folder}", found="the run does not name it", do="give --model SOURCE")
 
     import niwaki
-    from niwaki.cli.sources import ask
+    from niwaki.cli.sources import ask, shape_text
     from niwaki.measure import COUNTS, Latency, Meter
     from niwaki.measure import measure as take
 
     asked = ask(
         source,
         checkpoint=checkpoint,
-        shape=shape,
+        shape=shape or (shape_text((record.get("digest") or {}).get("example")) if data is None else None),
         spec=data,
         normalisation=normalisation,
         split_seed=split_seed,
         seed=seed,
         threads=threads,
+        own_weights=folder is None,
     )
     network = asked.loaded.model if folder is None else niwaki.load(str(folder), asked.loaded.factory).eval()
     meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
@@ -59,20 +65,11 @@ def measure(
     show(_drawn(records), data=records, as_json=as_json)
 
 
-def source_of(folder: Path) -> str:
-    """The model that a run says it started from.
-
-    Raises:
-        InputError: it does not say.
-    """
+def report_of(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of itself; nothing if it says nothing."""
     from niwaki.report.reading import read_run
 
-    source = None
-    if (folder / "report.json").is_file():
-        source = read_run(folder).get("model").get("source")
-    if not source:
-        raise InputError(f"the model of {folder}", found="the run does not name it", do="give --model SOURCE")
-    return str(source)
+    return read_run(folder).data if (folder / "report.json").is_file() else {}
 
 
 def _drawn(records: dict[str, dict[str, Any]]) -> Any:

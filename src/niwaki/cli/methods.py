@@ -62,7 +62,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show this one with its settings.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the methods, or show one with its settings."""
+    """List the methods. With a name: that one with its settings."""
     from rich.console import Group
     from rich.markup import escape
     from rich.table import Table
@@ -84,7 +84,8 @@ def methods(
 
 def _method(path: Path) -> Method | None:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", ""):
+        stem = isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", "")
+        if isinstance(node, ast.ClassDef) and stem and "Method" in map(ast.unparse, node.bases):
             text = ast.get_docstring(node) or ""
             return Method(path.stem, node.name, text.split("\n", 1)[0], text, _fields(node))
     return None

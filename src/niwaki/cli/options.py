@@ -91,17 +91,24 @@ def number_of(text: str, asked: str) -> int | float:
     raise InputError(asked, found=f"{text!r} is not a number", do="give a share such as 0.5 or a count such as 1000000")
 
 
-def budgets_of(texts: list[str] | None, *, keep: str, of: str, floor: str | None, multiple: int) -> tuple[Any, ...]:
-    """The budgets: one from --keep and its friends, or one for each --budget "keep=0.5,of=macs".
+def budgets_of(
+    texts: list[str] | None, *, keep: str | None, of: str | None, floor: str | None, multiple: int | None
+) -> tuple[Any, ...]:
+    """The budgets: one from --keep and its friends (half of the MACs unless said), or one for each --budget.
 
     Raises:
-        InputError: a part that is no part of a budget, or a value that `niwaki.Budget` refuses.
+        InputError: both ways at once, a part that is no part of a budget, or a value that `niwaki.Budget` refuses.
     """
     from niwaki.units import Budget
 
     if not texts:
+        share = 0.5 if keep is None else number_of(keep, f"--keep {keep}")
         bottom = 1 if floor is None else number_of(floor, f"--floor {floor}")
-        return (Budget(keep=number_of(keep, f"--keep {keep}"), of=of, floor=bottom, multiple=multiple),)
+        return (Budget(keep=share, of=of or "macs", floor=bottom, multiple=1 if multiple is None else multiple),)
+    if any(value is not None for value in (keep, of, floor, multiple)):
+        raise InputError(
+            "--budget and --keep, --of, --floor or --multiple", found="both", do="say all of it in --budget"
+        )
     budgets = []
     for text in texts:
         parts = pairs_of([part.strip() for part in text.split(",")], "--budget")

@@ -15,7 +15,7 @@ def report(
     page: Annotated[bool, typer.Option("--page/--no-page", help="Write the HTML page.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Show a saved run, or several side by side, and write one self-contained HTML page."""
+    """Show a saved run, or several side by side. Writes one self-contained HTML page, too."""
     import niwaki.report
     from niwaki.report.reading import read
 

@@ -34,12 +34,16 @@ def ask(
     split_seed: int = 0,
     seed: int = 0,
     threads: int | None = None,
+    own_weights: bool = True,
 ) -> Asked:
     """The model, an example, and the data if a `spec` is given.
 
     The example's shape is `shape` if given, otherwise that of the data's pictures, otherwise the model's usual one.
     Pictures are normalised as the option says, else as the model's source does, else as the data's source does.
+    `own_weights` is False where the model's weights do not matter because others replace them.
     """
+    if normalisation is not None and spec is None:
+        raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
     if threads is not None:
         torch.set_num_threads(threads)
     wanted = shape_of(shape)
@@ -51,9 +55,19 @@ def ask(
     if spec is not None and (splits is None or (normalisation is None and loaded.normalisation is not None)):
         splits = _data(spec, wanted or inner, normalisation or loaded.normalisation, split_seed)
     example = loaded.example if not wanted or wanted[0] == 1 else at_batch(loaded.example, wanted[0])
-    if loaded.weights == "random":
+    if own_weights and loaded.weights == "random":
         say(f"{source}: the weights are random (no --checkpoint)")
     return Asked(loaded, example, splits)
+
+
+def shape_text(example: Any) -> str | None:
+    """The --input of an example that a plan or report recorded, where it is a single tensor of floating numbers.
+
+    Whole-number inputs (tokens) are left to the model's source: their shape says nothing of their range.
+    """
+    if isinstance(example, dict) and "float" in str(example.get("dtype")) and isinstance(example.get("tensor"), list):
+        return "x".join(map(str, example["tensor"]))
+    return None
 
 
 def _data(spec: str, shape: tuple[int, ...] | None, normalisation: Any, seed: int) -> Splits:

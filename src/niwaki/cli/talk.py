@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,19 +17,22 @@ if TYPE_CHECKING:
 Usage: Any = typer.BadParameter.__mro__[1].__mro__[
     1
 ]  # ClickException: typer brings its own click, and names it nowhere
-EVERY = 5.0  # seconds between progress lines where stderr is no terminal
+
+
+class _Stderr(logging.Handler):
+    """Writes to whatever stderr is at the moment: a live display puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
 
 
 def start_log(*, quiet: bool) -> None:
     """niwaki's own log lines on stderr, once."""
     log = logging.getLogger("niwaki")
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-    for old in [handler for handler in log.handlers if getattr(handler, "niwaki", False)]:
+    for old in [handler for handler in log.handlers if isinstance(handler, _Stderr)]:
         log.removeHandler(old)
-    handler = logging.StreamHandler(sys.stderr)
-    handler.niwaki = True  # type: ignore[attr-defined]
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(handler)
+    log.addHandler(_Stderr())
 
 
 def say(text: str) -> None:
@@ -49,26 +51,23 @@ def show(result: "RenderableType", *, data: Any, as_json: bool) -> None:
     Console(width=width, soft_wrap=False).print(result)
 
 
-def show_failure(error: BaseException, *, as_json: bool, debug: bool) -> int:
+def show_failure(raised: BaseException, *, as_json: bool, debug: bool) -> int:
     """Say what went wrong, in four parts, and return the exit code."""
-    if debug and not isinstance(error, (NiwakiError, Usage)):
+    if debug and not isinstance(raised, (NiwakiError, Usage)):
         import traceback
 
-        traceback.print_exception(error)
-    error = translated(error)
-    if isinstance(error, (typer.Exit, Usage)) or type(error).__name__ == "Abort":
-        code = int(getattr(error, "exit_code", 1))
-        if not isinstance(error, Usage):
-            return code
-        asked, found = "the command line", error.format_message()
-        error, shown = NiwakiError(asked, found=found, do="see niwaki --help"), error
+        traceback.print_exception(raised)
+    error: Any = translated(raised)
+    if isinstance(error, Usage):
+        code, asked, found = int(error.exit_code), "the command line", error.format_message()
         if not as_json:
-            shown.show()
+            error.show()
+        error = NiwakiError(asked, found=found, do="see niwaki --help")
     elif isinstance(error, NiwakiError):
         code = error.exit_code
         if not as_json:
             typer.echo(f"error: {error}", err=True)
-    elif isinstance(error, KeyboardInterrupt):
+    elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         code, error = 130, NiwakiError("stopped", do="run again; nothing half-done was written")
         if not as_json:
             typer.echo("stopped", err=True)
@@ -95,31 +94,22 @@ def translated(error: BaseException) -> BaseException:
     return error
 
 
-Progress = Callable[[int, int, str], None]
-
-
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Inside, a function of steps done, steps in all and a few words; bars on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty() and logging.getLogger("niwaki").isEnabledFor(logging.INFO):
-        from rich.console import Console
-        from rich.progress import Progress as Bars
-
-        with Bars(console=Console(stderr=True), transient=True) as bars:
-            tasks: dict[str, Any] = {}
-
-            def draw(done: int, total: int, words: str) -> None:
-                task = tasks.setdefault(words, bars.add_task(words, total=total) if words not in tasks else None)
-                bars.update(task, completed=done, total=total)
-
-            yield draw
+def stages() -> Iterator[Callable[[str, float], None]]:
+    """Inside, a function that hears of each finished stage and its seconds; a live display on a terminal."""
+    log = logging.getLogger("niwaki")
+    if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
+        yield lambda stage, seconds: say(f"{stage}: {seconds:.2f} s")
         return
-    last: dict[str, float] = {}
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    def line(done: int, total: int, words: str) -> None:
-        now = time.monotonic()
-        if done >= total or now - last.get("", -EVERY) >= EVERY:
-            last[""] = now
-            say(f"{words}: {done}/{total}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+        task = live.add_task("at work", total=None)
 
-    yield line
+        def hear(stage: str, seconds: float) -> None:
+            live.console.print(f"[green]done[/green] {stage} [dim]{seconds:.2f} s[/dim]", highlight=False)
+            live.update(task, description=f"after {stage}")
+
+        yield hear

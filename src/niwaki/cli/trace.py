@@ -18,7 +18,7 @@ def trace(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show which channels live or die together, and why some must stay."""
+    """Show which channels live or die together. The others say why they stay; unknown operations are listed."""
     import niwaki
     from niwaki.cli.sources import ask
     from niwaki.report.picture import write_picture
@@ -48,8 +48,8 @@ def _drawn(data: dict[str, Any], name: str) -> Any:
     free = sum(group["fixed"] is None for group in data["groups"])
     share = 100 * data["free_params"] / data["params"] if data["params"] else 0.0
     lines = [
-        f"{name}: {len(data['groups'])} groups, {free} free; {data['params']:,} parameters, {share:.1f} % in free groups; "
-        f"{data['macs']:,} MACs; {data['seconds']:.2f} s on {data.get('device', 'cpu')}"
+        f"{name}: {len(data['groups'])} groups, {free} free; {data['params']:,} parameters, {share:.1f} % in free "
+        f"groups; {data['macs']:,} MACs; {data['seconds']:.2f} s on {data.get('device', 'cpu')}"
     ]
     if data["unknown"]:
         lines.append("unknown operations (what they touch is fixed):")

@@ -18,21 +18,21 @@ def verify(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Cut MODEL by a saved plan and compare it with the masked original, in float64; exit 1 if they differ."""
+    """Judge a saved plan. Cuts MODEL by it, compares with the masked original in float64; exit 1 if they differ."""
     file = plan / "plan.json" if plan.is_dir() else plan
     if not file.is_file():
         raise InputError(
             f"verify {plan}", found="no plan there", where=str(file), do="give a run's folder or a plan.json"
         )
     import niwaki
-    from niwaki.cli.sources import ask
+    from niwaki.cli.sources import ask, shape_text
 
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"verify {plan}", found=str(error), where=str(file), do="give a readable plan") from error
     made = niwaki.Plan.from_json(text)
-    asked = ask(model, checkpoint=checkpoint, shape=shape, seed=seed)
+    asked = ask(model, checkpoint=checkpoint, shape=shape or shape_text(made.example), seed=seed)
     small = niwaki.cut(asked.loaded.model, made)
     receipt = niwaki.verify(asked.loaded.model, small, made, asked.example, seed=seed)
     data = receipt.to_json()

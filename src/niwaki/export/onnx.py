@@ -34,8 +34,8 @@ def export_onnx(
     """Write `model` to an ONNX file, after ONNX Runtime gave PyTorch's outputs on fresh inputs.
 
     Gives "difference" (largest difference of any output, relative to that output's largest value) and "bytes" (on
-    disk). The file appears under its name in one step; if anything fails, what was there is still there. Above 2 GiB the
-    weights lie beside it in `<name>.data`.
+    disk). The file appears under its name in one step; if anything fails, what was there is still there. Above
+    2 GiB the weights lie beside it in `<name>.data`.
 
     Args:
         dynamic_batch: the first axis of every input that has the first input's length may vary; tried with 1 and 3.
@@ -53,7 +53,7 @@ def export_onnx(
         >>> export_onnx(model, torch.rand(1, 3, 32, 32), "small.onnx")["difference"].value  # doctest: +SKIP
         3.1e-07
     """
-    _need_packages()
+    need_packages()
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
         raise InputError(f"export to {target}", found="no folder to write a file in", do="give a file in a folder")
@@ -93,7 +93,12 @@ def export_onnx(
     }
 
 
-def _need_packages() -> None:
+def need_packages() -> None:
+    """Refuse early where a package is missing.
+
+    Raises:
+        MissingExtraError: names what is not installed.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingExtraError(

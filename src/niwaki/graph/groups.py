@@ -63,7 +63,9 @@ class Units:
     """"row" and "column" -> index into `inexact_reasons`, or -1."""
     inexact_reasons: tuple[str, ...]
     classes: np.ndarray
-    """Column counts must agree over all rows of one class (rows of one viewed grid)."""
+    """Units of one viewed grid, or of grids that share units."""
+    grids: tuple[np.ndarray, ...]
+    """Every viewed grid as units `[rows, columns]`: all rows that keep anything keep equally many."""
 
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
@@ -112,10 +114,13 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         for kind in mark.along:
             inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
     classes = np.arange(count, dtype=np.int32)
+    viewed: dict[bytes, np.ndarray] = {}
     if space.grids:
         links: Edges = []
         for grid in space.grids:
             flat = unit_of[grid.ravel()]
+            if (flat >= 0).all():
+                viewed.setdefault(flat.tobytes(), flat.reshape(grid.shape))
             flat = flat[flat >= 0]
             if flat.size:
                 links.append((np.full(flat.size - 1, flat[0], dtype=np.int32), flat[1:]))
@@ -125,7 +130,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         row_frozen=row_frozen, column_frozen=column_frozen, reason=reason,
         row_reason=_spread(reason, closure["row"]), column_reason=_spread(reason, closure["column"]),
         reasons=tuple(reasons), inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
-        inexact_reasons=tuple(inexact_reasons), classes=classes,
+        inexact_reasons=tuple(inexact_reasons), classes=classes, grids=tuple(viewed.values()),
     )
     axes = []
     for parameter, axis in seeded:

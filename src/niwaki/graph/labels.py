@@ -31,6 +31,7 @@ class LabelSpace:
         self.inexact: list[Mark] = []
         self.grids: list[np.ndarray] = []
         self.roles: dict[int, str] = {}
+        self._free: set[int] = set()
         self._markers: dict[tuple[int, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
 
     def new(self, size: int) -> np.ndarray:
@@ -38,6 +39,14 @@ class LabelSpace:
         labels = np.arange(self.count, self.count + size, dtype=np.int32)
         self.count += size
         return labels
+
+    def free(self, size: int) -> np.ndarray:
+        """Fresh labels of positions that all hold the same value: any number of them will do."""
+        self._free.add(self.count)
+        return self.new(size)
+
+    def is_free(self, labels: np.ndarray) -> bool:
+        return int(labels.min()) in self._free
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
         """Strictly tie `a` and `b` element by element (broadcast against each other)."""

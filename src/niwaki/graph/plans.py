@@ -50,6 +50,8 @@ def plan_of(graph: ChannelGraph, alive: np.ndarray, *, budgets: tuple[Budget, ..
             else:
                 entry["blocks"] = axis.blocks
                 entry["keep"] = [np.flatnonzero(block).tolist() for block in stays.reshape(axis.blocks, -1)]
+            if axis.role == "direction":
+                entry["mask"] = False
             cuts.append(entry)
     after, before = graph.cost(alive), graph.cost(np.ones_like(alive))
     return Plan(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+NOISE = 0.25  # of the median; an idle machine stays below 0.1
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _COUNTED = ("MACs", "parameters", "bytes", "FLOPs")
 _SHORT = {"parameters": "", "MACs": "", "bytes": "B"}
@@ -47,7 +48,13 @@ def with_spread(record: dict[str, Any] | None) -> str:
     unit, spread = record.get("unit") or "", record.get("spread")
     if spread is None:
         return short(record["value"], unit)
-    return f"{plain(record['value'])} ± {spread:.2g} {unit}".strip()
+    value = f"{record['value']:.2f}" if unit == "%" else plain(record["value"])
+    return f"{value} ± {spread:.2g} {unit}".strip()
+
+
+def noisy(record: dict[str, Any]) -> bool:
+    """Whether a time spreads so far that comparing it means nothing: the machine did other work."""
+    return record.get("unit") == "ms" and (record.get("spread") or 0.0) > NOISE * record["value"]
 
 
 def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
@@ -57,6 +64,8 @@ def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     first, last = before["value"], after["value"]
     if before.get("unit") == "%":
         return f"{last - first:+.2f} points"
+    if noisy(before) or noisy(after):
+        return "too noisy to compare"
     if first == 0:
         return ""
     return f"× {last / first:.3f}"

@@ -139,7 +139,7 @@ def _row(
         _text(box_left + 12, top + 18, f"{number}. {group['name']}", letters=34, kind="name"),
     ]
     for line, note in enumerate(notes):
-        parts.append(_text(box_left + 12, top + HEAD + 13 + LINE * line, note, letters=42, kind="soft"))
+        parts.append(_text(box_left + 12, top + HEAD + 13 + LINE * line, note, letters=36, kind="soft"))
     for names, at_right in ((left, False), (right, True)):
         start = middle - LINE * len(names) / 2
         for line, name in enumerate(names):

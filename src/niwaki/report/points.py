@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from niwaki.report.reading import Run
 
@@ -63,24 +63,23 @@ def _stages(run: Run, cost: str) -> list[Point]:
 
 def _candidates(run: Run, cost: str) -> list[Point]:
     before, found = run.number("before", cost), []
-    for candidate in run.get("candidates"):
+    for candidate in candidates_of(run):
         at, accuracy = candidate.get(cost), candidate.get("accuracy")
         if at is not None and accuracy is not None and before:
             found.append(Point("candidates", candidate.get("label") or "", 100 * at / before, accuracy))
     return sorted(found, key=lambda point: point.share)
 
 
-def layer_widths(run: Run) -> list[tuple[str, int, int]]:
-    """Layers and their output widths before and after, in the model's order.
+def candidates_of(run: Run) -> list[dict[str, Any]]:
+    """What was tried beside the stages themselves."""
+    own = {"before", "after", *(stage.get("stage") for stage in run.get("stages"))}
+    return [candidate for candidate in run.get("candidates") if candidate.get("label") not in own]
 
-    A layer is a tensor that has more than one axis in the list; where there is none, every tensor counts.
-    """
-    axes: dict[str, int] = {}
-    for record in run.get("widths"):
-        axes[record["tensor"]] = axes.get(record["tensor"], 0) + 1
-    several = {tensor for tensor, count in axes.items() if count > 1}
+
+def layer_widths(run: Run) -> list[tuple[str, int, int]]:
+    """Layers and their output widths (axis 0 of the weight) before and after, in the model's order."""
     return [
         (record["tensor"].removesuffix(".weight"), int(record["before"]), int(record["after"]))
         for record in run.get("widths")
-        if record["axis"] == 0 and (record["tensor"] in several or not several)
+        if record["axis"] == 0
     ]

@@ -180,8 +180,10 @@ def _agrees(data: dict[str, Any], plan: dict[str, Any], path: Path) -> None:
     for cut in cuts:
         if not isinstance(cut, dict) or not isinstance(cut.get("keep"), list) or "tensor" not in cut:
             raise _damaged(path, "a cut without tensor or keep")
-        rows = [row if isinstance(row, list) else [row] for row in cut["keep"]]
-        kept[str(cut["tensor"]), cut.get("axis")] = sum(len(row) for row in rows)
+        blocks = [
+            row for row in cut["keep"] if isinstance(row, list)
+        ]  # of a grouped convolution; emptied ones are gone
+        kept[str(cut["tensor"]), cut.get("axis")] = max(map(len, blocks)) if blocks else len(cut["keep"])
     for record in data.get("widths") or []:
         planned = kept.get((str(record.get("tensor")), record.get("axis")))
         if planned is not None and planned != record.get("after"):

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from niwaki.report.numbers import budget, change, plain, short, title, with_spread
+from niwaki.report.numbers import budget, change, noisy, plain, short, title, with_spread
+from niwaki.report.points import candidates_of
 from niwaki.report.reading import Run
+
+COSTS = ("params", "macs", "bytes", "latency")
 
 
 @final
@@ -41,10 +44,13 @@ def before_after(run: Run) -> Table:
 
 
 def stages(run: Run) -> Table:
-    """What was measured after each stage."""
+    """What was measured after each stage, but for the costs, which only the cut changes."""
     taken = [(str(stage.get("stage", "?")), stage.get("measurements") or {}) for stage in run.get("stages")]
     names = names_of(*(measurements for _, measurements in taken))
+    names = [name for name in names if name not in COSTS]  # what the cut fixed for all stages after it
     rows = tuple((stage, *(with_spread(found.get(name)) for name in names)) for stage, found in taken)
+    if not names:
+        rows = ()
     return Table("Stage by stage", ("stage", *map(title, names)), rows, frozenset(range(1, len(names) + 1)))
 
 
@@ -72,7 +78,7 @@ def candidates(run: Run) -> Table:
             _short(candidate.get("params"), "parameters"),
             _short(candidate.get("accuracy"), "%"),
         )
-        for candidate in run.get("candidates")
+        for candidate in candidates_of(run)
     )
     return Table("Candidates", ("", "MACs", "parameters", "accuracy"), rows, frozenset({1, 2, 3}))
 
@@ -169,6 +175,8 @@ def _side(run: Run, name: str) -> str:
     if value is None:
         return "-"
     text = short(value, run.get("after")[name].get("unit") or "")
+    if any(noisy(record) for record in (run.get("before").get(name), run.get("after")[name]) if record):
+        return f"{text} (noisy)"
     return text if share is None else f"{text} ({100 * share:.0f} %)"
 
 

@@ -94,7 +94,8 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
         return None
     label, unit = np.concatenate(labels), np.concatenate(units)
     component = components(space.count, space.strict)
-    wrong = _mixed(component[label], unit)
+    # what a column joins may meet directly once a single row is left
+    wrong = _mixed(component[label], np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit))
     if wrong is not None:
         return f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
     rows = components(space.count, [*space.strict, *space.slabs["row"]])

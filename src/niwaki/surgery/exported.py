@@ -44,17 +44,24 @@ class Exported(nn.Module):
         self._programs = programs
         self._note = note
         self._codes = {mode: compile_program(program) for mode, program in programs.items()}
+        first = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), None)
+        self._fit = (first.dtype, first.device) if first is not None else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._refit()
         code = self._codes.get(self.training)
         if code is None:
             raise RuntimeError(f"this exported model has no training graph: {self._note}; call eval() first")
         return code(self, args, kwargs)
 
-    def retype(self, dtype: torch.dtype) -> None:
-        """Follow a change of the floating type: constants of the graphs that name the old one name the new."""
-        self._programs = {mode: program.retyped(dtype) for mode, program in self._programs.items()}
-        self._codes = {mode: compile_program(program) for mode, program in self._programs.items()}
+    def _refit(self) -> None:
+        """Follow a move: constants of the graphs that name the old floating type or device name the new one."""
+        tensor = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), None)
+        fit = (tensor.dtype, tensor.device) if tensor is not None else None
+        if fit is not None and fit != self._fit:
+            self._programs = {mode: program.fitted(*fit) for mode, program in self._programs.items()}
+            self._codes = {mode: compile_program(program) for mode, program in self._programs.items()}
+            self._fit = fit
 
     def set_momentum(self, momentum: float | None) -> None:
         """Weight of the next batch in running statistics; None brings the exported one back."""

@@ -58,11 +58,13 @@ class Program:
         except Exception as error:
             raise FileDamagedError("read a saved graph", found=f"{type(error).__name__}: {error}", do="save the model again") from error
 
-    def retyped(self, dtype: torch.dtype) -> "Program":
-        """The program with floating dtype constants replaced by `dtype`."""
+    def fitted(self, dtype: torch.dtype, device: torch.device) -> "Program":
+        """The program with its floating dtype and device constants replaced by these."""
         graph = copy.deepcopy(self.graph)
 
         def change(value: Any) -> Any:
+            if isinstance(value, torch.device):
+                return device
             return dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
 
         for node in graph.nodes:
@@ -123,6 +125,9 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     for node in list(graph.nodes):  # checks of the example's sizes are of no use in the cut model
         if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert_scalar.default", "_assert_tensor_metadata.default"):
             graph.erase_node(node)
+    for node in graph.nodes:  # a view that fits one kernel's memory layout does not fit another's
+        if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
+            node.target = torch.ops.aten.reshape.default
     graph.eliminate_dead_code(is_impure_node=_impure)
     for node in graph.nodes:
         node.meta = {}

@@ -25,6 +25,8 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
         name = names.get(id(tensor))
         data = tensor.detach().clone()
         for cut in cuts.get(name, ()) if name is not None else ():
+            if cut.get("mask") is False:
+                continue
             axis, blocks = int(cut["axis"]), int(cut.get("blocks", 1))
             if blocks == 1:
                 gone = torch.ones(data.shape[axis], dtype=torch.bool, device=data.device)

@@ -50,11 +50,7 @@ def in_float64(model: nn.Module) -> nn.Module:
         data = tensor.detach()
         return like(tensor, data.double() if data.dtype.is_floating_point else data.clone())
 
-    surgery = surgery_of(model)
-    copied = copy_with(model, change)
-    if surgery.graph is not None:
-        copied.retype(torch.float64)  # type: ignore[operator]
-    return copied
+    return copy_with(model, change)
 
 
 def fresh_like(example: Any, generator: torch.Generator, device: torch.device) -> Any:

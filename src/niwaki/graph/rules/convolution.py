@@ -49,6 +49,11 @@ def convolution(call: Call) -> Labels:
     c_axis = 1 if batched else 0
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     c_in, c_out = x.shape[c_axis], call.shape[c_axis]
+    if w.parameter is None:
+        for labels in w.fields:
+            taps = tuple(axis for axis in varying(labels) if axis >= 2)
+            if taps:
+                call.fix(call.space.marker(labels, taps), "positions in a kernel")
     spatial = call.shape[c_axis + 1 :] if not transposed else x.shape[c_axis + 1 :]
     constant = prod(spatial) * prod(w.shape[2:]) * (call.shape[0] if batched else 1)
 

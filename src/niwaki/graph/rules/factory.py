@@ -12,7 +12,7 @@ def uniform(call: Call) -> Labels:
     arrays = []
     for axis, size in enumerate(shape):
         if size > 1:
-            arrays.append(call.space.new(size).reshape([size if a == axis else 1 for a in range(len(shape))]))
+            arrays.append(call.space.free(size).reshape([size if a == axis else 1 for a in range(len(shape))]))
     return tuple(arrays)
 
 

@@ -111,6 +111,33 @@ def view(call: Call, labels: np.ndarray, before: tuple[int, ...], after: tuple[i
     return compress(moved, tuple(split))
 
 
+def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
+    """Labels made ready for axes that are about to become one.
+
+    Where two labelled axes become one, each position belongs to both: it gets a label of its own, with the old ones as the
+    slabs it lies in. Where a free axis is laid together with a bare one, the result is bare.
+    """
+    if before == after:
+        return fields
+    kept = list(fields)
+    bare = rigid_axes(before, fields)
+    for left, right in factor(before, after):
+        big = [axis for axis in left if before[axis] > 1]
+        if len(big) < 2 or len([axis for axis in right if after[axis] > 1]) >= len(big):
+            continue
+        if any(axis in bare for axis in big):
+            kept = [f for f in kept if not (set(varying(f)) & set(big) and call.space.is_free(f))]
+        inside = [f for f in kept if set(varying(f)) & set(big)]
+        if len(inside) > 1:
+            shape = np.broadcast_shapes(*(f.shape for f in inside))
+            product = call.space.new(int(np.prod(shape))).reshape(shape)
+            for f in inside:
+                call.space.slab(f, product)
+            call.space.grid(product)
+            kept = [f for f in kept if not any(f is other for other in inside)] + [product]
+    return tuple(kept)
+
+
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "view_copy", "squeeze", "unsqueeze",
       "squeeze_", "unsqueeze_", "squeeze_copy", "unsqueeze_copy", "resize_")
 def reshape(call: Call) -> Labels:
@@ -119,7 +146,7 @@ def reshape(call: Call) -> Labels:
     if call.name == "view" and call.has("dtype"):
         return same(call)
     arrays = []
-    for labels in value.get(call.space):
+    for labels in prepare(call, value.get(call.space), value.shape, call.shape):
         grid_before = len(varying(labels))
         moved = view(call, labels, value.shape, call.shape)
         if len(varying(moved)) > grid_before:
@@ -152,7 +179,7 @@ def expand(call: Call) -> Labels:
     arrays = [labels.reshape((1,) * (len(shape) - labels.ndim) + labels.shape) for labels in value.get(call.space)]
     for axis, (before, after) in enumerate(zip(old, shape, strict=True)):
         if before != after:  # repeated values: any number of them will do, so these positions are free
-            arrays.append(call.space.new(after).reshape([after if a == axis else 1 for a in range(len(shape))]))
+            arrays.append(call.space.free(after).reshape([after if a == axis else 1 for a in range(len(shape))]))
     return separate(call, arrays)
 
 
@@ -170,7 +197,7 @@ def repeat(call: Call) -> Labels:
         arrays.append(np.tile(labels, [n if labels.shape[a] > 1 else 1 for a, n in enumerate(repeats)]))
     for axis, (before, n) in enumerate(zip(old, repeats, strict=True)):
         if before == 1 and n > 1:
-            arrays.append(call.space.new(n).reshape([n if a == axis else 1 for a in range(ndim)]))
+            arrays.append(call.space.free(n).reshape([n if a == axis else 1 for a in range(ndim)]))
     return separate(call, arrays)
 
 

@@ -91,8 +91,11 @@ def group_norm(call: Call) -> Labels:
 def weight_norm(call: Call) -> list[Labels]:
     """`g * v / |v|`, the norm taken over all axes but one."""
     v, g = call.value(call["v"]), call.value(call["g"])
-    axis = int(call["dim"])
+    axis = int(call["dim"]) % len(v.shape)
     fields = v.get(call.space)
+    for labels in fields:
+        if varying(labels) == (axis,):
+            call.space.role(labels, "direction")  # its length cancels, so zeroing it says nothing: g does
     ends = join(call.space, [(v.shape, fields, v.why), (g.shape, g.get(call.space), g.why)], v.shape)
     call.zero = v.zero
     inner = tuple(f for f in ends if varying(f) == (axis,))

@@ -1,0 +1,231 @@
+"""`niwaki compress` and the commands on what it leaves: end to end on the bundled digits."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from niwaki.cli import main
+
+pytest.importorskip("sklearn")
+Run = Callable[..., Any]
+MODEL = "python:nets.py:small"
+QUICK = ("--runs", "0", "--limit-test", "40", "--calibrate", "2")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run with every stage, made once."""
+    folder = tmp_path_factory.mktemp("compress")
+    with pytest.MonkeyPatch.context() as patch:
+        from conftest import NETS
+
+        (folder / "nets.py").write_text(NETS)
+        patch.chdir(folder)
+        arguments = [
+            "--data",
+            "digits",
+            "--recover",
+            "1",
+            "--lr",
+            "0.02",
+            "--keep",
+            "0.5",
+            "--out",
+            "runs/a",
+            *QUICK[:4],
+        ]
+        assert main(["--quiet", "compress", MODEL, *arguments]) == 0
+        yield folder
+
+
+@pytest.fixture
+def there(saved: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run`, in the folder of the saved run."""
+    monkeypatch.chdir(saved)
+    return run
+
+
+def test_what_is_left(saved: Path) -> None:
+    folder = saved / "runs" / "a"
+    report = json.loads((folder / "report.json").read_text())
+    names = {path.name for path in folder.iterdir()}
+    assert {"plan.json", "model.safetensors", "report.json", "settings.json", "report.html"} <= names
+    assert report["after"]["macs"]["value"] == report["promised"]["macs"] <= 0.5 * report["before"]["macs"]["value"]
+    assert [stage["stage"] for stage in report["stages"]] == ["cut", "batch-norm", "recovery"]
+    assert report["receipt"]["passed"]
+    assert report["command"].startswith("niwaki --quiet compress python:nets.py:small --data digits --recover 1")
+    assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+def test_load_check(there: Run) -> None:
+    found = there("load-check", "runs/a", MODEL, "--json")
+    assert found.code == 0
+    assert (found.data["equal"], found.data["finite"]) == (True, True)
+
+
+def test_load_check_sees_another_weight(there: Run, saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    copy = tmp_path / "changed"
+    shutil.copytree(saved / "runs" / "a", copy)
+    file = copy / "model.safetensors"
+    with safe_open(str(file), framework="pt") as opened:
+        tensors, metadata = {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata()  # noqa: SIM118
+    tensors["8.bias"][0] += 1e-3
+    save_file(tensors, str(file), metadata=metadata)
+    found = there("load-check", str(copy), MODEL, "--json")
+    assert (found.code, found.data["equal"]) == (1, False)
+    tensors["8.bias"][0] = float("nan")
+    save_file(tensors, str(file), metadata=metadata)
+    assert there("load-check", str(copy), MODEL).code != 0
+    file.write_bytes(file.read_bytes()[:-8])
+    assert there("load-check", str(copy), MODEL).code == 2
+
+
+def test_load_check_refuses_another_model(there: Run) -> None:
+    found = there("load-check", "runs/a", f"{MODEL}?width=12")
+    assert found.code == 2
+    assert "apply a plan made for Sequential" in found.err
+
+
+def test_verify(there: Run) -> None:
+    for place in ("runs/a", "runs/a/plan.json"):
+        found = there("verify", MODEL, place, "--json")
+        assert found.code == 0
+        assert found.data["passed"]
+        assert found.data["difference"] < 1e-9
+    assert there("verify", f"{MODEL}?width=12", "runs/a").code == 2
+
+
+def test_measure_of_a_run(there: Run, saved: Path) -> None:
+    report = json.loads((saved / "runs" / "a" / "report.json").read_text())
+    data = there("measure", "runs/a", "--runs", "0", "--data", "digits", "--limit-test", "40", "--json").data
+    for name in ("macs", "params", "bytes", "accuracy"):
+        assert data[name]["value"] == report["after"][name]["value"]
+    assert there("measure", "runs/a", "--checkpoint", "x.pt").code == 2
+
+
+def test_report_of_runs(there: Run) -> None:
+    found = there("report", "runs/a", "--json")
+    assert found.data["runs"][0]["method"]["name"]
+    assert "recovery" in there("report", "runs/a").out
+
+
+def test_json_is_pure_and_complete(run: Run, here: Path) -> None:
+    found = run("compress", MODEL, "--input", "1x1x8x8", "--out", "r", "--runs", "2", "--json")
+    assert found.code == 0
+    assert found.data["folder"] == "r"
+    assert "accuracy" not in found.data["report"]["after"]
+    assert "latency" in found.data["report"]["after"]
+    assert "cut: " in found.err
+    assert "saved: r" in found.err
+
+
+def test_settings_budgets_and_shortcuts(run: Run) -> None:
+    found = run(
+        "compress", MODEL, "--input", "1x1x8x8", "--out", "r", "--runs", "0", "--json", "--method", "Magnitude",
+        "--set", "p=1", "--rule", "uniform", "--exact-only", "--budget", "keep=0.6,of=macs",
+        "--budget", "keep=0.5,of=params,multiple=2",
+        "--protect", "0", "--seed", "3",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    report = found.data["report"]
+    assert (report["method"]["p"], report["method"]["rule"], report["method"]["exact_only"]) == (1, "uniform", True)
+    assert [(budget["keep"], budget["of"]) for budget in report["budget"]] == [(0.6, "macs"), (0.5, "params")]
+    assert report["after"]["params"]["value"] <= 0.5 * report["before"]["params"]["value"]
+    kept = {group["name"]: group["kept"] for group in report["groups"]}
+    assert kept["0"] == 8
+    assert kept["3"] % 2 == 0
+
+
+def test_same_seed_same_plan(run: Run, here: Path) -> None:
+    for name in ("a", "b"):
+        arguments = ("--method", "random", "--seed", "5", "--input", "1x1x8x8", "--runs", "0")
+        assert run("compress", MODEL, *arguments, "--out", name).code == 0
+    assert (here / "a" / "plan.json").read_text() == (here / "b" / "plan.json").read_text()
+
+
+def test_export(run: Run, here: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    found = run("compress", MODEL, "--input", "1x1x8x8", "--out", "r", "--runs", "0", "--export", "onnx", "--json")
+    assert found.code == 0
+    assert found.data["onnx"]["difference"]["value"] < 1e-4
+    assert (here / "r" / "model.onnx").is_file()
+
+
+WRONG = {
+    "no out": ((), "Missing option"),
+    "keep": (("--out", "r", "--keep", "half"), "--keep half; found: 'half' is not a number"),
+    "keep above one": (("--out", "r", "--keep", "1.5"), "keep is what stays"),
+    "of": (("--out", "r", "--of", "joules"), "known: macs, params, units"),
+    "budget that cannot be met": (("--out", "r", "--keep", "0.0001"), "the least that floors, multiples"),
+    "both ways": (("--out", "r", "--budget", "keep=0.5", "--keep", "0.3"), "say all of it in --budget"),
+    "method": (("--out", "r", "--method", "magic"), "unknown method 'magic'; found: known: magnitude"),
+    "setting": (("--out", "r", "--set", "q=1"), "unknown setting of magnitude 'q'; found: known: p,"),
+    "setting's value": (("--out", "r", "--set", "p=3"), "use p=1 or p=2"),
+    "setting's type": (("--out", "r", "--set", "p=two"), "p='two'; found: known: float"),
+    "setting twice": (("--out", "r", "--set", "rule=uniform", "--rule", "uniform"), "give one of them"),
+    "rule": (("--out", "r", "--rule", "best"), "rule='best'; found: known: global_rank, uniform"),
+    "grids": (("--out", "r", "--grids", "cells"), "known: rows, columns"),
+    "protect": (("--out", "r", "--protect", "head"), "head"),
+    "export": (("--out", "r", "--export", "coreml"), "unknown export format 'coreml'; found: known: onnx"),
+    "recovery without data": (("--out", "r", "--recover", "1"), "--recover 1; found: no data"),
+    "rate without recovery": (("--out", "r", "--lr", "1"), "give --recover EPOCHS"),
+    "taylor without data": (("--out", "r", "--method", "taylor"), "its score needs gradients"),
+    "limit without data": (("--out", "r", "--limit-test", "3"), "--limit-test 3; found: no data"),
+    "normalisation without data": (("--out", "r", "--normalisation", "none"), "no data to normalise"),
+    "augment": (("--out", "r", "--data", "digits", "--augment", "swirl"), "swirl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "said"), WRONG.values(), ids=WRONG)
+def test_wrong_input_writes_nothing(here: Path, run: Run, arguments: tuple[str, ...], said: str) -> None:
+    shape = () if "--data" in arguments else ("--input", "1x1x8x8")
+    found = run("compress", MODEL, *shape, "--runs", "0", *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert said in found.err
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["nets.py"]
+
+
+def test_an_existing_run_is_kept(run: Run, here: Path) -> None:
+    """Refused before any work; with --force replaced, but only by a run that succeeded, and only if it is a run."""
+    arguments = ("compress", MODEL, "--input", "1x1x8x8", "--runs", "0", "--out", "r")
+    (here / "r").mkdir()
+    (here / "r" / "thesis.txt").write_text("years of work")
+    assert "it exists" in run(*arguments).err
+    found = run(*arguments, "--force")
+    assert (found.code, (here / "r" / "thesis.txt").read_text()) == (2, "years of work")
+    assert "it holds no run" in found.err
+    (here / "r" / "thesis.txt").unlink()
+    assert run(*arguments, "--force").code == 0
+    first = (here / "r" / "report.json").read_text()
+    found = run("compress", "python:no.py:such", "--out", "r")  # the model is not even looked at
+    assert (found.code, "write a run to r; found: it exists" in found.err) == (2, True)
+    assert run(*arguments, "--force", "--keep", "0.00001").code == 2
+    assert (here / "r" / "report.json").read_text() == first
+    assert run(*arguments, "--force", "--keep", "0.7").code == 0
+    assert (here / "r" / "report.json").read_text() != first
+    assert sorted(path.name for path in here.iterdir() if path.name != "__pycache__") == ["nets.py", "r"]
+
+
+def test_weights_with_nan_are_refused(run: Run, here: Path) -> None:
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("nets", here / "nets.py")
+    assert spec is not None and spec.loader is not None
+    nets = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(nets)
+    state = nets.small().state_dict()
+    state["3.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, here / "bad.pt")
+    found = run("compress", MODEL, "--checkpoint", "bad.pt", "--input", "1x1x8x8", "--out", "r")
+    assert found.code == 2
+    assert "3.weight" in found.err
+    assert not (here / "r").exists()

@@ -1,0 +1,53 @@
+"""Help and the list of methods come at once and without torch."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+CALL = (
+    "import sys; from niwaki.cli import main; code = main(sys.argv[1:]);"
+    "heavy = sorted({'torch', 'numpy', 'matplotlib', 'scipy'} & set(sys.modules));"
+    "print('imported:', *heavy, file=sys.stderr); sys.exit(code)"
+)
+
+
+def start(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", CALL, *arguments], capture_output=True, text=True, timeout=60)
+    return done, time.perf_counter() - began
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("methods",), ("methods", "--json"), ("--version",), ("compress", "--help")],
+    ids=" ".join,
+)
+def test_in_half_a_second_without_torch(arguments: tuple[str, ...]) -> None:
+    tries = []
+    for _ in range(3):  # the machine may be busy with other tests: the best of three counts
+        done, seconds = start(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "imported:\n"
+        assert done.stdout
+        tries.append(seconds)
+    assert min(tries) < 0.5
+
+
+def test_importing_niwaki_imports_no_torch() -> None:
+    code = "import niwaki, niwaki.errors, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_report_needs_no_torch(tmp_path: object) -> None:
+    done, _ = start("report", str(tmp_path))
+    assert done.returncode == 2
+    assert "imported:\n" in done.stderr
+
+
+def test_the_reader_may_go_away() -> None:
+    code = f"{sys.executable} -c {CALL!r} --help | head -1"
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("Usage: niwaki")
+    assert "Traceback" not in done.stderr
