@@ -1,6 +1,7 @@
 """niwaki makes trained PyTorch networks smaller and really faster, and proves it.
 
-The verbs and the data types; nothing else is public. Importing this module imports no torch: names load on first use.
+The verbs and the data types; nothing else is public. `measure`, `report`, `repair` and `export` are both: the folder of
+their blocks, and a call. Importing this module imports no torch: names load on first use.
 """
 
 from importlib import import_module
@@ -9,28 +10,57 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "trace": "niwaki.graph", "ChannelGraph": "niwaki.graph",
-    "collect": "niwaki.evidence", "Evidence": "niwaki.evidence",
-    "score": "niwaki.scores", "Scores": "niwaki.scores",
+    "trace": "niwaki.graph",
+    "ChannelGraph": "niwaki.graph",
+    "collect": "niwaki.evidence",
+    "Evidence": "niwaki.evidence",
+    "score": "niwaki.scores",
+    "Scores": "niwaki.scores",
     "choose": "niwaki.budgets",
     "Plan": "niwaki.plan",
-    "Budget": "niwaki.units", "Group": "niwaki.units", "Member": "niwaki.units", "Receipt": "niwaki.units", "Unknown": "niwaki.units",
-    "cut": "niwaki.surgery", "cut_": "niwaki.surgery", "cut_optimizer_": "niwaki.surgery", "mask": "niwaki.surgery", "verify": "niwaki.surgery",
-    "Measurement": "niwaki.measure", "measure": "niwaki.measure:measure",
-    "Job": "niwaki.methods", "Outcome": "niwaki.methods", "compress": "niwaki.methods", "load": "niwaki.methods",
+    "Budget": "niwaki.units",
+    "Group": "niwaki.units",
+    "Member": "niwaki.units",
+    "Receipt": "niwaki.units",
+    "Unknown": "niwaki.units",
+    "cut": "niwaki.surgery",
+    "cut_": "niwaki.surgery",
+    "cut_optimizer_": "niwaki.surgery",
+    "mask": "niwaki.surgery",
+    "verify": "niwaki.surgery",
+    "Measurement": "niwaki.measure",
+    "Job": "niwaki.methods",
+    "Outcome": "niwaki.methods",
+    "compress": "niwaki.methods",
+    "load": "niwaki.methods",
 }
-_FOLDERS = ("budgets", "data", "errors", "evidence", "export", "graph", "measure", "methods", "models", "repair", "report", "scores",
-            "surgery", "tasks", "train", "units")
+_FOLDERS = (
+    "budgets",
+    "data",
+    "errors",
+    "evidence",
+    "export",
+    "graph",
+    "measure",
+    "methods",
+    "models",
+    "repair",
+    "report",
+    "scores",
+    "surgery",
+    "tasks",
+    "train",
+    "units",
+)
 
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _FOLDERS:
         return import_module(f"niwaki.{name}")
     if name in _WHERE:
-        module = import_module(_WHERE[name].split(":")[0])
-        return getattr(module, name)
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'niwaki' has no attribute {name!r}")
 
 
@@ -42,7 +72,7 @@ if TYPE_CHECKING:
     from niwaki.budgets import choose
     from niwaki.evidence import Evidence, collect
     from niwaki.graph import ChannelGraph, trace
-    from niwaki.measure import Measurement, measure
+    from niwaki.measure import Measurement
     from niwaki.methods import Job, Outcome, compress, load
     from niwaki.plan import Plan
     from niwaki.scores import Scores, score

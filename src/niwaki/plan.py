@@ -21,6 +21,7 @@ class Plan:
     `cuts` is enough to apply the plan without niwaki: for every cut axis of every parameter and buffer, the positions
     that stay. With `"blocks": g` (grouped convolutions) `keep` is one list per block of axis 0, empty for a block that
     goes as a whole. `"mask": false` marks slices whose length cancels (the direction of a weight norm): masking leaves them.
+    `"values"` (lists of positions, say a fixed permutation) are the numbers left after the selection, renumbered.
     """
 
     fingerprint: str
@@ -53,9 +54,14 @@ class Plan:
                 "model": {"class": self.model, "fingerprint": self.fingerprint},
                 "groups": {name: {"units": self.units[name], "keep": list(keep)} for name, keep in self.kept.items()},
                 "cuts": [dict(cut) for cut in self.cuts],
-                "promised": dict(self.promised), "budget": [dict(b) for b in self.budget], "decided_by": dict(self.decided_by),
-                "grids": self.grids, "inexact": dict(self.inexact), "example": self.example,
-                "mends": None if self.mends is None else [dict(m) for m in self.mends], "door": self.door,
+                "promised": dict(self.promised),
+                "budget": [dict(b) for b in self.budget],
+                "decided_by": dict(self.decided_by),
+                "grids": self.grids,
+                "inexact": dict(self.inexact),
+                "example": self.example,
+                "mends": None if self.mends is None else [dict(m) for m in self.mends],
+                "door": self.door,
             },
             indent=1,
         )
@@ -70,40 +76,60 @@ class Plan:
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
-                raise FileDamagedError("read a plan", found=f"format {data['format']!r}", do=f"this version reads {FORMAT!r}")
+                raise FileDamagedError(
+                    "read a plan", found=f"format {data['format']!r}", do=f"this version reads {FORMAT!r}"
+                )
             groups = data["groups"]
             plan = cls(
-                fingerprint=str(data["model"]["fingerprint"]), model=str(data["model"]["class"]),
+                fingerprint=str(data["model"]["fingerprint"]),
+                model=str(data["model"]["class"]),
                 kept={name: tuple(int(i) for i in g["keep"]) for name, g in groups.items()},
                 units={name: int(g["units"]) for name, g in groups.items()},
-                cuts=tuple(data["cuts"]), promised=data["promised"], budget=tuple(data["budget"]), decided_by=data["decided_by"],
-                grids=data["grids"], inexact=data["inexact"], example=data["example"],
-                mends=None if data["mends"] is None else tuple(data["mends"]), door=data["door"],
+                cuts=tuple(data["cuts"]),
+                promised=data["promised"],
+                budget=tuple(data["budget"]),
+                decided_by=data["decided_by"],
+                grids=data["grids"],
+                inexact=data["inexact"],
+                example=data["example"],
+                mends=None if data["mends"] is None else tuple(data["mends"]),
+                door=data["door"],
             )
             plan._check()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, FileDamagedError):
                 raise
-            raise FileDamagedError("read a plan", found=f"{type(error).__name__}: {error}", do="make the plan again") from error
+            raise FileDamagedError(
+                "read a plan", found=f"{type(error).__name__}: {error}", do="make the plan again"
+            ) from error
         return plan
 
     def _check(self) -> None:
         for name, keep in self.kept.items():
             if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= self.units[name]:
-                raise FileDamagedError("read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again")
+                raise FileDamagedError(
+                    "read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again"
+                )
         for cut in self.cuts:
             lists = cut["keep"] if cut.get("blocks", 1) > 1 else [cut["keep"]]
             if not isinstance(cut["tensor"], str) or not isinstance(cut["axis"], int):
                 raise FileDamagedError("read a plan", found="a cut without tensor or axis", do="make it again")
             for keep in lists:
-                if any(not isinstance(i, int) for i in keep) or list(keep) != sorted(set(keep)) or (keep and keep[0] < 0):
-                    raise FileDamagedError("read a plan", found="kept positions out of order", where=cut["tensor"], do="make it again")
+                if (
+                    any(not isinstance(i, int) for i in keep)
+                    or list(keep) != sorted(set(keep))
+                    or (keep and keep[0] < 0)
+                ):
+                    raise FileDamagedError(
+                        "read a plan", found="kept positions out of order", where=cut["tensor"], do="make it again"
+                    )
 
     def bound(self, model: torch.nn.Module, found: str) -> None:
         """Refuse a model whose fingerprint is not the plan's."""
         if found != self.fingerprint:
             raise PlanMismatchError(
-                f"apply a plan made for {self.model} ({self.fingerprint})", found=f"{type(model).__qualname__} ({found})",
+                f"apply a plan made for {self.model} ({self.fingerprint})",
+                found=f"{type(model).__qualname__} ({found})",
                 do="use the model the plan was made for, uncut and with the same sizes, or make a new plan",
             )
 
@@ -124,7 +150,12 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
     for cut in cuts:
         axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
         if axis >= tensor.dim() or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis]):
-            raise PlanMismatchError(f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan")
+            raise PlanMismatchError(
+                f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
+            )
+        if "values" in cut:
+            tensor = torch.tensor(cut["values"], dtype=tensor.dtype, device=tensor.device)
+            continue
         if blocks == 1:
             tensor = tensor.index_select(axis, torch.tensor(keep, dtype=torch.long, device=tensor.device))
             continue
@@ -158,7 +189,9 @@ def encode_example(example: Any) -> Any:
 def decode_example(spec: Any, device: str = "meta") -> Any:
     """What `encode_example` described, with empty tensors (zeros off the meta device)."""
     if spec is None:
-        raise InputError("rebuild the example of a plan", found="none was recorded", do="make the plan with tensors as example")
+        raise InputError(
+            "rebuild the example of a plan", found="none was recorded", do="make the plan with tensors as example"
+        )
     if "tensor" in spec:
         return torch.zeros(spec["tensor"], dtype=getattr(torch, spec["dtype"]), device=device)
     if "tuple" in spec:

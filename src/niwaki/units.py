@@ -130,7 +130,9 @@ class Budget:
 
         share = isinstance(self.keep, float)
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or self.keep != self.keep:
-            raise BudgetError(f"Budget(keep={self.keep!r})", found=type(self.keep).__name__, do="give a share or a count")
+            raise BudgetError(
+                f"Budget(keep={self.keep!r})", found=type(self.keep).__name__, do="give a share or a count"
+            )
         if (share and not 0 < self.keep <= 1) or (not share and self.keep < 1):
             raise BudgetError(
                 f"Budget(keep={self.keep!r})",
@@ -138,11 +140,17 @@ class Budget:
                 do="to remove 30 % write keep=0.7",
             )
         if self.of not in BUDGET_KINDS:
-            raise BudgetError(f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them")
-        if isinstance(self.floor, float) and not 0 < self.floor <= 1 or isinstance(self.floor, int) and self.floor < 1:
-            raise BudgetError(f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="raise it")
+            raise BudgetError(
+                f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them"
+            )
+        if (isinstance(self.floor, float) and not 0 < self.floor <= 1) or (isinstance(self.floor, int) and self.floor < 1):
+            raise BudgetError(
+                f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="raise it"
+            )
         if not isinstance(self.multiple, int) or self.multiple < 1:
-            raise BudgetError(f"Budget(multiple={self.multiple!r})", found="not a whole number from 1", do="use 1, 8, ...")
+            raise BudgetError(
+                f"Budget(multiple={self.multiple!r})", found="not a whole number from 1", do="use 1, 8, ..."
+            )
 
     def limit(self, before: float) -> float:
         """The largest allowed cost, given the uncut cost."""

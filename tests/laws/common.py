@@ -236,6 +236,9 @@ def apply_cuts(tensor: Tensor, entries: list[dict[str, Any]]) -> Tensor:
     if not blocked:
         for axis, keep in whole.items():
             tensor = tensor.index_select(axis, keep)
+        for entry in entries:  # lists of positions are renumbered after the selection
+            if "values" in entry:
+                tensor = torch.tensor(entry["values"], dtype=tensor.dtype)
         return tensor
     (entry,) = blocked
     rows = whole.pop(0, torch.arange(tensor.shape[0]))

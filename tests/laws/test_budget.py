@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import niwaki
-from laws.common import budget_blocks, has_free_units, random_scores, trace
+from laws.common import budget_blocks, choose, has_free_units, random_scores, trace
 from niwaki.graph.plans import alive_of, with_slabs
 from niwaki.units import BUDGET_KINDS, Budget
 from zoo import ZOO, Case, named
@@ -14,6 +14,8 @@ from zoo import ZOO, Case, named
 BUDGETS = [
     *((Budget(keep=keep, of=of),) for of in BUDGET_KINDS for keep in (0.35, 0.6, 0.85)),
     (Budget(keep=0.6, of="macs"), Budget(keep=0.7, of="params")),
+    (Budget(keep=0.95, of="macs"), Budget(keep=0.5, of="params")),
+    (Budget(keep=0.9, of="params"), Budget(keep=0.5, of="units")),
 ]
 
 
@@ -97,7 +99,7 @@ def clusters(graph: Any) -> np.ndarray:
 
 
 def is_grid(graph: Any, alive: np.ndarray, inside: np.ndarray) -> bool:
-    """Whether the units inside are a grid still: whole rows live or die, or whole columns and equally many in each row."""
+    """Whether the units inside are a grid still: rows live or die whole, or columns do and every row has as many."""
     units = graph.units
     ids = np.flatnonzero(inside & units.in_row)
     if whole(units.row[ids], alive[ids]):
@@ -131,20 +133,25 @@ def test_floors_and_multiples(case: Case) -> None:
     model, _, graph = trace(case)
     if not has_free_units(graph):
         return
-    for budget in (
-        Budget(keep=1, of="units", floor=0.5),
-        Budget(keep=0.8, of="macs", floor=3),
-        Budget(keep=0.7, multiple=2),
-    ):
-        try:
-            plan = niwaki.choose(graph, random_scores(model, graph, 0), budget, how=budget_blocks()[0])
-        except niwaki.errors.BudgetError:
-            continue
+    settings: list[dict[str, Any]] = [{"floor": 0.5}, {"floor": 3}, {"multiple": 2}, {"multiple": 4, "floor": 0.3}]
+    for wish in settings:
+        plan, budget = smallest(graph, random_scores(model, graph, 0), wish)
         for name, keep in plan.kept.items():
             group = graph.group(name)
             least = budget.floor * group.units if isinstance(budget.floor, float) else budget.floor
             assert len(keep) >= min(least, group.units), f"{budget}: {name} keeps {len(keep)} of {group.units}"
             assert len(keep) % budget.multiple == 0, f"{budget}: {name} keeps {len(keep)}"
+
+
+def smallest(graph: Any, scores: Any, wish: dict[str, Any]) -> tuple[Any, Budget]:
+    """The plan for the smallest share that can be met."""
+    for tenths in range(1, 11):
+        budget = Budget(keep=tenths / 10, of="units", **wish)
+        try:
+            return choose(graph, scores, budget, how=budget_blocks()[0]), budget
+        except niwaki.errors.BudgetError:
+            continue
+    raise AssertionError(f"{wish}: even keeping everything was refused")
 
 
 def test_a_count_is_a_limit_too() -> None:

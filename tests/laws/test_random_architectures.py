@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import niwaki
@@ -17,12 +17,13 @@ from laws.common import closest, counted_macs, counted_params, difference, fresh
 from random_nets import Description, build, descriptions
 
 DEFAULT = 250
-EXAMPLES = int(os.environ.get("NIWAKI_FUZZ", DEFAULT))
+FUZZ = os.environ.get("NIWAKI_FUZZ")
 
 SEARCH = settings(
-    max_examples=EXAMPLES,
+    max_examples=int(FUZZ or DEFAULT),
     deadline=None,
-    derandomize="NIWAKI_FUZZ" not in os.environ,  # the default suite always tries the same ones
+    derandomize=not FUZZ,  # the default suite always tries the same ones
+    phases=[Phase.generate, Phase.shrink] if FUZZ else [Phase.generate],  # shrinking takes minutes
     database=None,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

@@ -12,7 +12,9 @@ from niwaki.scores import Scores
 Grids = Literal["rows", "columns"]
 
 
-def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: str) -> tuple[Atoms, dict[str, str]]:
+def make_atoms(
+    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: str
+) -> tuple[Atoms, dict[str, str]]:
     """Atoms with their scores, and why groups without atoms have none (group -> reason).
 
     Plain groups: one atom per unit. Grids, by rows: whole rows (a head with all its queries, keys and values). Grids, by
@@ -70,7 +72,6 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
             why = reason or why
             if len(found) > 1:
                 break
-        columns = mode == "columns" and len(np.unique(units.row[mine[units.in_row[mine]]])) > 1
         if len(found) < 2:
             for name in held:
                 skipped.setdefault(name, why)
@@ -79,18 +80,24 @@ def make_atoms(graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only:
             touched = tuple(np.unique(group_of[atom][group_of[atom] >= 0]).tolist())
             number = keys.setdefault(touched, len(graph.groups) + len(keys))
             names[number] = graph.groups[touched[0]].name
-            least[number] = 2 if columns else 1
+            least[number] = 2 if mode == "columns" else 1
             lists.append(atom)
             pools.append(number)
 
     known = {number: i for i, number in enumerate(sorted(names))}
     score = np.array([_bundled(value[a[judged[a]]], bundle) for a in lists]) if lists else np.zeros(0)
-    spans = np.array([max(1, int(np.bincount(group_of[a][group_of[a] >= 0]).max(initial=1))) for a in lists], dtype=np.int64)
+    spans = np.array(
+        [max(1, int(np.bincount(group_of[a][group_of[a] >= 0]).max(initial=1))) for a in lists], dtype=np.int64
+    )
     order_ = np.argsort([known[p] for p in pools], kind="stable") if pools else np.zeros(0, int)
     atoms = Atoms(
-        units=tuple(lists[i] for i in order_), score=score[order_],
-        pool=np.array([known[pools[i]] for i in order_], dtype=np.int64), width=spans[order_], saves={},
-        least=np.array([least.get(n, 1) for n in sorted(names)], dtype=np.int64), pools=tuple(names[n] for n in sorted(names)),
+        units=tuple(lists[i] for i in order_),
+        score=score[order_],
+        pool=np.array([known[pools[i]] for i in order_], dtype=np.int64),
+        width=spans[order_],
+        saves={},
+        least=np.array([least.get(n, 1) for n in sorted(names)], dtype=np.int64),
+        pools=tuple(names[n] for n in sorted(names)),
     )
     return atoms, skipped
 
@@ -108,8 +115,16 @@ def _clusters(graph: ChannelGraph) -> np.ndarray:
     return components(n, edges)
 
 
-def _grid_atoms(graph: ChannelGraph, mine: np.ndarray, closure: np.ndarray, mode: Grids, judged: np.ndarray, value: np.ndarray,
-                exact_only: bool, inexact: dict[str, np.ndarray]) -> tuple[list[np.ndarray], str | None]:
+def _grid_atoms(
+    graph: ChannelGraph,
+    mine: np.ndarray,
+    closure: np.ndarray,
+    mode: Grids,
+    judged: np.ndarray,
+    value: np.ndarray,
+    exact_only: bool,
+    inexact: dict[str, np.ndarray],
+) -> tuple[list[np.ndarray], str | None]:
     """Atoms of one cluster in one manner, and a reason where it has none."""
     units = graph.units
     kind = "row" if mode == "rows" else "column"
@@ -139,7 +154,9 @@ def _grid_atoms(graph: ChannelGraph, mine: np.ndarray, closure: np.ndarray, mode
     return _balanced(units.grids, good, np.array([value[part[judged[part]]].sum() for part in good]), why)
 
 
-def _balanced(grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np.ndarray, why: str | None) -> tuple[list[np.ndarray], str | None]:
+def _balanced(
+    grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np.ndarray, why: str | None
+) -> tuple[list[np.ndarray], str | None]:
     """Atoms that take equally from every row of every grid.
 
     A part that does so is one by itself. Parts that take from one row only wait for their like in the other rows: the
@@ -171,19 +188,38 @@ def _balanced(grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np
         lanes.setdefault(tuple(sorted(marks[i])), []).append(int(i))
     if not lanes:
         return atoms, why
-    together: dict[tuple[int, int], int] = {}
-    for lane in lanes:
-        for g, r, n in lane:
-            together[g, r] = together.get((g, r), 0) + n
-    for g, count in shapes.items():
-        sums = {together.get((g, r), 0) for r in range(count)}
-        if len(sums) > 1:
-            return (atoms if len(atoms) > 1 else []), "rows of grids that lie across each other"
-    if len({len(lane) for lane in lanes.values()}) > 1:
-        return (atoms if len(atoms) > 1 else []), "rows of different lengths"
-    ranked = [[lane[j] for j in np.argsort(totals[lane], kind="stable")] for lane in lanes.values()]
-    atoms += [np.unique(np.concatenate([parts[lane[j]] for lane in ranked])) for j in range(len(ranked[0]))]
-    return atoms, None
+    for family in _families(list(lanes)):
+        together: dict[tuple[int, int], int] = {}
+        for lane in family:
+            for g, r, n in lane:
+                together[g, r] = together.get((g, r), 0) + n
+        touched = {g for g, _ in together}
+        if any(len({together.get((g, r), 0) for r in range(shapes[g])}) > 1 for g in touched):
+            why = "rows of grids that lie across each other"
+        elif len({len(lanes[lane]) for lane in family}) > 1:
+            why = "rows of different lengths"
+        else:
+            ranked = [[lanes[lane][j] for j in np.argsort(totals[lanes[lane]], kind="stable")] for lane in family]
+            atoms += [np.unique(np.concatenate([parts[row[j]] for row in ranked])) for j in range(len(ranked[0]))]
+    return atoms, why
+
+
+Lane = tuple[tuple[int, int, int], ...]
+
+
+def _families(lanes: list[Lane]) -> list[list[Lane]]:
+    """Lanes that touch a common grid, directly or through others."""
+    owner: dict[int, int] = {}
+    families: dict[int, list[Lane]] = {}
+    for i, lane in enumerate(lanes):
+        mine = [lane]
+        for old in {owner[g] for g, _, _ in lane if g in owner}:
+            mine = families.pop(old) + mine
+        families[i] = mine
+        for other in mine:
+            for g, _, _ in other:
+                owner[g] = i
+    return list(families.values())
 
 
 def _bundled(numbers: np.ndarray, bundle: str) -> float:

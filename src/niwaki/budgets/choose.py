@@ -21,8 +21,16 @@ from niwaki.units import Budget
 _DEFAULT = GlobalRank()
 
 
-def choose(graph: ChannelGraph, scores: Scores, budget: Budget | tuple[Budget, ...] | list[Budget], *, how: Rule = _DEFAULT,
-           exact_only: bool = False, grids: Literal["rows", "columns"] = "rows", bundle: Literal["sum", "mean", "max"] = "mean") -> Plan:
+def choose(
+    graph: ChannelGraph,
+    scores: Scores,
+    budget: Budget | tuple[Budget, ...] | list[Budget],
+    *,
+    how: Rule = _DEFAULT,
+    exact_only: bool = False,
+    grids: Literal["rows", "columns"] = "rows",
+    bundle: Literal["sum", "mean", "max"] = "mean",
+) -> Plan:
     """Which units stay so that every budget holds; as many as fit stay.
 
     Args:
@@ -59,7 +67,10 @@ def choose(graph: ChannelGraph, scores: Scores, budget: Budget | tuple[Budget, .
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))
         raise BudgetError(
             ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items()),
-            found="; ".join(f"the least that floors, multiples and fixed groups allow is {least[n]:g} ({least[n] / before[n]:.3f})" for n in limits),
+            found="; ".join(
+                f"the least that floors, multiples and fixed groups allow is {least[n]:g} ({least[n] / before[n]:.3f})"
+                for n in limits
+            ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut",
             do="raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
         )
@@ -67,12 +78,20 @@ def choose(graph: ChannelGraph, scores: Scores, budget: Budget | tuple[Budget, .
     alive = np.ones(graph.units.count, bool)
     for i in np.flatnonzero(gone):
         alive[chunks[i]] = False
-    decided = {"score": scores.how, "rule": describe(how), "grids": grids, "exact_only": exact_only, "bundle": bundle,
-               "left_whole": dict(sorted(skipped.items()))}
+    decided = {
+        "score": scores.how,
+        "rule": describe(how),
+        "grids": grids,
+        "exact_only": exact_only,
+        "bundle": bundle,
+        "left_whole": dict(sorted(skipped.items())),
+    }
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
 
 
-def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def _chunks(
+    atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Atoms that may go, joined where multiples ask for it; what floors protect is left out.
 
     Returns units per chunk, priority per chunk, and the chain of each chunk (or -1): chunks of a chain go in order.
@@ -85,7 +104,13 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
         mine = np.flatnonzero(atoms.pool == pool)
         order = mine[np.lexsort((-mine, priority[mine]))]
         n = order.size
-        floor = max(int(atoms.least[pool]), *(int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]])) for b in budgets))
+        floor = max(
+            int(atoms.least[pool]),
+            *(
+                int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]]))
+                for b in budgets
+            ),
+        )
         width = int(atoms.width[mine[0]])
         step = multiple // gcd(multiple, width)
         if step == 1:

@@ -26,7 +26,8 @@ class Ledger:
         held = owner[widths.units]
         hit = held >= 0
         takes = csr_matrix(
-            (np.ones(int(hit.sum()), dtype=np.int64), (held[hit], widths.owner[hit])), shape=(len(chunks), widths.rows + 1)
+            (np.ones(int(hit.sum()), dtype=np.int64), (held[hit], widths.owner[hit])),
+            shape=(len(chunks), widths.rows + 1),
         )
         takes.sum_duplicates()
         return cls(widths, costs, takes)
@@ -99,7 +100,9 @@ def remove(ledger: Ledger, full: np.ndarray, order: np.ndarray, limits: dict[str
     return gone
 
 
-def refill(ledger: Ledger, full: np.ndarray, gone: np.ndarray, order: np.ndarray, limits: dict[str, float], chained: np.ndarray) -> None:
+def refill(
+    ledger: Ledger, full: np.ndarray, gone: np.ndarray, order: np.ndarray, limits: dict[str, float], chained: np.ndarray
+) -> None:
     """Give back, highest priority first, every removed chunk that still fits (in place).
 
     `chained` numbers chunks that may only come back in order (fixed multiples): once one does not fit, the rest of its chain stays out.

@@ -24,7 +24,9 @@ class GlobalRank(Rule):
 
     def __post_init__(self) -> None:
         if self.normalise not in ("none", "mean", "max", "sum") or self.per not in ("unit", "macs", "params"):
-            raise InputError(f"{self!r}", found="normalise: none, mean, max, sum; per: unit, macs, params", do="use one of these")
+            raise InputError(
+                f"{self!r}", found="normalise: none, mean, max, sum; per: unit, macs, params", do="use one of these"
+            )
 
     def __call__(self, atoms: Atoms) -> np.ndarray:
         score = atoms.score.copy()

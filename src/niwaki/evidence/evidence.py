@@ -46,8 +46,14 @@ class GroupView:
     """Whether a member is a vector (bias, scale, shift) and not a matrix or kernel."""
 
 
-def collect(model: nn.Module, graph: ChannelGraph, needs: frozenset[Need], *, batches: Iterable[Any] | None = None,
-            loss: Callable[[nn.Module, Any], Tensor] | None = None) -> Evidence:
+def collect(
+    model: nn.Module,
+    graph: ChannelGraph,
+    needs: frozenset[Need],
+    *,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> Evidence:
     """Gather what `needs` names. Gradients are computed in eval mode over `batches` with `loss(model, batch)`.
 
     The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
@@ -59,14 +65,20 @@ def collect(model: nn.Module, graph: ChannelGraph, needs: frozenset[Need], *, ba
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     missing = [axis.tensor for axis in graph.axes if not axis.buffer and axis.tensor not in weights]
     if missing:
-        raise InputError("collect evidence", found=f"the model has no {missing[0]}", do="pass the model that was traced")
+        raise InputError(
+            "collect evidence", found=f"the model has no {missing[0]}", do="pass the model that was traced"
+        )
     for name, tensor in weights.items():
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
-            raise NotFiniteError("score the weights", found="NaN or infinity", where=name, do="repair or reload the checkpoint")
+            raise NotFiniteError(
+                "score the weights", found="NaN or infinity", where=name, do="repair or reload the checkpoint"
+            )
     if Need.GRADIENT not in needs:
         return Evidence(weights)
     if batches is None or loss is None:
-        raise InputError("gradients as evidence", found="no batches or no loss", do="give batches= and loss=, or a task")
+        raise InputError(
+            "gradients as evidence", found="no batches or no loss", do="give batches= and loss=, or a task"
+        )
     modes = {module: module.training for module in model.modules()}
     asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
     sums: dict[str, Tensor] = {}
@@ -107,9 +119,13 @@ def views(graph: ChannelGraph, evidence: Evidence) -> Iterator[GroupView]:
         yield GroupView(
             group=group,
             weights=tuple(rows(evidence.weights[m.tensor], m, group.units) for m in members),
-            gradients=None if evidence.gradients is None else tuple(
-                rows(evidence.gradients[m.tensor], m, group.units) if m.tensor in evidence.gradients
-                else torch.zeros(group.units, 1) for m in members
+            gradients=None
+            if evidence.gradients is None
+            else tuple(
+                rows(evidence.gradients[m.tensor], m, group.units)
+                if m.tensor in evidence.gradients
+                else torch.zeros(group.units, 1)
+                for m in members
             ),
             roles=tuple(m.role for m in members),
             biases=tuple(evidence.weights[m.tensor].dim() == 1 for m in members),

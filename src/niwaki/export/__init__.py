@@ -1,5 +1,9 @@
 """What leaves PyTorch: one format per file, each run in its own runtime before it is handed over."""
 
 from niwaki.export.onnx import export_onnx
+from niwaki.verbs import callable_module
 
 __all__ = ["export_onnx"]
+
+VERB = "export_onnx"
+callable_module(__name__)

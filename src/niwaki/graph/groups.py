@@ -126,17 +126,36 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
                 links.append((np.full(flat.size - 1, flat[0], dtype=np.int32), flat[1:]))
         classes = components(count, links)
     units = Units(
-        count=count, unit_of=unit_of, row=closure["row"], column=closure["column"], in_row=in_row, in_column=in_column,
-        row_frozen=row_frozen, column_frozen=column_frozen, reason=reason,
-        row_reason=_spread(reason, closure["row"]), column_reason=_spread(reason, closure["column"]),
-        reasons=tuple(reasons), inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
-        inexact_reasons=tuple(inexact_reasons), classes=classes, grids=tuple(viewed.values()),
+        count=count,
+        unit_of=unit_of,
+        row=closure["row"],
+        column=closure["column"],
+        in_row=in_row,
+        in_column=in_column,
+        row_frozen=row_frozen,
+        column_frozen=column_frozen,
+        reason=reason,
+        row_reason=_spread(reason, closure["row"]),
+        column_reason=_spread(reason, closure["column"]),
+        reasons=tuple(reasons),
+        inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
+        inexact_reasons=tuple(inexact_reasons),
+        classes=classes,
+        grids=tuple(viewed.values()),
     )
     axes = []
     for parameter, axis in seeded:
         seeds = parameter.seeds[axis]
         axes.append(
-            Axis(parameter.name, axis, parameter.blocks[axis], parameter.shape[axis], unit_of[seeds], _role(space, seeds), parameter.buffer)
+            Axis(
+                parameter.name,
+                axis,
+                parameter.blocks[axis],
+                parameter.shape[axis],
+                unit_of[seeds],
+                _role(space, seeds),
+                parameter.buffer,
+            )
         )
     return units, axes
 
@@ -158,7 +177,11 @@ def _rows_of_grids(space: LabelSpace) -> None:
 def _role(space: LabelSpace, seeds: np.ndarray) -> str:
     role = space.roles.get(int(seeds[0]))
     if role is None:  # a slice of the axis was used first: look for the first of its labels
-        role = next((space.roles[label] for label in seeds.tolist() if label in space.roles), "other") if seeds.size < 65536 else "other"
+        role = (
+            next((space.roles[label] for label in seeds.tolist() if label in space.roles), "other")
+            if seeds.size < 65536
+            else "other"
+        )
     return role
 
 
@@ -182,11 +205,16 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
         with np.errstate(over="ignore"):
             signature[held] += code * times.astype(np.uint64)
         present[held] = True
-    keys = np.stack([
-        signature, (units.reason + 1).astype(np.uint64),
-        (units.in_row * 4 + units.in_column * 2 + units.row_frozen).astype(np.uint64),
-        (units.row_reason + 1).astype(np.uint64), (units.inexact["column"] + 1).astype(np.uint64),
-    ], axis=1)
+    keys = np.stack(
+        [
+            signature,
+            (units.reason + 1).astype(np.uint64),
+            (units.in_row * 4 + units.in_column * 2 + units.row_frozen).astype(np.uint64),
+            (units.row_reason + 1).astype(np.uint64),
+            (units.inexact["column"] + 1).astype(np.uint64),
+        ],
+        axis=1,
+    )
     shown = np.flatnonzero(present)
     _, first, inverse = np.unique(keys[shown], axis=0, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # groups in the order of their first unit
@@ -204,7 +232,9 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
         owner = group_of[axis.units]
         for g in np.unique(owner[owner >= 0]):
             index = np.flatnonzero(owner == g).astype(np.int32)
-            members[g].append(Member(axis.tensor, axis.axis, axis.role, axis.blocks, index, local[axis.units[index]].astype(np.int32)))
+            members[g].append(
+                Member(axis.tensor, axis.axis, axis.role, axis.blocks, index, local[axis.units[index]].astype(np.int32))
+            )
     groups = []
     taken: dict[str, int] = {}
     buffers = {axis.tensor for axis in axes if axis.buffer}
@@ -220,11 +250,19 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
         taken[name] = taken.get(name, 0) + 1
         if taken[name] > 1:
             name = f"{name}#{taken[name]}"
-        groups.append(Group(
-            name, int(held.size), tuple(listed), fixed=fixed, exact=bool(why < 0),
-            inexact=None if why < 0 else units.inexact_reasons[why], kind="grid" if grid else "channels", rows=rows,
-            ids=held.astype(np.int32),
-        ))
+        groups.append(
+            Group(
+                name,
+                int(held.size),
+                tuple(listed),
+                fixed=fixed,
+                exact=bool(why < 0),
+                inexact=None if why < 0 else units.inexact_reasons[why],
+                kind="grid" if grid else "channels",
+                rows=rows,
+                ids=held.astype(np.int32),
+            )
+        )
     return groups
 
 

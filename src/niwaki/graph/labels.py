@@ -113,7 +113,9 @@ class LabelSpace:
     def grid(self, labels: np.ndarray) -> None:
         """An axis is viewed as this grid: what stays must be a grid again. Rows are all varying axes but the last."""
         if len(varying(labels)) > 1:
-            self.grids.append(np.moveaxis(labels, column_axis(labels), -1).reshape(-1, labels.shape[column_axis(labels)]))
+            self.grids.append(
+                np.moveaxis(labels, column_axis(labels), -1).reshape(-1, labels.shape[column_axis(labels)])
+            )
 
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:

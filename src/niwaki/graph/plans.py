@@ -11,8 +11,14 @@ from niwaki.plan import Plan, encode_example
 from niwaki.units import Budget
 
 
-def plan_of(graph: ChannelGraph, alive: np.ndarray, *, budgets: tuple[Budget, ...] = (), decided_by: dict[str, Any] | None = None,
-            grids: str = "rows") -> Plan:
+def plan_of(
+    graph: ChannelGraph,
+    alive: np.ndarray,
+    *,
+    budgets: tuple[Budget, ...] = (),
+    decided_by: dict[str, Any] | None = None,
+    grids: str = "rows",
+) -> Plan:
     """The plan in which exactly the units flagged in `alive` (bool `[units]`) stay.
 
     Raises:
@@ -53,12 +59,34 @@ def plan_of(graph: ChannelGraph, alive: np.ndarray, *, budgets: tuple[Budget, ..
             if axis.role == "direction":
                 entry["mask"] = False
             cuts.append(entry)
+    for name, source, values in graph.tables:
+        stays = padded[source]
+        if not stays.all():
+            kept_at = np.flatnonzero(stays[values])
+            cuts.extend(
+                {
+                    "tensor": every,
+                    "axis": 0,
+                    "keep": kept_at.tolist(),
+                    "values": (np.cumsum(stays) - 1)[values[kept_at]].tolist(),
+                }
+                for every in graph.names[name]
+                if not any(cut["tensor"] == every for cut in cuts)
+            )
     after, before = graph.cost(alive), graph.cost(np.ones_like(alive))
     return Plan(
-        fingerprint=graph.fingerprint, model=graph.model, kept=kept, units=sizes, cuts=tuple(cuts),
+        fingerprint=graph.fingerprint,
+        model=graph.model,
+        kept=kept,
+        units=sizes,
+        cuts=tuple(cuts),
         promised={**after, **{f"{name}_before": value for name, value in before.items()}},
-        budget=tuple(asdict(b) for b in budgets), decided_by=decided_by or {}, grids=grids, inexact=inexact,
-        example=encode_example(graph.example), graph=graph,
+        budget=tuple(asdict(b) for b in budgets),
+        decided_by=decided_by or {},
+        grids=grids,
+        inexact=inexact,
+        example=encode_example(graph.example),
+        graph=graph,
     )
 
 

@@ -23,7 +23,14 @@ CONSTANT_LIMIT = 1 << 22
 """Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
 
 MOVEMENT = movement_rules.__name__
-SILENT = ("_assert_async", "_assert_tensor_metadata", "sym_size", "is_same_size", "_assert_scalar", "_has_compatible_shallow_copy_type")
+SILENT = (
+    "_assert_async",
+    "_assert_tensor_metadata",
+    "sym_size",
+    "is_same_size",
+    "_assert_scalar",
+    "_has_compatible_shallow_copy_type",
+)
 
 
 @dataclass(eq=False, slots=True)
@@ -54,6 +61,7 @@ class Recorder(TorchDispatchMode):
         self.why = ""
         self.handles: list[Any] = []
         self.ran: set[str] = set()
+        self.tables: list[tuple[str, Any, Any]] = []
 
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
@@ -69,7 +77,9 @@ class Recorder(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for handle in self.handles:
             handle.remove()
         super().__exit__(kind, error, trace)
@@ -92,10 +102,16 @@ class Recorder(TorchDispatchMode):
         return known
 
     # -- calls -------------------------------------------------------------------------------------------------
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            known = self.value(args[0]).constant
+            if known is not None:  # a constant of the model's own making: its number is known without data
+                return known.item()
+        result = func(*args, **kwargs)
         outputs = tensors_in(result)
         inputs = [self.value(t) for t in tensors_in(args)] + [self.value(t) for t in tensors_in(kwargs)]
         if not outputs:
@@ -109,7 +125,9 @@ class Recorder(TorchDispatchMode):
         labels = self._apply(call, name, inputs)
         constant = self._constant(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
-        why = self.why or next((v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans")
+        why = self.why or next(
+            (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
+        )
         rule = RULES.get(name)
         direct = rule is not None and rule.__module__ == MOVEMENT and bool(inputs) and all(v.direct for v in inputs)
         made = []
@@ -161,13 +179,26 @@ class Recorder(TorchDispatchMode):
 
     def _constant(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> Tensor | None:
         first = outputs[0]
-        if first.dtype.is_floating_point or first.dtype.is_complex or first.numel() > CONSTANT_LIMIT or len(outputs) != 1:
+        if (
+            first.dtype.is_floating_point
+            or first.dtype.is_complex
+            or first.numel() > CONSTANT_LIMIT
+            or len(outputs) != 1
+        ):
             return None
         if any(value.constant is None for value in inputs):
             return None
         if not first.is_meta:
             return first.detach() if not inputs or call.name != "_local_scalar_dense" else None
-        if not inputs and call.name not in ("arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"):
+        if not inputs and call.name not in (
+            "arange",
+            "scalar_tensor",
+            "tril_indices",
+            "triu_indices",
+            "zeros",
+            "ones",
+            "full",
+        ):
             return None
         try:
             with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
@@ -216,8 +247,16 @@ def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
                 continue  # tables of positions and counters: their values are known, their width is nobody's choice
             parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer")
             found[name] = parameter
-            recorder.know(tensor, Value(tuple(tensor.shape), why=f"the {kind} {name}", zero=kind == "parameter",
-                                        parameter=parameter, direct=True))
+            recorder.know(
+                tensor,
+                Value(
+                    tuple(tensor.shape),
+                    why=f"the {kind} {name}",
+                    zero=kind == "parameter",
+                    parameter=parameter,
+                    direct=True,
+                ),
+            )
     return found
 
 

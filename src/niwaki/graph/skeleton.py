@@ -37,7 +37,8 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         return copy.deepcopy(model, memo)
     except Exception as error:
         raise CannotCutError(
-            f"copy a {type(model).__name__}", found=f"{type(error).__name__}: {error}",
+            f"copy a {type(model).__name__}",
+            found=f"{type(error).__name__}: {error}",
             do="make the model's attributes copyable (copy.deepcopy must accept it)",
         ) from error
 

@@ -59,12 +59,16 @@ class ChannelGraph:
     names: dict[str, tuple[str, ...]] = field(repr=False)
     """Every name of each tensor, by its first name."""
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
+    tables: tuple[tuple[str, np.ndarray, np.ndarray], ...] = field(repr=False)
+    """Integer buffers that pick positions of a labelled axis: name, the axis's units, the positions picked."""
 
     def group(self, name: str) -> Group:
         for group in self.groups:
             if group.name == name:
                 return group
-        raise InputError(f"group {name!r}", found=f"{len(self.groups)} groups, none of that name", do="see `niwaki trace`")
+        raise InputError(
+            f"group {name!r}", found=f"{len(self.groups)} groups, none of that name", do="see `niwaki trace`"
+        )
 
     @property
     def free_params(self) -> int:
@@ -83,14 +87,31 @@ class ChannelGraph:
     def to_json(self) -> dict[str, Any]:
         """Plain data: groups with members (positions left out), totals, unknown operations."""
         return {
-            "fingerprint": self.fingerprint, "macs": self.macs, "params": self.params, "free_params": self.free_params,
-            "seconds": round(self.seconds, 4), "device": self.device,
+            "fingerprint": self.fingerprint,
+            "macs": self.macs,
+            "params": self.params,
+            "free_params": self.free_params,
+            "seconds": round(self.seconds, 4),
+            "device": self.device,
             "groups": [
                 {
-                    "name": g.name, "units": g.units, "kind": g.kind, "rows": g.rows, "fixed": g.fixed, "exact": g.exact,
+                    "name": g.name,
+                    "units": g.units,
+                    "kind": g.kind,
+                    "rows": g.rows,
+                    "fixed": g.fixed,
+                    "exact": g.exact,
                     "inexact": g.inexact,
-                    "members": [{"tensor": m.tensor, "axis": m.axis, "role": m.role, "blocks": m.blocks, "positions": int(m.index.size)}
-                                for m in g.members],
+                    "members": [
+                        {
+                            "tensor": m.tensor,
+                            "axis": m.axis,
+                            "role": m.role,
+                            "blocks": m.blocks,
+                            "positions": int(m.index.size),
+                        }
+                        for m in g.members
+                    ],
                 }
                 for g in self.groups
             ],
@@ -99,7 +120,9 @@ class ChannelGraph:
         }
 
 
-def trace(model: nn.Module, example: Any, *, protect: Sequence[str] = (), device: str | torch.device | None = None) -> ChannelGraph:
+def trace(
+    model: nn.Module, example: Any, *, protect: Sequence[str] = (), device: str | torch.device | None = None
+) -> ChannelGraph:
     """Follow labels through one forward of `model` on `example` and group what must be removed together.
 
     Args:
@@ -119,7 +142,9 @@ def trace(model: nn.Module, example: Any, *, protect: Sequence[str] = (), device
     """
     start = time.perf_counter()
     wanted = torch.device(device) if device is not None else None
-    attempts = ["meta"] if wanted is not None and wanted.type == "meta" else ["meta", "real"] if wanted is None else ["real"]
+    attempts = (
+        ["meta"] if wanted is not None and wanted.type == "meta" else ["meta", "real"] if wanted is None else ["real"]
+    )
     failure: Exception | None = None
     for attempt in attempts:
         try:
@@ -134,19 +159,27 @@ def trace(model: nn.Module, example: Any, *, protect: Sequence[str] = (), device
         return result
     assert failure is not None
     raise InputError(
-        f"trace {type(model).__name__}", found=f"its forward failed: {type(failure).__name__}: {failure}",
-        where="the forward of the model on the example", do="check that model(example) runs, and the example's shape and type",
+        f"trace {type(model).__name__}",
+        found=f"its forward failed: {type(failure).__name__}: {failure}",
+        where="the forward of the model on the example",
+        do="check that model(example) runs, and the example's shape and type",
     ) from failure
 
 
-def _trace_once(model: nn.Module, example: Any, protect: Sequence[str], attempt: str, device: torch.device | None) -> ChannelGraph:
+def _trace_once(
+    model: nn.Module, example: Any, protect: Sequence[str], attempt: str, device: torch.device | None
+) -> ChannelGraph:
     pairs: list[tuple[Tensor, Tensor]] = []
 
     def stand_in(tensor: Tensor) -> Tensor:
         if attempt == "meta":
             copy = to_meta(tensor)
         elif device is not None and device != tensor.device:
-            copy = type(tensor)(tensor.detach().to(device)) if isinstance(tensor, nn.Parameter) else tensor.detach().to(device)
+            copy = (
+                type(tensor)(tensor.detach().to(device))
+                if isinstance(tensor, nn.Parameter)
+                else tensor.detach().to(device)
+            )
         else:
             copy = shared(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
         pairs.append((tensor, copy))
@@ -156,10 +189,13 @@ def _trace_once(model: nn.Module, example: Any, protect: Sequence[str], attempt:
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
-    recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules(remove_duplicate=True)))})
+    recorder = Recorder(
+        space, {id(m): name for name, m in reversed(list(skeleton.named_modules(remove_duplicate=True)))}
+    )
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
-        _note_constant(recorder, real, copy)
+        note_constant(recorder, real, copy)
+    note_tables(recorder, skeleton)
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
@@ -171,30 +207,56 @@ def _trace_once(model: nn.Module, example: Any, protect: Sequence[str], attempt:
     _protect(model, protect, recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]
-    terms = {"macs": [Term(t.constant, tuple(units.unit_of[f] for f in t.factors)) for t in recorder.terms],
-             "params": _parameter_terms(parameters, units)}
+    terms = {
+        "macs": [Term(t.constant, tuple(units.unit_of[f] for f in t.factors)) for t in recorder.terms],
+        "params": _parameter_terms(parameters, units),
+    }
     groups = tuple(make_groups(units, axes))
     free = [group.ids for group in groups if group.fixed is None]
     terms["units"] = [Term(1, (np.concatenate(free).reshape(1, -1),))] if free else []
     widths, costs = build(terms)
     names = _all_names(model)
     return ChannelGraph(
-        groups=groups, unknown=tuple(dict.fromkeys(recorder.unknown)), fingerprint=fingerprint(model),
+        groups=groups,
+        unknown=tuple(dict.fromkeys(recorder.unknown)),
+        fingerprint=fingerprint(model),
         model=type(model).__qualname__,
-        macs=macs_of(recorder.terms), params=sum(int(np.prod(p.shape)) for p in parameters.values() if not p.buffer),
-        seconds=0.0, device=attempt if attempt == "meta" else str(place or "cpu"),
-        unused=tuple(p.name for p in parameters.values() if not p.seeds and not p.buffer and any(n > 1 for n in p.shape)),
-        units=units, axes=tuple(axes), widths=widths, costs=costs, records=tuple(recorder.records),
+        macs=macs_of(recorder.terms),
+        params=sum(int(np.prod(p.shape)) for p in parameters.values() if not p.buffer),
+        seconds=0.0,
+        device=attempt if attempt == "meta" else str(place or "cpu"),
+        unused=tuple(
+            p.name for p in parameters.values() if not p.seeds and not p.buffer and any(n > 1 for n in p.shape)
+        ),
+        units=units,
+        axes=tuple(axes),
+        widths=widths,
+        costs=costs,
+        records=tuple(recorder.records),
         outputs=tuple(tuple(t.shape) for t in tensors_in(output)),
-        example=map_tensors(example, lambda t: t.detach().to("meta")), names=names,
+        example=map_tensors(example, lambda t: t.detach().to("meta")),
+        names=names,
         shapes={p.name: p.shape for p in parameters.values()},
+        tables=tuple((name, units.unit_of[source], values) for name, source, values in recorder.tables),
     )
 
 
-def _note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
+def note_tables(recorder: Recorder, model: nn.Module) -> None:
+    """Tell the recorder the names of registered integer buffers."""
+    for name, buffer in model.named_buffers():
+        if not buffer.dtype.is_floating_point and not buffer.dtype.is_complex:
+            recorder.value(buffer).table = name
+
+
+def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
     """Integer tables keep their values beside the meta tensor, so that gathers by them stay movement."""
     value = recorder.value(copy)
-    if not real.is_meta and not real.dtype.is_floating_point and not real.dtype.is_complex and not isinstance(real, nn.Parameter):
+    if (
+        not real.is_meta
+        and not real.dtype.is_floating_point
+        and not real.dtype.is_complex
+        and not isinstance(real, nn.Parameter)
+    ):
         value.constant = real.detach().cpu()
 
 
@@ -212,7 +274,7 @@ def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameter
     finally:
         skeleton.eval()
         recorder.stack[:] = [""]
-        del recorder.records[kept[0]:], recorder.terms[kept[1]:], recorder.unknown[kept[2]:]
+        del recorder.records[kept[0] :], recorder.terms[kept[1] :], recorder.unknown[kept[2] :]
 
 
 def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
@@ -226,8 +288,10 @@ def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, param
             if not inside:
                 close = [name for name in modules if name and wanted.split(".")[-1] in name][:5]
                 raise InputError(
-                    f"protect {wanted!r}", found="no module or parameter of that name" + (f"; near: {', '.join(close)}" if close else ""),
-                    where=type(model).__name__, do="give a name from model.named_modules()",
+                    f"protect {wanted!r}",
+                    found="no module or parameter of that name" + (f"; near: {', '.join(close)}" if close else ""),
+                    where=type(model).__name__,
+                    do="give a name from model.named_modules()",
                 )
         for name in hits:
             for axis, seeds in parameters[name].seeds.items():

@@ -21,6 +21,7 @@ class Parameter:
     """Labels per axis; with blocks, one per block and position."""
     blocks: dict[int, int] = field(default_factory=dict)
     """Axis -> number of blocks of axis 0 with their own labels (grouped convolutions)."""
+
     def axis(self, space: LabelSpace, axis: int, blocks: int = 1) -> np.ndarray:
         """Labels along `axis`, shaped to broadcast against the parameter."""
         size = self.shape[axis]
@@ -51,6 +52,8 @@ class Value:
     direct: bool = False
     """A parameter, or one that was only moved (transposed, sliced)."""
     constant: Tensor | None = None
+    table: str | None = None
+    """Name of the registered integer buffer this is."""
     """The value, where it is known (integer tables, positions)."""
 
     def get(self, space: LabelSpace, axes: tuple[int, ...] | None = None) -> Labels:

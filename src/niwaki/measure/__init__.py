@@ -10,6 +10,7 @@ from niwaki.measure.latency import Latency
 from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
 from niwaki.measure.params import Params
+from niwaki.verbs import callable_module
 
 __all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Meter", "Params", "measure"]
 
@@ -32,3 +33,6 @@ def measure(model: nn.Module, example: Any, *, meters: tuple[Meter, ...] = COUNT
     if not names or len(set(names)) < len(names):
         raise InputError(f"measure(meters={names})", found="none, or a name twice", do="give each meter once")
     return {meter.name: meter(model, example) for meter in meters}
+
+
+callable_module(__name__)

@@ -106,10 +106,17 @@ class Outcome:
         surgery = surgery_of(self.model)
         (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
         save_tensors(self.model, folder / "model.safetensors")
-        (folder / "surgery.json").write_text(json.dumps({
-            "door": surgery.door, "mends": [dict(m) for m in surgery.mends], "scaled": [dict(s) for s in surgery.scaled],
-            "graph": surgery.graph,
-        }), encoding="utf-8")
+        (folder / "surgery.json").write_text(
+            json.dumps(
+                {
+                    "door": surgery.door,
+                    "mends": [dict(m) for m in surgery.mends],
+                    "scaled": [dict(s) for s in surgery.scaled],
+                    "graph": surgery.graph,
+                }
+            ),
+            encoding="utf-8",
+        )
         (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
 
@@ -117,8 +124,15 @@ class Outcome:
         """Everything needed to run this again."""
         job = self.job
         return {
-            "source": job.source, "method": self.method, "budget": list(self.plan.budget), "seed": job.seed, "protect": list(job.protect),
-            "repair": job.repair, "calibration": job.calibration, "limit": job.limit, "command": job.command,
+            "source": job.source,
+            "method": self.method,
+            "budget": list(self.plan.budget),
+            "seed": job.seed,
+            "protect": list(job.protect),
+            "repair": job.repair,
+            "calibration": job.calibration,
+            "limit": job.limit,
+            "command": job.command,
             "recovery": None if job.recovery is None else _plain(vars(job.recovery)),
         }
 
@@ -133,29 +147,61 @@ class Outcome:
             shape = graph.shapes.get(cut["tensor"])
             if shape is not None and cut["tensor"].endswith("weight") and len(shape) > 1:
                 after = len(keep) if blocks == 1 else max(len(block) for block in keep)
-                widths.append({"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after})
+                widths.append(
+                    {"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after}
+                )
         metric = [name for name in self.after if name not in ("params", "macs", "bytes")]
-        candidates = [{"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
-                      for label, m in [("before", self.before), *((s.stage, s.measurements) for s in self.stages)]]
+        candidates = [
+            {"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
+            for label, m in [("before", self.before), *((s.stage, s.measurements) for s in self.stages)]
+        ]
         for candidate in candidates:
             if metric and metric[-1] in candidate:
                 candidate.setdefault("accuracy", candidate[metric[-1]])
         splits = getattr(getattr(self.job.task, "splits", None), "record", {})
         return {
-            "niwaki": __version__, "command": self.job.command,
+            "niwaki": __version__,
+            "command": self.job.command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "model": {"source": self.job.source, "class": plan.model, "fingerprint": plan.fingerprint},
-            "method": self.method, "budget": list(plan.budget),
+            "method": self.method,
+            "budget": list(plan.budget),
             "before": {name: m.to_json() for name, m in self.before.items()},
             "after": {name: m.to_json() for name, m in self.after.items()},
-            "stages": [{"stage": s.stage, "measurements": {n: m.to_json() for n, m in s.measurements.items()}} for s in self.stages],
-            "promised": dict(plan.promised), "receipt": self.receipt.to_json(), "widths": widths,
-            "groups": [{"name": g.name, "units": g.units, "kept": len(plan.kept.get(g.name, range(g.units))), "fixed": g.fixed,
-                        "exact": g.exact, "inexact": g.inexact, "kind": g.kind, "rows": g.rows} for g in graph.groups],
-            "unknown": [vars(u) if hasattr(u, "__dict__") else {"operation": u.operation, "module": u.module, "where": u.where} for u in graph.unknown],
-            "candidates": candidates, "history": self.history, "splits": _plain(splits),
-            "versions": {"niwaki": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0],
-                         "platform": platform.platform(terse=True)},
+            "stages": [
+                {"stage": s.stage, "measurements": {n: m.to_json() for n, m in s.measurements.items()}}
+                for s in self.stages
+            ],
+            "promised": dict(plan.promised),
+            "receipt": self.receipt.to_json(),
+            "widths": widths,
+            "groups": [
+                {
+                    "name": g.name,
+                    "units": g.units,
+                    "kept": len(plan.kept.get(g.name, range(g.units))),
+                    "fixed": g.fixed,
+                    "exact": g.exact,
+                    "inexact": g.inexact,
+                    "kind": g.kind,
+                    "rows": g.rows,
+                }
+                for g in graph.groups
+            ],
+            "unknown": [
+                vars(u) if hasattr(u, "__dict__") else {"operation": u.operation, "module": u.module, "where": u.where}
+                for u in graph.unknown
+            ],
+            "candidates": candidates,
+            "history": self.history,
+            "splits": _plain(splits),
+            "versions": {
+                "niwaki": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": sys.version.split()[0],
+                "platform": platform.platform(terse=True),
+            },
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "digest": digest(self.model, self.job.example),
         }
@@ -167,7 +213,9 @@ def digest(model: nn.Module, example: Any) -> dict[str, Any]:
     Bit-equality holds for the same versions, device and number of threads, which are recorded.
     """
     generator = torch.Generator().manual_seed(0)
-    fresh = map_tensors(fresh_like(example, generator, device_of(model)), lambda t: t.float() if t.dtype == torch.float64 else t)
+    fresh = map_tensors(
+        fresh_like(example, generator, device_of(model)), lambda t: t.float() if t.dtype == torch.float64 else t
+    )
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -179,8 +227,14 @@ def digest(model: nn.Module, example: Any) -> dict[str, Any]:
     code = hashlib.sha256()
     for tensor in outputs:
         code.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"sha256": code.hexdigest(), "seed": 0, "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device_of(model)),
-            "example": describe_example(example)}
+    return {
+        "sha256": code.hexdigest(),
+        "seed": 0,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(device_of(model)),
+        "example": describe_example(example),
+    }
 
 
 def describe_example(example: Any) -> Any:
@@ -196,7 +250,9 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         RunExistsError: it exists and `force` is False.
     """
     if folder.exists() and not force:
-        raise RunExistsError(f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)")
+        raise RunExistsError(
+            f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     os.chmod(aside, 0o755)

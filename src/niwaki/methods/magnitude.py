@@ -28,4 +28,11 @@ class Magnitude(Method):
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Magnitude(p=self.p, over=self.over), rule=self.rule, grids=self.grids, exact_only=self.exact_only)
+        return one_shot(
+            job,
+            self,
+            scores.Magnitude(p=self.p, over=self.over),
+            rule=self.rule,
+            grids=self.grids,
+            exact_only=self.exact_only,
+        )

@@ -27,5 +27,12 @@ class NormScale(Method):
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.NormScale(), rule=self.rule, grids=self.grids, exact_only=self.exact_only,
-                        normalise="mean" if self.normalise else "none")
+        return one_shot(
+            job,
+            self,
+            scores.NormScale(),
+            rule=self.rule,
+            grids=self.grids,
+            exact_only=self.exact_only,
+            normalise="mean" if self.normalise else "none",
+        )

@@ -23,8 +23,18 @@ Grids = Literal["rows", "columns"]
 Normalise = Literal["none", "mean", "max", "sum"]
 
 
-def one_shot(job: Job, method: Method, how: Score, *, rule: RuleName, grids: Grids, exact_only: bool, normalise: Normalise = "mean",
-             batches: int = 16, bundle: Literal["sum", "mean", "max"] = "mean") -> Outcome:
+def one_shot(
+    job: Job,
+    method: Method,
+    how: Score,
+    *,
+    rule: RuleName,
+    grids: Grids,
+    exact_only: bool,
+    normalise: Normalise = "mean",
+    batches: int = 16,
+    bundle: Literal["sum", "mean", "max"] = "mean",
+) -> Outcome:
     """Run a score and a rule on a job.
 
     Raises:
@@ -49,9 +59,18 @@ def one_shot(job: Job, method: Method, how: Score, *, rule: RuleName, grids: Gri
     before = look(model, job)
     done("measure before")
     if Need.GRADIENT in how.needs and task is None:
-        raise InputError(f"{type(method).__name__} without data", found="its score needs gradients", do="give a task (--data on the command line)")
-    seen = collect(model, graph, how.needs, batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
-                   loss=task.loss if task else None)
+        raise InputError(
+            f"{type(method).__name__} without data",
+            found="its score needs gradients",
+            do="give a task (--data on the command line)",
+        )
+    seen = collect(
+        model,
+        graph,
+        how.needs,
+        batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
+        loss=task.loss if task else None,
+    )
     numbers = score(graph, seen, how=how)
     done("score")
     chosen: budgets.Rule = budgets.Uniform() if rule == "uniform" else budgets.GlobalRank(normalise=normalise)
@@ -62,8 +81,10 @@ def one_shot(job: Job, method: Method, how: Score, *, rule: RuleName, grids: Gri
     receipt = verify(model, small, plan, example, seed=job.seed)
     if not receipt.passed:
         raise CannotCutError(
-            f"cut {plan.model}", found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
-            where=f"through the {receipt.door} door", do="please report this model; exact_only=True or protect= may help",
+            f"cut {plan.model}",
+            found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
+            where=f"through the {receipt.door} door",
+            do="please report this model; exact_only=True or protect= may help",
         )
     done("verify")
     surgery = surgery_of(small)
@@ -87,8 +108,17 @@ def one_shot(job: Job, method: Method, how: Score, *, rule: RuleName, grids: Gri
         stages.append(Stage("recovery", look(small, job)))
         done("measure recovered")
     return Outcome(
-        model=small, plan=plan, receipt=receipt, before=before, after=stages[-1].measurements, stages=tuple(stages), graph=graph,
-        method=describe(method), job=job, history=history, seconds=seconds,
+        model=small,
+        plan=plan,
+        receipt=receipt,
+        before=before,
+        after=stages[-1].measurements,
+        stages=tuple(stages),
+        graph=graph,
+        method=describe(method),
+        job=job,
+        history=history,
+        seconds=seconds,
     )
 
 

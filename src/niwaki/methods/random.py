@@ -21,4 +21,6 @@ class Random(Method):
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Random(seed=job.seed), rule=self.rule, grids=self.grids, exact_only=self.exact_only)
+        return one_shot(
+            job, self, scores.Random(seed=job.seed), rule=self.rule, grids=self.grids, exact_only=self.exact_only
+        )

@@ -22,10 +22,24 @@ from niwaki.train import Recovery
 from niwaki.units import Budget
 
 
-def compress(model: nn.Module, example: Any, *, method: Method, budget: Budget | Sequence[Budget], task: Task | None = None,
-             recovery: Recovery | None = None, repair: bool = True, calibration: int = 16, protect: Sequence[str] = (), seed: int = 0,
-             limit: int | None = None, meters: tuple[Meter, ...] = (), progress: Callable[[str, float], None] | None = None,
-             source: str = "", command: str | None = None) -> Outcome:
+def compress(
+    model: nn.Module,
+    example: Any,
+    *,
+    method: Method,
+    budget: Budget | Sequence[Budget],
+    task: Task | None = None,
+    recovery: Recovery | None = None,
+    repair: bool = True,
+    calibration: int = 16,
+    protect: Sequence[str] = (),
+    seed: int = 0,
+    limit: int | None = None,
+    meters: tuple[Meter, ...] = (),
+    progress: Callable[[str, float], None] | None = None,
+    source: str = "",
+    command: str | None = None,
+) -> Outcome:
     """Trace, score, choose, cut, verify, repair, recover, measure. `model` itself is left alone.
 
     Args:
@@ -46,12 +60,30 @@ def compress(model: nn.Module, example: Any, *, method: Method, budget: Budget |
         24
     """
     if not isinstance(method, Method):
-        raise InputError(f"method {method!r}", found=type(method).__name__, do="pass an instance from niwaki.methods, e.g. Magnitude()")
+        raise InputError(
+            f"method {method!r}",
+            found=type(method).__name__,
+            do="pass an instance from niwaki.methods, e.g. Magnitude()",
+        )
     budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    return method(Job(
-        model=model, example=example, budget=budgets, task=task, recovery=recovery, repair=repair, calibration=calibration,
-        protect=tuple(protect), seed=seed, limit=limit, meters=meters, progress=progress, source=source, command=command,
-    ))
+    return method(
+        Job(
+            model=model,
+            example=example,
+            budget=budgets,
+            task=task,
+            recovery=recovery,
+            repair=repair,
+            calibration=calibration,
+            protect=tuple(protect),
+            seed=seed,
+            limit=limit,
+            meters=meters,
+            progress=progress,
+            source=source,
+            command=command,
+        )
+    )
 
 
 def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
@@ -72,12 +104,19 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
         data = json.loads(_text(folder / "surgery.json"))
         surgery = Surgery(data["door"], tuple(data["mends"]), tuple(data["scaled"]), data["graph"])
     except (KeyError, ValueError, TypeError) as error:
-        raise FileDamagedError("load a run", found=f"{type(error).__name__}: {error}", where=str(folder / "surgery.json"), do="save it again") from error
+        raise FileDamagedError(
+            "load a run",
+            found=f"{type(error).__name__}: {error}",
+            where=str(folder / "surgery.json"),
+            do="save it again",
+        ) from error
     tensors = read_tensors(folder / "model.safetensors")
     if surgery.door == "exported":
         trainable = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
         if surgery.graph is None or not set(trainable) <= set(tensors):
-            raise FileDamagedError("load a run", found="tensors or graph missing", where=str(folder), do="save it again")
+            raise FileDamagedError(
+                "load a run", found="tensors or graph missing", where=str(folder), do="save it again"
+            )
         small: nn.Module = rebuild(dict(surgery.graph), tensors, trainable)
         small.train(model.training) if model.training and surgery.graph["programs"].get("train") else small.eval()
         remember(small, surgery)
@@ -85,18 +124,31 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     try:
         small = redo(model, plan, surgery)
     except (KeyError, AttributeError, IndexError, RuntimeError) as error:
-        raise FileDamagedError("load a run", found=f"{type(error).__name__}: {error}", where=str(folder), do="save it again") from error
+        raise FileDamagedError(
+            "load a run", found=f"{type(error).__name__}: {error}", where=str(folder), do="save it again"
+        ) from error
     own = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers(remove_duplicate=False))}
     if set(own) != set(tensors):
         odd = sorted(set(own) ^ set(tensors))[:4]
-        raise FileDamagedError("load a run", found=f"tensors do not match: {', '.join(odd)}", where=str(folder / "model.safetensors"), do="save it again")
+        raise FileDamagedError(
+            "load a run",
+            found=f"tensors do not match: {', '.join(odd)}",
+            where=str(folder / "model.safetensors"),
+            do="save it again",
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
-                raise PlanMismatchError(f"load {name}", found=f"{tuple(tensors[name].shape)} {tensors[name].dtype}",
-                                        where=f"the factory's is {tuple(tensor.shape)} {tensor.dtype}", do="use the factory of the saved model")
+                raise PlanMismatchError(
+                    f"load {name}",
+                    found=f"{tuple(tensors[name].shape)} {tensors[name].dtype}",
+                    where=f"the factory's is {tuple(tensor.shape)} {tensor.dtype}",
+                    do="use the factory of the saved model",
+                )
             if tensor.is_meta:
-                raise InputError("load into a model on the meta device", found=name, do="make the model on a real device")
+                raise InputError(
+                    "load into a model on the meta device", found=name, do="make the model on a real device"
+                )
             tensor.copy_(tensors[name])
     return small
 
@@ -109,11 +161,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
         return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise FileDamagedError("read tensors", found=f"{type(error).__name__}: {error}", where=str(path), do="save the run again") from error
+        raise FileDamagedError(
+            "read tensors", found=f"{type(error).__name__}: {error}", where=str(path), do="save the run again"
+        ) from error
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FileDamagedError("load a run", found=f"{type(error).__name__}", where=str(path), do="give a folder that outcome.save() wrote") from error
+        raise FileDamagedError(
+            "load a run", found=f"{type(error).__name__}", where=str(path), do="give a folder that outcome.save() wrote"
+        ) from error

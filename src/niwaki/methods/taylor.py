@@ -28,5 +28,14 @@ class Taylor(Method):
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Taylor(), rule=self.rule, grids=self.grids, exact_only=self.exact_only,
-                        normalise="mean" if self.normalise else "none", batches=self.batches, bundle="sum")
+        return one_shot(
+            job,
+            self,
+            scores.Taylor(),
+            rule=self.rule,
+            grids=self.grids,
+            exact_only=self.exact_only,
+            normalise="mean" if self.normalise else "none",
+            batches=self.batches,
+            bundle="sum",
+        )

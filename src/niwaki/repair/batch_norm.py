@@ -47,7 +47,9 @@ class BatchNormStatistics:
                 raise InputError("re-estimate batch norm", found="no batches", do="give at least one batch of inputs")
             for name, buffer in running.items():
                 if not bool(torch.isfinite(buffer).all()):
-                    raise NotFiniteError("re-estimate batch norm", found="NaN or infinity", where=name, do="check the batches")
+                    raise NotFiniteError(
+                        "re-estimate batch norm", found="NaN or infinity", where=name, do="check the batches"
+                    )
         except BaseException:
             with torch.no_grad():
                 for name, buffer in model.named_buffers():

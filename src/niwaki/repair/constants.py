@@ -42,7 +42,9 @@ class FoldedConstants:
             InputError: no batches, or a model that was not cut through the eager door.
         """
         if surgery_of(small).door != "eager":
-            raise InputError("fold constants", found="a model cut through the exported door", do="repair batch norm instead")
+            raise InputError(
+                "fold constants", found="a model cut through the exported door", do="repair batch norm instead"
+            )
         consumers, skipped = _consumers(model, plan)
         source = _without_scales(model, plan) if self.source == "shift" else model
         means = _means(source, consumers, batches)
@@ -93,7 +95,11 @@ def _consumers(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], list[st
 def _without_scales(model: nn.Module, plan: Plan) -> nn.Module:
     """The model with the norm scales of removed channels at zero, their shifts as they are."""
     cuts = plan.by_tensor()
-    scales = {f"{path}.weight" for path, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine}
+    scales = {
+        f"{path}.weight"
+        for path, m in model.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine
+    }
     names = {id(p): name for name, p in model.named_parameters()}
 
     def change(tensor: Tensor) -> Tensor:
@@ -123,6 +129,7 @@ def _means(model: nn.Module, consumers: dict[str, Tensor], batches: Iterable[Any
             flat = x.movedim(axis, 0).flatten(1)
             sums[name] = sums.get(name, 0) + flat.sum(1).cpu()
             counts[name] = counts.get(name, 0) + flat.shape[1]
+
         return hook
 
     modes = {module: module.training for module in model.modules()}
@@ -142,7 +149,10 @@ def _means(model: nn.Module, consumers: dict[str, Tensor], batches: Iterable[Any
             module.training = mode
     if seen == 0:
         raise InputError("fold constants", found="no batches", do="give at least one batch of inputs")
-    return {name: sums[name] / counts[name] if name in sums else torch.zeros(len(modules[name].weight[0])) for name in consumers}  # type: ignore[arg-type, index]
+    return {
+        name: sums[name] / counts[name] if name in sums else torch.zeros(len(modules[name].weight[0]))
+        for name in consumers
+    }  # type: ignore[arg-type, index]
 
 
 def _norm_after(model: nn.Module, plan: Plan) -> dict[str, str]:

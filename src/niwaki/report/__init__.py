@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from niwaki.errors import InputError
+from niwaki.verbs import callable_module
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,3 +72,7 @@ def _mask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+VERB = "write"
+callable_module(__name__)

@@ -23,5 +23,7 @@ class Random(Score):
     """Seed; the same one gives the same numbers."""
 
     def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + zlib.crc32(view.group.name.encode())) % (1 << 62))
+        generator = torch.Generator().manual_seed(
+            (self.seed * 1_000_003 + zlib.crc32(view.group.name.encode())) % (1 << 62)
+        )
         return torch.rand(view.group.units, generator=generator, dtype=torch.float64)

@@ -62,7 +62,9 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
             continue
         numbers = numbers.detach().to("cpu", torch.float64)
         if bool(torch.isnan(numbers).any()):
-            raise NotFiniteError(f"score {type(how).__name__}", found="NaN", where=f"group {view.group.name}", do="check the weights")
+            raise NotFiniteError(
+                f"score {type(how).__name__}", found="NaN", where=f"group {view.group.name}", do="check the weights"
+            )
         values[view.group.name] = numbers
     return Scores(values, describe(how), tuple(missing))
 

@@ -16,7 +16,7 @@ from niwaki.graph.groups import components
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, seed
 from niwaki.graph.skeleton import copy_with, to_meta
-from niwaki.graph.trace import quiet
+from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter, Value
 from niwaki.units import map_tensors, run, tensors_in
 
@@ -58,8 +58,8 @@ def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
     recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules()))})
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
-        if not real.is_meta and not real.dtype.is_floating_point and not isinstance(real, nn.Parameter):
-            recorder.value(copy).constant = real.detach().cpu()
+        note_constant(recorder, real, copy)
+    note_tables(recorder, skeleton)
     inputs = map_tensors(example, lambda t: t.to("meta") if meta else t)
     for tensor in tensors_in(inputs):
         recorder.value(tensor).constant = None
@@ -68,7 +68,9 @@ def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
             output = run(skeleton, inputs)
     except Exception as error:
         where = recorder.stack[-1] or "the model"
-        return Retrace(recorder.records, parameters, f"forward fails in {where}: {type(error).__name__}: {str(error)[:200]}")
+        return Retrace(
+            recorder.records, parameters, f"forward fails in {where}: {type(error).__name__}: {str(error)[:200]}"
+        )
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs:
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
@@ -95,9 +97,13 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     label, unit = np.concatenate(labels), np.concatenate(units)
     component = components(space.count, space.strict)
     # what a column joins may meet directly once a single row is left
-    wrong = _mixed(component[label], np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit))
+    wrong = _mixed(
+        component[label], np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit)
+    )
     if wrong is not None:
-        return f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
+        return (
+            f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
+        )
     rows = components(space.count, [*space.strict, *space.slabs["row"]])
     inside = graph.units.in_row[unit] & ~graph.units.row_frozen[unit]
     wrong = _mixed(rows[label[inside]], graph.units.row[unit[inside]])
@@ -126,6 +132,7 @@ def _tensor_at(graph: ChannelGraph, parameters: dict[str, Parameter], label: int
 
 def _scales(records: list[Record], graph: ChannelGraph) -> tuple[Scale, ...]:
     """Factors that differ between the two forwards, call by call of each module."""
+
     def keyed(listing: tuple[Record, ...] | list[Record]) -> dict[tuple[str, str, int], Record]:
         seen: dict[tuple[str, str], int] = {}
         table = {}

@@ -47,7 +47,9 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     exported, reason = cut_exported(model, plan, graph, alive)
     if exported is None:
         raise CannotCutError(
-            f"cut {type(model).__name__}", found=f"eager: {problem}; exported: {reason}", where="see the module named",
+            f"cut {type(model).__name__}",
+            found=f"eager: {problem}; exported: {reason}",
+            where="see the module named",
             do="protect the groups of that module (protect=[...]) or cut its grids the other way (grids=...)",
         )
     return exported
@@ -61,7 +63,11 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
     """
     small = cut(model, plan)
     if type(small) is not type(model):
-        raise CannotCutError(f"cut {type(model).__name__} in place", found="it only cuts by torch.export", do="use cut(), which returns a new model")
+        raise CannotCutError(
+            f"cut {type(model).__name__} in place",
+            found="it only cuts by torch.export",
+            do="use cut(), which returns a new model",
+        )
     model.__dict__.update(small.__dict__)
     remember(model, surgery_of(small))
     return model

@@ -14,7 +14,9 @@ Changes = dict[str, dict[int, set[int]]]
 class Sizes:
     """Sizes of traced tensors when only some labels stay."""
 
-    def __init__(self, stays: np.ndarray) -> None:
+    def __init__(self, stays: np.ndarray, tables: frozenset[str] = frozenset()) -> None:
+        self.tables = tables
+        """Integer buffers that the plan renumbers."""
         self.stays = stays
         """Whether each label stays; bool `[labels]`."""
         self._known: dict[int, dict[int, int]] = {}
@@ -101,8 +103,11 @@ def groups_after(record: Record, sizes: Sizes) -> int:
     counted = group_count(record)
     assert counted is not None
     groups = counted[0]
-    value = next(v for v in values_in(record) if v.parameter is None) if any(
-        v.parameter is None for v in values_in(record)) else values_in(record)[0]
+    value = (
+        next(v for v in values_in(record) if v.parameter is None)
+        if any(v.parameter is None for v in values_in(record))
+        else values_in(record)[0]
+    )
     for labels in value.fields:
         if labels.ndim > 1 and labels.shape[1] > 1:
             return sizes.rows(labels, groups, 1)

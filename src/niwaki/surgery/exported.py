@@ -18,7 +18,7 @@ from niwaki.graph.groups import components
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
 from niwaki.graph.skeleton import copy_with, shared, to_meta
-from niwaki.graph.trace import quiet
+from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.check import retrace
@@ -37,7 +37,9 @@ class Exported(nn.Module):
     `train()` uses the graph exported in training mode; where there is none, it raises.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], trainable: dict[str, bool], programs: dict[bool, Program], note: str = "") -> None:
+    def __init__(
+        self, tensors: dict[str, Tensor], trainable: dict[str, bool], programs: dict[bool, Program], note: str = ""
+    ) -> None:
         super().__init__()
         for name, tensor in tensors.items():
             _place(self, name, tensor, trainable.get(name))
@@ -70,7 +72,10 @@ class Exported(nn.Module):
             self._codes[True] = compile_program(code if momentum is None else code.with_momentum(momentum))
 
     def to_json(self) -> dict[str, Any]:
-        return {"note": self._note, "programs": {("train" if mode else "eval"): p.to_json() for mode, p in self._programs.items()}}
+        return {
+            "note": self._note,
+            "programs": {("train" if mode else "eval"): p.to_json() for mode, p in self._programs.items()},
+        }
 
 
 def rebuild(data: dict[str, Any], tensors: dict[str, Tensor], trainable: dict[str, bool]) -> Exported:
@@ -139,7 +144,9 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
             made[name] = data
     small = Exported({**made, **tensors}, trainable, programs, note)
     small.train(model.training) if (not model.training or True in programs) else small.eval()
-    seen = retrace(small, graph, alive, graph.example if graph.device == "meta" else example, meta=graph.device == "meta")
+    seen = retrace(
+        small, graph, alive, graph.example if graph.device == "meta" else example, meta=graph.device == "meta"
+    )
     if seen.problem is not None:
         return None, seen.problem
     remember(small, Surgery("exported", graph=small.to_json()))
@@ -179,7 +186,9 @@ def _export(model: nn.Module, example: Any, *, train: bool) -> ExportedProgram:
             try:
                 if dynamic:
                     a, k = map_tensors(args, grow), map_tensors(kwargs, grow)
-                    return torch.export.export(skeleton, a, k, dynamic_shapes=_shapes(skeleton, a, k, free), strict=False)
+                    return torch.export.export(
+                        skeleton, a, k, dynamic_shapes=_shapes(skeleton, a, k, free), strict=False
+                    )
                 return torch.export.export(skeleton, args, kwargs, strict=False)
             except Exception as failure:
                 error = failure
@@ -211,12 +220,23 @@ def _shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fr
     return table
 
 
-def _rewrite(program: Program, constants: dict[str, Tensor], model: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any) -> None:
+def _rewrite(
+    program: Program,
+    constants: dict[str, Tensor],
+    model: nn.Module,
+    graph: ChannelGraph,
+    alive: np.ndarray,
+    example: Any,
+) -> None:
     """Run the exported graph under the recorder and correct every size that the labels prove wrong."""
     root = nn.Module()
     memo: dict[int, Tensor] = {}
     pairs: list[tuple[Tensor, Tensor]] = []
-    every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False), *constants.items())
+    every = (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+        *constants.items(),
+    )
     for name, tensor in every:
         if id(tensor) not in memo:
             memo[id(tensor)] = to_meta(tensor)
@@ -227,15 +247,15 @@ def _rewrite(program: Program, constants: dict[str, Tensor], model: nn.Module, g
     recorder = Recorder(space, {})
     parameters = seed(recorder, root)
     for real, copy in pairs:
-        if not real.dtype.is_floating_point and not isinstance(real, nn.Parameter):
-            recorder.value(copy).constant = real.detach().cpu()
+        note_constant(recorder, real, copy)
+    note_tables(recorder, root)
     inputs = map_tensors(example, lambda t: t.to("meta"))
     flat, _ = pytree.tree_flatten(_as_call(inputs))
     traced = _Traced(root, program.graph, recorder)
     with quiet(), torch.no_grad(), recorder:
         traced.run(*flat)
     stays = _stays(space, parameters, graph, alive)
-    rewrite(program.graph, traced.seen, Sizes(stays))
+    rewrite(program.graph, traced.seen, Sizes(stays, frozenset(name for name, _, _ in graph.tables)))
 
 
 def _as_call(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

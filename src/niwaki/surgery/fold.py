@@ -13,8 +13,15 @@ from niwaki.surgery.evidence import values_in
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "addmm_")
 SUMS = ("add", "sub", "add_", "sub_")
-NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "native_layer_norm",
-         "native_group_norm", "_fused_rms_norm", "cudnn_batch_norm")
+NORMS = (
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "_native_batch_norm_legit",
+    "native_layer_norm",
+    "native_group_norm",
+    "_fused_rms_norm",
+    "cudnn_batch_norm",
+)
 HOMOGENEOUS = ("relu", "relu_", "neg", "leaky_relu", "abs", "_to_copy")
 
 Slice = tuple[str, int, tuple[int, ...]]
@@ -113,8 +120,11 @@ class Walk:
             for theirs in whole.fields:
                 if varying(theirs) and all(mine.shape[a] in (1, theirs.shape[a]) for a in range(mine.ndim)):
                     pick = np.isin(theirs, labels)
-                    found.append(np.broadcast_to(mine, np.broadcast_shapes(mine.shape, theirs.shape))[np.broadcast_to(
-                        pick, np.broadcast_shapes(mine.shape, theirs.shape))])
+                    found.append(
+                        np.broadcast_to(mine, np.broadcast_shapes(mine.shape, theirs.shape))[
+                            np.broadcast_to(pick, np.broadcast_shapes(mine.shape, theirs.shape))
+                        ]
+                    )
         return np.unique(np.concatenate([f.ravel() for f in found]))
 
 
@@ -125,7 +135,10 @@ def fold(model: nn.Module, seen: Retrace) -> tuple[list[dict[str, object]], str 
     for scale in seen.scales:
         slices = _slices(seen, scale)
         if slices is None:
-            return done, f"{scale.record.name} in {scale.record.module or 'the model'} multiplies by a number that depends on the width"
+            return (
+                done,
+                f"{scale.record.name} in {scale.record.module or 'the model'} multiplies by a number that depends on the width",
+            )
         for (name, axis), positions in slices.items():
             with torch.no_grad():
                 data = parameters[name].detach()

@@ -15,8 +15,28 @@ from torch.utils import _pytree as pytree
 
 from niwaki.errors import FileDamagedError
 
-OPERATORS = {name: getattr(operator, name) for name in (
-    "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")}
+OPERATORS = {
+    name: getattr(operator, name)
+    for name in (
+        "getitem",
+        "add",
+        "sub",
+        "mul",
+        "floordiv",
+        "truediv",
+        "mod",
+        "neg",
+        "pow",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "and_",
+        "or_",
+    )
+}
 NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 PATH = re.compile(r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")
 NAMESPACES = ("aten",)
@@ -33,9 +53,19 @@ class Program:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "inputs": self.inputs, "in_spec": self.in_spec, "out_spec": self.out_spec,
-            "nodes": [{"op": n.op, "name": n.name, "target": _target_name(n), "args": _encode(n.args), "kwargs": _encode(n.kwargs)}
-                      for n in self.graph.nodes],
+            "inputs": self.inputs,
+            "in_spec": self.in_spec,
+            "out_spec": self.out_spec,
+            "nodes": [
+                {
+                    "op": n.op,
+                    "name": n.name,
+                    "target": _target_name(n),
+                    "args": _encode(n.args),
+                    "kwargs": _encode(n.kwargs),
+                }
+                for n in self.graph.nodes
+            ],
         }
 
     @classmethod
@@ -47,7 +77,9 @@ class Program:
             for item in data["nodes"]:
                 name, op = item["name"], item["op"]
                 if not NAME.match(name) or op not in ("placeholder", "get_attr", "call_function", "output"):
-                    raise FileDamagedError("read a saved graph", found=f"node {name!r} ({op})", do="save the model again")
+                    raise FileDamagedError(
+                        "read a saved graph", found=f"node {name!r} ({op})", do="save the model again"
+                    )
                 target = _target(op, item["target"])
                 args, kwargs = _decode(item["args"], nodes), _decode(item["kwargs"], nodes)
                 nodes[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
@@ -56,7 +88,9 @@ class Program:
         except FileDamagedError:
             raise
         except Exception as error:
-            raise FileDamagedError("read a saved graph", found=f"{type(error).__name__}: {error}", do="save the model again") from error
+            raise FileDamagedError(
+                "read a saved graph", found=f"{type(error).__name__}: {error}", do="save the model again"
+            ) from error
 
     def fitted(self, dtype: torch.dtype, device: torch.device) -> "Program":
         """The program with its floating dtype and device constants replaced by these."""
@@ -76,8 +110,11 @@ class Program:
         """The program whose batch norms weigh the next batch by `momentum`."""
         graph = copy.deepcopy(self.graph)
         for node in graph.nodes:
-            if node.op == "call_function" and "batch_norm" in _target_name(node) and any(
-                    a.name == "momentum" for a in node.target._schema.arguments):
+            if (
+                node.op == "call_function"
+                and "batch_norm" in _target_name(node)
+                and any(a.name == "momentum" for a in node.target._schema.arguments)
+            ):
                 _momentum(node, momentum)
         return Program(graph, self.inputs, self.in_spec, self.out_spec)
 
@@ -104,7 +141,9 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
             users.append(node)
             continue
         target = str(spec.target)
-        if spec.kind == InputKind.CONSTANT_TENSOR or (spec.kind == InputKind.BUFFER and target not in exported.state_dict):
+        if spec.kind == InputKind.CONSTANT_TENSOR or (
+            spec.kind == InputKind.BUFFER and target not in exported.state_dict
+        ):
             tensor = exported.constants[target]
             if target not in exported.state_dict and spec.kind == InputKind.CONSTANT_TENSOR:
                 target = "constant_" + target.replace(".", "_")
@@ -123,7 +162,10 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
                 graph.call_function(torch.ops.aten.copy_.default, (place, result))
     output.args = (tuple(r for r, kind in zip(results, kinds, strict=True) if kind == OutputKind.USER_OUTPUT),)
     for node in list(graph.nodes):  # checks of the example's sizes are of no use in the cut model
-        if node.op == "call_function" and getattr(node.target, "__name__", "") in ("_assert_scalar.default", "_assert_tensor_metadata.default"):
+        if node.op == "call_function" and getattr(node.target, "__name__", "") in (
+            "_assert_scalar.default",
+            "_assert_tensor_metadata.default",
+        ):
             graph.erase_node(node)
     for node in graph.nodes:  # a view that fits one kernel's memory layout does not fit another's
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
@@ -172,7 +214,9 @@ def _target_name(node: fx.Node) -> str:
             return f"operator.{name}"
     if node.target in (torch.sym_max, torch.sym_min, torch.sym_not):
         return f"torch.{node.target.__name__}"
-    raise FileDamagedError("write an exported graph", found=f"a call of {node.target}", do="only ATen calls can be kept")
+    raise FileDamagedError(
+        "write an exported graph", found=f"a call of {node.target}", do="only ATen calls can be kept"
+    )
 
 
 def _target(op: str, name: str) -> Any:
@@ -220,7 +264,9 @@ def _encode(value: Any) -> Any:
         return [_encode(item) for item in value]
     if isinstance(value, (int, float, str, bool, type(None))):
         return value
-    raise FileDamagedError("write an exported graph", found=f"an argument of type {type(value).__name__}", do="report this model")
+    raise FileDamagedError(
+        "write an exported graph", found=f"an argument of type {type(value).__name__}", do="report this model"
+    )
 
 
 def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
@@ -228,7 +274,7 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return [_decode(item, nodes) for item in value]
     if not isinstance(value, dict):
         return value
-    (kind, item), = value.items()
+    ((kind, item),) = value.items()
     if kind == "node":
         return nodes[item]
     if kind == "dtype":
@@ -238,8 +284,12 @@ def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if kind == "layout":
         return {"strided": torch.strided, "sparse_coo": torch.sparse_coo}[item]
     if kind == "memory_format":
-        return {"contiguous_format": torch.contiguous_format, "channels_last": torch.channels_last,
-                "preserve_format": torch.preserve_format, "channels_last_3d": torch.channels_last_3d}[item]
+        return {
+            "contiguous_format": torch.contiguous_format,
+            "channels_last": torch.channels_last,
+            "preserve_format": torch.preserve_format,
+            "channels_last_3d": torch.channels_last_3d,
+        }[item]
     if kind == "float":
         return float(item)
     if kind == "slice":

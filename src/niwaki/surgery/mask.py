@@ -33,7 +33,9 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
                 gone[torch.tensor(cut["keep"], dtype=torch.long, device=data.device)] = False
                 data.movedim(axis, 0)[gone] = 0
                 continue
-            split = data.view(blocks, data.shape[0] // blocks, *data.shape[1:]).movedim(axis + 1, 1)  # [blocks, size, rows, ...]
+            split = data.view(blocks, data.shape[0] // blocks, *data.shape[1:]).movedim(
+                axis + 1, 1
+            )  # [blocks, size, rows, ...]
             gone = torch.ones(split.shape[:2], dtype=torch.bool, device=data.device)
             for block, keep in enumerate(cut["keep"]):
                 gone[block, torch.tensor(keep, dtype=torch.long, device=data.device)] = False

@@ -43,19 +43,28 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
     if isinstance(module, nn.modules.conv._ConvNd):
         inner, outer = (0, 1) if module.transposed else (1, 0)
         shape, g = module.weight.shape, groups or module.groups
-        return {"in_channels": shape[inner] * (1 if module.transposed else g),
-                "out_channels": shape[outer] * (g if module.transposed else 1), "groups": g}
+        return {
+            "in_channels": shape[inner] * (1 if module.transposed else g),
+            "out_channels": shape[outer] * (g if module.transposed else 1),
+            "groups": g,
+        }
     if isinstance(module, (nn.modules.batchnorm._NormBase,)):
         size = next((t.shape[0] for t in (module.weight, module.running_mean) if t is not None), module.num_features)
         return {"num_features": size}
     if isinstance(module, nn.LayerNorm) or (hasattr(nn, "RMSNorm") and isinstance(module, nn.RMSNorm)):
         return {"normalized_shape": tuple(weight.shape)} if weight is not None else {}
     if isinstance(module, nn.GroupNorm):
-        return {"num_channels": weight.shape[0], "num_groups": groups or module.num_groups} if weight is not None else {}
+        return (
+            {"num_channels": weight.shape[0], "num_groups": groups or module.num_groups} if weight is not None else {}
+        )
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
     if isinstance(module, nn.Bilinear):
-        return {"out_features": module.weight.shape[0], "in1_features": module.weight.shape[1], "in2_features": module.weight.shape[2]}
+        return {
+            "out_features": module.weight.shape[0],
+            "in1_features": module.weight.shape[1],
+            "in2_features": module.weight.shape[2],
+        }
     if isinstance(module, nn.RNNBase):
         return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
     if isinstance(module, nn.RNNCellBase):
@@ -68,7 +77,9 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
 Option = tuple[tuple[str, str, Any], list[Any]]
 
 
-def options(model: nn.Module, changes: Changes) -> dict[tuple[str, str, Any], tuple[list[tuple[nn.Module, str, str]], list[Any]]]:
+def options(
+    model: nn.Module, changes: Changes
+) -> dict[tuple[str, str, Any], tuple[list[tuple[nn.Module, str, str]], list[Any]]]:
     """Integers of modules that equal a number which changed there: where they stand and what they may become.
 
     Modules of one class in which the same number has the same choices are decided together. The likeliest choice
@@ -139,4 +150,8 @@ def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], .
     for mend in mends:
         module, value = modules[mend["module"]], mend["value"]
         now = getattr(module, mend["attribute"])
-        setattr(module, mend["attribute"], type(now)(value) if isinstance(now, (list, tuple)) and not isinstance(value, type(now)) else value)
+        setattr(
+            module,
+            mend["attribute"],
+            type(now)(value) if isinstance(now, (list, tuple)) and not isinstance(value, type(now)) else value,
+        )

@@ -26,20 +26,35 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
         for parameter in group["params"]:
             name = names.get(id(parameter))
             if name is None:
-                raise InputError("cut an optimiser", found="it holds a parameter that is not the model's", do="pass the model it was made for")
+                raise InputError(
+                    "cut an optimiser",
+                    found="it holds a parameter that is not the model's",
+                    do="pass the model it was made for",
+                )
             if name not in new:
-                raise PlanMismatchError("cut an optimiser", found=f"the small model has no {name}", do="pass the model cut by this plan")
+                raise PlanMismatchError(
+                    "cut an optimiser", found=f"the small model has no {name}", do="pass the model cut by this plan"
+                )
             pairs.append((parameter, new[name], name))
     state: dict[Tensor, Any] = {}
     for old, young, name in pairs:
         if old in optimizer.state:
             state[young] = {
-                key: apply_cuts(value, cuts[name], name).clone() if isinstance(value, Tensor) and value.shape == old.shape and name in cuts
-                else value for key, value in optimizer.state[old].items()
+                key: apply_cuts(value, cuts[name], name).clone()
+                if isinstance(value, Tensor) and value.shape == old.shape and name in cuts
+                else value
+                for key, value in optimizer.state[old].items()
             }
             for key, value in state[young].items():
-                if isinstance(value, Tensor) and value.dim() > 0 and value.shape != young.shape and value.shape == old.shape:
-                    raise PlanMismatchError(f"cut the state {key} of {name}", found=f"{tuple(value.shape)}", do="use the plan of the cut")
+                if (
+                    isinstance(value, Tensor)
+                    and value.dim() > 0
+                    and value.shape != young.shape
+                    and value.shape == old.shape
+                ):
+                    raise PlanMismatchError(
+                        f"cut the state {key} of {name}", found=f"{tuple(value.shape)}", do="use the plan of the cut"
+                    )
     swap = {id(old): young for old, young, _ in pairs}
     for group in optimizer.param_groups:
         group["params"] = [swap[id(parameter)] for parameter in group["params"]]

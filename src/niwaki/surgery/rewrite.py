@@ -67,8 +67,24 @@ def changed(value: Value, sizes: Sizes) -> dict[int, tuple[int, int]]:
     return {axis: (old, new) for axis, (old, new) in enumerate(zip(value.shape, after, strict=True)) if old != new}
 
 
-@handles("view", "reshape", "_unsafe_view", "expand", "view_copy", "zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full",
-         "new_empty", "expand_copy", "rand", "randn")
+@handles(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "expand",
+    "view_copy",
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "expand_copy",
+    "rand",
+    "randn",
+)
 def sized(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     """The result's sizes are an argument."""
     name = "size" if "size" in arguments(node) else "shape"
@@ -77,7 +93,9 @@ def sized(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         given = listed[axis]
         if isinstance(given, fx.Node):  # a number computed from the batch: it keeps its proportion
             with node.graph.inserting_before(node):
-                listed[axis] = node.graph.call_function(operator.floordiv, (node.graph.call_function(operator.mul, (given, new)), old))
+                listed[axis] = node.graph.call_function(
+                    operator.floordiv, (node.graph.call_function(operator.mul, (given, new)), old)
+                )
         elif given != -1:
             if given != old:
                 raise Refused(f"{node.name}: size {given} where {old} was traced")
@@ -96,7 +114,9 @@ def unflatten(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     put(node, "sizes", listed)
 
 
-@handles("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split")
+@handles(
+    "split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes", "tensor_split"
+)
 def split(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     parts: list[Value] = list(seen[node.name])
     axis = get(node, "dim", 0) % len(parts[0].shape)
@@ -201,7 +221,7 @@ def group_norm(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 def layer_norm(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
     listed = list(get(node, "normalized_shape"))
-    put(node, "normalized_shape", list(sizes.of(source)[len(source.shape) - len(listed):]))
+    put(node, "normalized_shape", list(sizes.of(source)[len(source.shape) - len(listed) :]))
 
 
 @handles("scaled_dot_product_attention")
@@ -221,7 +241,9 @@ def channel_shuffle(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         put(node, "groups", int(sizes.stays[labels].any(1).reshape(groups, -1).any(1).sum()))
 
 
-@handles("roll", "repeat", "tile", "index_select", "unfold", "as_strided", "index", "lstm", "gru", "rnn_tanh", "rnn_relu")
+@handles(
+    "roll", "repeat", "tile", "index_select", "unfold", "as_strided", "index", "lstm", "gru", "rnn_tanh", "rnn_relu"
+)
 def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     """These hold positions or states along an axis: fine while that axis stays."""
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
@@ -232,9 +254,16 @@ def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     if name == "roll":
         bad = [axis for axis in after if axis in [d % len(source.shape) for d in get(node, "dims", [])]]
     elif name == "index":
-        bad = [axis for axis in after if axis < len(get(node, "indices")) and get(node, "indices")[axis] is not None]
+        picks = get(node, "indices")
+        bad = [
+            axis for axis in after if axis < len(picks) and picks[axis] is not None and not _table(picks[axis], sizes)
+        ]
     elif name == "index_select":
-        bad = [axis for axis in after if axis == get(node, "dim") % len(source.shape)]
+        bad = [
+            axis
+            for axis in after
+            if axis == get(node, "dim") % len(source.shape) and not _table(get(node, "index"), sizes)
+        ]
     elif name == "unfold":
         bad = [axis for axis in after if axis == get(node, "dimension") % len(source.shape)]
     elif name == "as_strided":
@@ -245,6 +274,11 @@ def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         bad = [axis for axis in after if repeats[axis + shift] != 1 and len(varying_on(source, axis)) == 0]
     if bad:
         raise Refused(f"{node.name}: {name} along an axis that is cut")
+
+
+def _table(node: Any, sizes: Sizes) -> bool:
+    """Whether an index is a registered buffer that the plan renumbers."""
+    return isinstance(node, fx.Node) and node.op == "get_attr" and node.target in sizes.tables
 
 
 def varying_on(value: Value, axis: int) -> list[np.ndarray]:

@@ -9,10 +9,16 @@ from niwaki.graph.rules.registry import Call, rule
 from niwaki.graph.values import Labels, Value, join
 
 
-@rule("scaled_dot_product_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention",
-      "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
-      "_scaled_dot_product_attention_math_for_mps")
+@rule(
+    "scaled_dot_product_attention",
+    "_scaled_dot_product_attention_math",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+)
 def attention(call: Call) -> Labels:
     """q, k, v are [..., heads, tokens, head size]; fewer key/value heads than query heads are repeated."""
     q, k, v = (call.value(call[name]) for name in ("query", "key", "value"))

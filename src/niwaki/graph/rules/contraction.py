@@ -39,7 +39,9 @@ def contract(call: Call, left: Value, right: Value, pattern: str) -> Labels:
                 axes = varying(labels)
                 if len(axes) == 1:
                     call.space.role(labels, "out" if letters[axes[0]] in out else "in")
-        operands.append((tuple(sizes[c] if c in letters else 1 for c in loop), tuple(lay(f, letters) for f in fields), value.why))
+        operands.append(
+            (tuple(sizes[c] if c in letters else 1 for c in loop), tuple(lay(f, letters) for f in fields), value.why)
+        )
     space = call.space
     if not (left.zero or right.zero):
         for _, fields, _ in operands:
@@ -84,8 +86,27 @@ def term(shape: tuple[int, ...], fields: Labels, constant: int = 1) -> Term:
     return Term(constant * prod(size for axis, size in enumerate(shape) if axis not in covered), tuple(factors))
 
 
-@rule("mm", "bmm", "matmul", "dot", "mv", "vdot", "outer", "ger", "linear", "addmm", "baddbmm", "addbmm", "addmv", "addmm_",
-      "baddbmm_", "_addmm_activation", "addr", "_int_mm", "chain_matmul")
+@rule(
+    "mm",
+    "bmm",
+    "matmul",
+    "dot",
+    "mv",
+    "vdot",
+    "outer",
+    "ger",
+    "linear",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "addmv",
+    "addmm_",
+    "baddbmm_",
+    "_addmm_activation",
+    "addr",
+    "_int_mm",
+    "chain_matmul",
+)
 def matrix_product(call: Call) -> Labels | None:
     name = call.name.rstrip("_")
     bias: Tensor | None = None
@@ -119,5 +140,8 @@ def matrix_product(call: Call) -> Labels | None:
             call.space.role(array, "out")
     product_zero = call.zero
     call.zero = product_zero and value.zero
-    return join(call.space, [(call.shape, labels, "an axis that no parameter spans"), (value.shape, value.get(call.space), value.why)],
-                call.shape)
+    return join(
+        call.space,
+        [(call.shape, labels, "an axis that no parameter spans"), (value.shape, value.get(call.space), value.why)],
+        call.shape,
+    )

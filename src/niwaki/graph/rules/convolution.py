@@ -33,10 +33,29 @@ def channel_labels(call: Call, value: Value, axis: int, what: str) -> np.ndarray
     return found
 
 
-@rule("convolution", "_convolution", "cudnn_convolution", "cudnn_convolution_transpose", "mkldnn_convolution",
-      "convolution_overrideable", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-      "miopen_convolution", "miopen_depthwise_convolution", "_conv_depthwise2d", "conv_depthwise3d", "slow_conv3d",
-      "thnn_conv2d", "slow_conv_dilated2d", "_slow_conv2d_forward", "mps_convolution")
+@rule(
+    "convolution",
+    "_convolution",
+    "cudnn_convolution",
+    "cudnn_convolution_transpose",
+    "mkldnn_convolution",
+    "convolution_overrideable",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "miopen_convolution",
+    "miopen_depthwise_convolution",
+    "_conv_depthwise2d",
+    "conv_depthwise3d",
+    "slow_conv3d",
+    "thnn_conv2d",
+    "slow_conv_dilated2d",
+    "_slow_conv2d_forward",
+    "mps_convolution",
+)
 def convolution(call: Call) -> Labels:
     x, w = call.value(call["input" if call.has("input") else "self"]), call.value(call["weight"])
     bias = call["bias"] if call.has("bias") else None
@@ -70,7 +89,9 @@ def convolution(call: Call) -> Labels:
         elif inputs is not None:
             call.fix(inputs, "meets a kernel without labels")
         factors = [f.reshape(1, -1) for f in (inputs if weight_in is not None else None, weight_out) if f is not None]
-        missing = (1 if inputs is not None and weight_in is not None else c_in) * (1 if weight_out is not None else c_out)
+        missing = (1 if inputs is not None and weight_in is not None else c_in) * (
+            1 if weight_out is not None else c_out
+        )
         call.terms.append(Term(constant * missing, tuple(factors)))
         out = weight_out
     else:
@@ -110,8 +131,17 @@ def weight_view(call: Call, weight: Value, axis: int) -> Value:
     return Value(weight.shape, tuple(picked), why=weight.why)
 
 
-def grouped(call: Call, w: Value, inputs: np.ndarray | None, groups: int, transposed: bool, c_in: int, c_out: int,
-            constant: int, why: str) -> np.ndarray | None:
+def grouped(
+    call: Call,
+    w: Value,
+    inputs: np.ndarray | None,
+    groups: int,
+    transposed: bool,
+    c_in: int,
+    c_out: int,
+    constant: int,
+    why: str,
+) -> np.ndarray | None:
     """Channels as a grid of groups x channels per group; rows of the input's and the output's grid go together."""
     space = call.space
     per_in, per_out = c_in // groups, c_out // groups
@@ -146,7 +176,11 @@ def grouped(call: Call, w: Value, inputs: np.ndarray | None, groups: int, transp
 def block_labels(call: Call, w: Value, axis: int, groups: int, size: int) -> np.ndarray:
     """Labels `[groups, size]` of a weight axis that counts channels within a group: its own per group where possible."""
     parameter: Any = w.parameter
-    if parameter is None or (axis in parameter.seeds and parameter.blocks[axis] != groups) or parameter.shape[0] % groups:
+    if (
+        parameter is None
+        or (axis in parameter.seeds and parameter.blocks[axis] != groups)
+        or parameter.shape[0] % groups
+    ):
         shared = axis_labels(call, w, axis)
         return np.broadcast_to(shared if shared is not None else call.space.new(size), (groups, size))
     if size == 1:

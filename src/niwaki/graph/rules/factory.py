@@ -4,8 +4,20 @@ from niwaki.graph.rules.registry import Call, rule
 from niwaki.graph.values import Labels
 
 
-@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "empty_strided",
-      "new_empty_strided", "empty_memory_format", "scalar_tensor")
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "empty_memory_format",
+    "scalar_tensor",
+)
 def uniform(call: Call) -> Labels:
     shape = call.shape
     call.zero = call.name in ("zeros", "new_zeros", "empty", "new_empty", "empty_strided")
@@ -23,9 +35,23 @@ def like(call: Call) -> Labels:
     return value.get(call.space)
 
 
-@rule("arange", "linspace", "logspace", "rand", "randn", "randint", "randperm", "eye", "normal", "tril_indices",
-      "triu_indices", "hann_window", "hamming_window", "multinomial", "nonzero")
+@rule(
+    "arange",
+    "linspace",
+    "logspace",
+    "rand",
+    "randn",
+    "randint",
+    "randperm",
+    "eye",
+    "normal",
+    "tril_indices",
+    "triu_indices",
+    "hann_window",
+    "hamming_window",
+    "multinomial",
+    "nonzero",
+)
 def per_position(call: Call) -> Labels:
     call.recorder.why = f"a constant made in forward by {call.name}"
     return ()
-

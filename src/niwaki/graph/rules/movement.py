@@ -44,9 +44,33 @@ def normal(axis: int, ndim: int) -> int:
     return axis % max(ndim, 1)
 
 
-@rule("clone", "contiguous", "_to_copy", "detach", "detach_", "alias", "lift_fresh", "lift_fresh_copy", "lift",
-      "view_of", "positive", "_conj", "resolve_conj", "resolve_neg", "_reshape_copy", "alias_copy", "to", "pin_memory",
-      "native_dropout", "dropout", "alpha_dropout", "feature_dropout", "dropout_", "_to_dense", "_pin_memory")
+@rule(
+    "clone",
+    "contiguous",
+    "_to_copy",
+    "detach",
+    "detach_",
+    "alias",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "lift",
+    "view_of",
+    "positive",
+    "_conj",
+    "resolve_conj",
+    "resolve_neg",
+    "_reshape_copy",
+    "alias_copy",
+    "to",
+    "pin_memory",
+    "native_dropout",
+    "dropout",
+    "alpha_dropout",
+    "feature_dropout",
+    "dropout_",
+    "_to_dense",
+    "_pin_memory",
+)
 def same(call: Call) -> Labels:
     source = call.args[0]
     value = call.value(source)
@@ -115,7 +139,7 @@ def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[in
     """Labels made ready for axes that are about to become one.
 
     Where two labelled axes become one, each position belongs to both: it gets a label of its own, with the old ones as the
-    slabs it lies in. Where a free axis is laid together with a bare one, the result is bare.
+    slabs it lies in. A free axis laid together with another keeps its count: its labels go.
     """
     if before == after:
         return fields
@@ -125,9 +149,15 @@ def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[in
         big = [axis for axis in left if before[axis] > 1]
         if len(big) < 2 or len([axis for axis in right if after[axis] > 1]) >= len(big):
             continue
-        if any(axis in bare for axis in big):
-            kept = [f for f in kept if not (set(varying(f)) & set(big) and call.space.is_free(f))]
         inside = [f for f in kept if set(varying(f)) & set(big)]
+        free = [f for f in inside if call.space.is_free(f)]
+        if free and len(free) == len(inside) and not any(axis in bare for axis in big):
+            size = int(np.prod([before[axis] for axis in big]))
+            whole = call.space.free(size).reshape([n if axis in big else 1 for axis, n in enumerate(before)])
+            kept = [f for f in kept if not any(f is other for other in free)] + [whole]
+            continue
+        kept = [f for f in kept if not any(f is other for other in free)]
+        inside = [f for f in inside if not any(f is other for other in free)]
         if len(inside) > 1:
             shape = np.broadcast_shapes(*(f.shape for f in inside))
             product = call.space.new(int(np.prod(shape))).reshape(shape)
@@ -138,8 +168,22 @@ def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[in
     return tuple(kept)
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "view_copy", "squeeze", "unsqueeze",
-      "squeeze_", "unsqueeze_", "squeeze_copy", "unsqueeze_copy", "resize_")
+@rule(
+    "view",
+    "_unsafe_view",
+    "reshape",
+    "_reshape_alias",
+    "flatten",
+    "unflatten",
+    "view_copy",
+    "squeeze",
+    "unsqueeze",
+    "squeeze_",
+    "unsqueeze_",
+    "squeeze_copy",
+    "unsqueeze_copy",
+    "resize_",
+)
 def reshape(call: Call) -> Labels:
     value = call.value(call["self"])
     call.zero = value.zero
@@ -155,8 +199,20 @@ def reshape(call: Call) -> Labels:
     return separate(call, arrays)
 
 
-@rule("permute", "transpose", "t", "transpose_", "t_", "permute_copy", "transpose_copy", "t_copy", "movedim", "mT",
-      "numpy_T", "swapaxes")
+@rule(
+    "permute",
+    "transpose",
+    "t",
+    "transpose_",
+    "t_",
+    "permute_copy",
+    "transpose_copy",
+    "t_copy",
+    "movedim",
+    "mT",
+    "numpy_T",
+    "swapaxes",
+)
 def permute(call: Call) -> Labels:
     ndim = call[("self")].dim()
     if call.name.startswith("permute"):
@@ -238,8 +294,17 @@ def unbind(call: Call) -> list[Labels]:
     return parts
 
 
-@rule("split", "split_with_sizes", "chunk", "split_copy", "split_with_sizes_copy", "tensor_split", "unsafe_split",
-      "unsafe_chunk", "unsafe_split_with_sizes")
+@rule(
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "split_copy",
+    "split_with_sizes_copy",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_chunk",
+    "unsafe_split_with_sizes",
+)
 def split(call: Call) -> list[Labels]:
     axis = normal(call["dim"], call["self"].dim())
     parts, start = [], 0
@@ -307,8 +372,13 @@ def stack(call: Call) -> Labels:
         shape = (*value.shape[:axis], 1, *value.shape[axis:])
         values.append(Value(shape, fields, why=value.why, zero=value.zero))
     call.zero = all(value.zero for value in values)
-    return tuple(join(call.space, [(v.shape, v.fields, v.why) for v in values],
-                      tuple(1 if a == axis else n for a, n in enumerate(call.shape))))
+    return tuple(
+        join(
+            call.space,
+            [(v.shape, v.fields, v.why) for v in values],
+            tuple(1 if a == axis else n for a, n in enumerate(call.shape)),
+        )
+    )
 
 
 @rule("flip", "fliplr", "flipud")
@@ -389,6 +459,8 @@ def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
         if masks or (touched and any(constants[axis] is None for axis in touched)):
             call.fix(labels, "indexed by data")
             continue
+        for axis in touched:
+            _note_table(call, labels, axis, call.value(picks[axis]))
         moved.append((labels, touched))
     if not moved:
         return ()
@@ -411,7 +483,8 @@ def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
                 key[axis] = np.broadcast_to(key[axis], shape)
             picked = labels[tuple(key)]
             picked = picked.reshape(
-                picked.shape[:at] + (1,) * (wide - len(shape)) + picked.shape[at:] if adjacent
+                picked.shape[:at] + (1,) * (wide - len(shape)) + picked.shape[at:]
+                if adjacent
                 else (1,) * (wide - len(shape)) + picked.shape
             )
             arrays.append(compress(picked, tuple(range(at, at + wide))))
@@ -423,9 +496,33 @@ def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
     return separate(call, arrays)
 
 
-@rule("gather", "take_along_dim", "scatter", "scatter_add", "index_add", "index_copy", "index_put", "index_put_",
-      "_index_put_impl_", "scatter_", "scatter_add_", "index_add_", "index_copy_", "index_fill", "index_fill_",
-      "scatter_reduce", "masked_scatter")
+def _note_table(call: Call, labels: np.ndarray, axis: int, index: Value) -> None:
+    """A registered list of positions can be renumbered by a cut; other constants hold the axis."""
+    if index.table is None or index.constant is None or index.constant.dim() != 1 or varying(labels) != (axis,):
+        call.fix(call.space.marker(labels, (axis,)), "picked by a constant that can't be renumbered")
+        return
+    call.recorder.tables.append((index.table, labels.ravel(), index.constant.numpy()))
+
+
+@rule(
+    "gather",
+    "take_along_dim",
+    "scatter",
+    "scatter_add",
+    "index_add",
+    "index_copy",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "scatter_",
+    "scatter_add_",
+    "index_add_",
+    "index_copy_",
+    "index_fill",
+    "index_fill_",
+    "scatter_reduce",
+    "masked_scatter",
+)
 def by_position(call: Call) -> Labels | None:
     """Reads or writes at positions given by data: the addressed axis is fixed, other axes meet index by index."""
     value = call.value(call["self"])
@@ -464,8 +561,11 @@ def by_position(call: Call) -> Labels | None:
     call.zero = value.zero and all(call.value(part).zero for part in parts)
     if call.name in ("gather", "take_along_dim"):
         item = call.value(call["index"])
-        return join(call.space, [(tuple(1 if a in axes else n for a, n in enumerate(call.shape)), tuple(kept), value.why)]
-                    if item else [], call.shape)
+        return join(
+            call.space,
+            [(tuple(1 if a in axes else n for a, n in enumerate(call.shape)), tuple(kept), value.why)] if item else [],
+            call.shape,
+        )
     return join(call.space, [(value.shape, tuple(kept), value.why), *rest], call.shape)
 
 
@@ -477,11 +577,18 @@ def scatter_part(call: Call) -> Labels:
     fields = value.get(call.space)
     if call.name == "slice_scatter":
         window = [cut_axis(axis, slice(call["start"], call["end"], call["step"]))(labels) for labels in fields]
-        join(call.space, [(part.shape, tuple(window), value.why), (part.shape, part.get(call.space), part.why)], part.shape)
+        join(
+            call.space,
+            [(part.shape, tuple(window), value.why), (part.shape, part.get(call.space), part.why)],
+            part.shape,
+        )
     else:
         window = [np.take(labels, int(call["index"]) if labels.shape[axis] > 1 else 0, axis) for labels in fields]
-        join(call.space, [(part.shape, separate(call, window), value.why), (part.shape, part.get(call.space), part.why)],
-             part.shape)
+        join(
+            call.space,
+            [(part.shape, separate(call, window), value.why), (part.shape, part.get(call.space), part.why)],
+            part.shape,
+        )
     return fields
 
 

@@ -17,9 +17,18 @@ def affine_zero(call: Call, x: Value) -> bool:
     return has_weight and (bias is None or isinstance(bias, Tensor))
 
 
-@rule("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-      "batch_norm", "_batch_norm_with_update", "_batch_norm_no_update", "_batch_norm_impl_index", "miopen_batch_norm",
-      "_native_batch_norm_legit_functional")
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "batch_norm",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "_batch_norm_impl_index",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit_functional",
+)
 def batch_norm(call: Call) -> Labels:
     x = call.value(call["input"])
     axis = 1 if len(x.shape) > 1 else 0
@@ -100,4 +109,3 @@ def weight_norm(call: Call) -> list[Labels]:
     call.zero = v.zero
     inner = tuple(f for f in ends if varying(f) == (axis,))
     return [ends, inner]
-

@@ -11,8 +11,32 @@ SUMS = ("sum", "nansum", "norm", "linalg_vector_norm", "count_nonzero")
 """Zeros add nothing to these, so removing what is zero is exact."""
 
 
-@rule(*SUMS, "mean", "nanmean", "amax", "amin", "max", "min", "prod", "logsumexp", "var", "std", "var_mean", "std_mean", "any", "all",
-      "argmax", "argmin", "median", "nanmedian", "mode", "aminmax", "quantile", "_log_softmax_backward_data", "kthvalue")
+@rule(
+    *SUMS,
+    "mean",
+    "nanmean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "prod",
+    "logsumexp",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "median",
+    "nanmedian",
+    "mode",
+    "aminmax",
+    "quantile",
+    "_log_softmax_backward_data",
+    "kthvalue",
+)
 def reduce(call: Call) -> list[Labels]:
     value = call.value(call.args[0])
     ndim = len(value.shape)
@@ -37,8 +61,21 @@ def reduce(call: Call) -> list[Labels]:
     return [tuple(out) for _ in tensors]
 
 
-@rule("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin",
-      "cumsum_", "_masked_softmax", "renorm")
+@rule(
+    "_softmax",
+    "softmax",
+    "_log_softmax",
+    "log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "cummax",
+    "cummin",
+    "cumsum_",
+    "_masked_softmax",
+    "renorm",
+)
 def along_axis(call: Call) -> list[Labels]:
     """Computed along an axis that stays."""
     value = call.value(call.args[0])
@@ -51,7 +88,19 @@ def along_axis(call: Call) -> list[Labels]:
     return [fields for _ in ([call.result] if isinstance(call.result, Tensor) else call.result)]
 
 
-@rule("sort", "argsort", "topk", "msort", "unique", "unique2", "_unique2", "bincount", "histc", "searchsorted", "bucketize")
+@rule(
+    "sort",
+    "argsort",
+    "topk",
+    "msort",
+    "unique",
+    "unique2",
+    "_unique2",
+    "bincount",
+    "histc",
+    "searchsorted",
+    "bucketize",
+)
 def by_order(call: Call) -> list[Labels]:
     """Positions change with the data: a labelled axis is fixed, the others pass."""
     value = call.value(call.args[0])

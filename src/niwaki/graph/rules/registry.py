@@ -1,7 +1,7 @@
 """What a rule gets (a call with its arguments by name) and where rules are registered."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.values import Labels, Value
 
 
-@lru_cache(maxsize=None)
+@cache
 def signature(func: Any) -> tuple[tuple[str, bool, Any], ...]:
     """Argument names of an operator, whether each is keyword-only, and its default."""
     return tuple((arg.name, arg.kwarg_only, arg.default_value) for arg in func._schema.arguments)
@@ -53,7 +53,9 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) result."""
-        first = self.result if isinstance(self.result, Tensor) else next(t for t in self.result if isinstance(t, Tensor))
+        first = (
+            self.result if isinstance(self.result, Tensor) else next(t for t in self.result if isinstance(t, Tensor))
+        )
         return tuple(first.shape)
 
     def fix(self, labels: np.ndarray, reason: str) -> None:

@@ -6,15 +6,41 @@ from niwaki.graph.labels import varying
 from niwaki.graph.rules.registry import Call, rule
 from niwaki.graph.values import Labels
 
-NAMES = [
-    f"{kind}{rank}d"
-    for rank in (1, 2, 3)
-    for kind in ("avg_pool", "max_pool", "adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest",
-                 "_upsample_nearest_exact", "reflection_pad", "replication_pad", "fractional_max_pool", "mkldnn_max_pool", "lp_pool")
-] + [f"max_pool{rank}d_with_indices" for rank in (2, 3)] + [
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa",
-    "_upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler", "cudnn_grid_sampler", "grid_sampler_3d", "max_unpool2d", "max_unpool3d",
-]
+NAMES = (
+    [
+        f"{kind}{rank}d"
+        for rank in (1, 2, 3)
+        for kind in (
+            "avg_pool",
+            "max_pool",
+            "adaptive_avg_pool",
+            "_adaptive_avg_pool",
+            "adaptive_max_pool",
+            "upsample_nearest",
+            "_upsample_nearest_exact",
+            "reflection_pad",
+            "replication_pad",
+            "fractional_max_pool",
+            "mkldnn_max_pool",
+            "lp_pool",
+        )
+    ]
+    + [f"max_pool{rank}d_with_indices" for rank in (2, 3)]
+    + [
+        "upsample_linear1d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "upsample_trilinear3d",
+        "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa",
+        "grid_sampler_2d",
+        "grid_sampler",
+        "cudnn_grid_sampler",
+        "grid_sampler_3d",
+        "max_unpool2d",
+        "max_unpool3d",
+    ]
+)
 
 
 @rule(*NAMES)
