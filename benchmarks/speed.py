@@ -41,10 +41,15 @@ def build(name: str, *, seed: int, device: str) -> nn.Module:
 
 
 def timed(work: Callable[[], Any]) -> float:
+    return timed_both(work)[0]
+
+
+def timed_both(work: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds on the wall clock, and of this process's work."""
     gc.collect()
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - worked
 
 
 def where_time_goes(work: Callable[[], Any], *, lines: int = 14) -> list[str]:
@@ -131,6 +136,7 @@ def ours(model: nn.Module, example: torch.Tensor, spent: dict[str, float] | None
     graph = niwaki.trace(model, example)
     lap("trace")
     scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    lap("score")
     plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="macs"), how=niwaki.budgets.Uniform())
     lap("choose")
     small = niwaki.cut(model, plan)
@@ -169,22 +175,25 @@ def beside_case(rows: Rows, name: str, options: argparse.Namespace) -> None:
     small = ours(model, example)  # also the warm-up
     peer = theirs(copy.deepcopy(model), example, options.ratio)
     our_macs, peer_macs = macs(small, example), macs(peer, example)
-    mine, other, stages = [], [], []
+    mine: list[tuple[float, float]] = []
+    other: list[tuple[float, float]] = []
+    stages: list[dict[str, float]] = []
     for _ in range(options.repeat):
         spent: dict[str, float] = {}
-        mine.append(timed(lambda spent=spent: ours(model, example, spent)))
+        mine.append(timed_both(lambda spent=spent: ours(model, example, spent)))
         stages.append(spent)
         twin = copy.deepcopy(model)
-        other.append(timed(lambda twin=twin: theirs(twin, example, options.ratio)))
-    ratio = statistics.median(other) / statistics.median(mine)
+        other.append(timed_both(lambda twin=twin: theirs(twin, example, options.ratio)))
+    (wall, work), (peer_wall, peer_work) = (map(statistics.median, zip(*runs, strict=True)) for runs in (mine, other))
+    ratio = peer_wall / wall
     rows.add(key, {
-        "what": "beside", "model": name, "ours_s": statistics.median(mine), "peer_s": statistics.median(other), "faster": ratio,
-        "faster_each": [b / a for a, b in zip(mine, other, strict=True)], "ours_seconds": mine, "peer_seconds": other,
-        "stages": {stage: statistics.median(s[stage] for s in stages) for stage in stages[0]},
+        "what": "beside", "model": name, "ours_s": wall, "peer_s": peer_wall, "faster": ratio, "ours_cpu_s": work, "peer_cpu_s": peer_work,
+        "faster_cpu": peer_work / work, "faster_each": [b[0] / a[0] for a, b in zip(mine, other, strict=True)],
+        "ours_seconds": mine, "peer_seconds": other, "stages": {stage: statistics.median(s[stage] for s in stages) for stage in stages[0]},
         "ours_macs": None if our_macs is None or not dense else our_macs / dense, "peer_macs": None if peer_macs is None or not dense else peer_macs / dense,
         "peer": "torch-pruning", "peer_ratio": options.ratio, "bar": FASTER, "passed": ratio >= FASTER,
         "profile": where_time_goes(lambda: ours(model, example)) if options.profile else None,
-    }, seed=options.seed, threads=options.threads)
+    }, seed=options.seed, threads=torch.get_num_threads())
 
 
 def page(rows: Rows) -> None:
@@ -203,13 +212,14 @@ def page(rows: Rows) -> None:
         return "does not run" if value is None else f"{value:.3f}"
 
     lines = [(r["model"], f"{r['ours_s']:.2f} s", " + ".join(f"{v:.2f}" for v in r["stages"].values()), f"{r['peer_s']:.2f} s", f"**{r['faster']:.1f}**",
+              f"{r['ours_cpu_s']:.2f} s, {r['peer_cpu_s']:.2f} s: {r['faster_cpu']:.1f}",
               f"{min(r['faster_each']):.1f} - {max(r['faster_each']):.1f}", share(r["ours_macs"]), share(r["peer_macs"]), f"{r['bar']:g}", said[r["passed"]])
              for r in rows.rows if r["what"] == "beside"]
     text += ("\n\n## Beside Torch-Pruning\n\nTrace, score, choose and cut on the CPU (for the peer: dependency graph, group norms, one pruning step). Both "
              "take the same share of every group by the group's L2 norm; ours is asked for half of the MACs, the peer for a share of the channels. Runs "
-             "alternate in one process, medians. Our time includes making the new model; the peer cuts in place and its copy is not timed. Our cut "
+             "alternate in one process, medians, one thread for both. Our time includes making the new model; the peer cuts in place and its copy is not timed. Our cut "
              "includes its check by a second trace.\n\n")
-    text += table(("model", "niwaki", "trace + choose + cut", "Torch-Pruning", "times faster", "range", "MACs kept, niwaki", "MACs kept, peer", "bar", "met"), lines)
+    text += table(("model", "niwaki", "trace + score + choose + cut", "Torch-Pruning", "times faster", "processor time, times", "range of times", "MACs kept, niwaki", "MACs kept, peer", "bar", "met"), lines)
     rows.write(text)
 
 
@@ -217,6 +227,7 @@ def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--repeat", type=int, default=5, help="repetitions, of which the median counts (default: %(default)s)")
         parser.add_argument("--repeat-large", type=int, default=1, help="the same for llama_70b (default: %(default)s)")
+        parser.add_argument("--threads-beside", type=int, default=1, help="threads of torch beside the peer (default: %(default)s)")
         parser.add_argument("--ratio", type=float, default=0.29, help="share of the channels the peer removes (default: %(default)s)")
         parser.add_argument("--profile", action="store_true", help="add where our time goes to the row")
         parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
@@ -232,6 +243,7 @@ def main() -> None:
     if not options.table:
         for case in options.only or cases:
             kind, _, name = case.partition("-")
+            torch.set_num_threads(options.threads if kind == "trace" else options.threads_beside)
             if kind == "beside":
                 beside_case(rows, name, options)
             elif name == "llama_70b":

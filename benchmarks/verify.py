@@ -154,7 +154,7 @@ def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--keep", type=float, default=0.5, help="share of the MACs that stays (default: %(default)s)")
 
-    options = arguments(__doc__ or "", cases=tuple(MODELS), more=more)
+    options = arguments(__doc__ or "", cases=tuple(MODELS), threads=1, more=more)
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     rows = Rows("verify", fresh=options.fresh, packages=("torchvision", "transformers"))

@@ -83,7 +83,7 @@ class Plan:
             plan = cls(
                 fingerprint=str(data["model"]["fingerprint"]),
                 model=str(data["model"]["class"]),
-                kept={name: tuple(int(i) for i in g["keep"]) for name, g in groups.items()},
+                kept={name: tuple(g["keep"]) for name, g in groups.items()},
                 units={name: int(g["units"]) for name, g in groups.items()},
                 cuts=tuple(data["cuts"]),
                 promised=data["promised"],
@@ -96,7 +96,7 @@ class Plan:
                 door=data["door"],
             )
             plan._check()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             if isinstance(error, FileDamagedError):
                 raise
             raise FileDamagedError(
@@ -106,13 +106,13 @@ class Plan:
 
     def _check(self) -> None:
         for name, keep in self.kept.items():
-            if not keep or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= self.units[name]:
+            if not keep or any(type(i) is not int for i in keep) or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= self.units[name]:
                 raise FileDamagedError(
                     "read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again"
                 )
         for cut in self.cuts:
             lists = cut["keep"] if cut.get("blocks", 1) > 1 else [cut["keep"]]
-            if not isinstance(cut["tensor"], str) or not isinstance(cut["axis"], int):
+            if not isinstance(cut["tensor"], str) or type(cut["axis"]) is not int or cut["axis"] < 0:
                 raise FileDamagedError("read a plan", found="a cut without tensor or axis", do="make it again")
             for keep in lists:
                 if (
@@ -149,7 +149,7 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
     rows = next((cut["keep"] for cut in cuts if cut["axis"] == 0 and cut.get("blocks", 1) == 1), None)
     for cut in cuts:
         axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
-        if axis >= tensor.dim() or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis]):
+        if axis >= tensor.dim() or tensor.shape[0] % blocks or (blocks > 1 and len(keep) != blocks) or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis]):
             raise PlanMismatchError(
                 f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
             )
@@ -188,16 +188,26 @@ def encode_example(example: Any) -> Any:
 
 def decode_example(spec: Any, device: str = "meta") -> Any:
     """What `encode_example` described, with empty tensors (zeros off the meta device)."""
+    try:
+        return _decoded(spec, device)
+    except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise FileDamagedError("rebuild the example of a plan", found=f"{type(error).__name__}: {error}", do="make the plan again") from error
+
+
+def _decoded(spec: Any, device: str) -> Any:
     if spec is None:
         raise InputError(
             "rebuild the example of a plan", found="none was recorded", do="make the plan with tensors as example"
         )
     if "tensor" in spec:
-        return torch.zeros(spec["tensor"], dtype=getattr(torch, spec["dtype"]), device=device)
+        dtype = getattr(torch, spec["dtype"])
+        if not isinstance(dtype, torch.dtype) or any(type(n) is not int or n < 0 for n in spec["tensor"]):
+            raise TypeError(f"no shape or type: {spec}")
+        return torch.zeros(spec["tensor"], dtype=dtype, device=device)
     if "tuple" in spec:
-        return tuple(decode_example(item, device) for item in spec["tuple"])
+        return tuple(_decoded(item, device) for item in spec["tuple"])
     if "list" in spec:
-        return [decode_example(item, device) for item in spec["list"]]
+        return [_decoded(item, device) for item in spec["list"]]
     if "dict" in spec:
-        return {key: decode_example(item, device) for key, item in spec["dict"].items()}
+        return {key: _decoded(item, device) for key, item in spec["dict"].items()}
     return spec["value"]

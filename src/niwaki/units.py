@@ -157,6 +157,20 @@ class Budget:
         return self.keep * before if isinstance(self.keep, float) else float(self.keep)
 
 
+def budgets_of(given: Any) -> tuple[Budget, ...]:
+    """One budget or several as a tuple.
+
+    Raises:
+        BudgetError: something else, or none at all.
+    """
+    from niwaki.errors import BudgetError
+
+    listed = (given,) if isinstance(given, Budget) else tuple(given) if isinstance(given, (list, tuple)) else ()
+    if not listed or not all(isinstance(one, Budget) for one in listed):
+        raise BudgetError(f"budget {given!r}", found=type(given).__name__, do="give a Budget, or a tuple of Budgets")
+    return listed
+
+
 BUDGET_KINDS = ("macs", "params", "units")
 
 

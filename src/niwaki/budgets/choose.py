@@ -16,7 +16,7 @@ from niwaki.graph.plans import plan_of
 from niwaki.plan import Plan
 from niwaki.scores import Scores
 from niwaki.scores.score import describe
-from niwaki.units import Budget
+from niwaki.units import Budget, budgets_of
 
 _DEFAULT = GlobalRank()
 
@@ -44,9 +44,7 @@ def choose(
     Raises:
         BudgetError: the budgets can't be met; the message says what can.
     """
-    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
-    if not budgets:
-        raise InputError("choose without a budget", found="an empty list", do="give at least one Budget")
+    budgets = budgets_of(budget)
     if grids not in ("rows", "columns"):
         raise InputError(f"grids={grids!r}", found="known: rows, columns", do="use one of them")
     atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle)
@@ -61,7 +59,8 @@ def choose(
     limits: dict[str, float] = {}
     for one in budgets:
         limits[one.of] = min(limits.get(one.of, np.inf), one.limit(before[one.of]))
-    order = np.lexsort((-np.arange(len(chunks)), chunk_priority))  # of equal priorities the lower index stays
+    number = np.arange(len(chunks))  # of equal priorities the lower index stays; a chain goes in its own order
+    order = np.lexsort((np.where(chained >= 0, number, -number), chunk_priority))
     gone = remove(ledger, full, order, limits)
     if gone is None:
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))

@@ -20,6 +20,6 @@ class Uniform(Rule):
         priority = np.zeros(atoms.score.size)
         for pool in range(len(atoms.pools)):
             mine = np.flatnonzero(atoms.pool == pool)
-            order = mine[np.argsort(atoms.score[mine], kind="stable")]
+            order = mine[np.lexsort((-mine, atoms.score[mine]))]  # of equal scores the lower index stays
             priority[order] = (np.arange(mine.size) + 1) / mine.size
         return priority

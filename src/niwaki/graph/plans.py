@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.errors import BudgetError, InputError
+from niwaki.errors import BudgetError, InputError, PlanMismatchError
 from niwaki.graph.trace import ChannelGraph
 from niwaki.plan import Plan, encode_example
 from niwaki.units import Budget
@@ -102,6 +102,10 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
     alive = np.ones(graph.units.count, bool)
     for name, keep in plan.kept.items():
         ids = graph.group(name).ids
+        if len(ids) != plan.units[name] or keep[-1] >= len(ids):
+            raise PlanMismatchError(
+                f"group {name} of {plan.units[name]} units", found=f"the model's has {len(ids)}", do="use the model of the plan"
+            )
         alive[ids] = False
         alive[ids[list(keep)]] = True
     return with_slabs(graph, alive)

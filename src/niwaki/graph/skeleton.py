@@ -20,11 +20,15 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
     """
     memo: dict[int, Any] = {}
     keep: list[Tensor] = []
+    made: dict[Any, Tensor] = {}
 
     def note(tensor: Tensor) -> None:
         if id(tensor) not in memo:
             keep.append(tensor)
-            memo[id(tensor)] = change(tensor)
+            key = identity(tensor)
+            if key not in made:
+                made[key] = change(tensor)
+            memo[id(tensor)] = made[key]
 
     for module in model.modules():
         for tensor in (*module._parameters.values(), *module._buffers.values()):
@@ -41,6 +45,14 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
             found=f"{type(error).__name__}: {error}",
             do="make the model's attributes copyable (copy.deepcopy must accept it)",
         ) from error
+
+
+def identity(tensor: Tensor) -> Any:
+    """Equal for tensor objects that are the same memory in the same shape: tied parameters, whichever way they were tied."""
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return id(tensor)
+    storage = tensor.untyped_storage()._cdata
+    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, nn.Parameter)
 
 
 def _loose(value: Any, depth: int) -> list[Tensor]:

@@ -5,6 +5,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, fix_outputs, seed
-from niwaki.graph.skeleton import copy_with, shared, to_meta
+from niwaki.graph.skeleton import copy_with, identity, like, to_meta
 from niwaki.graph.values import Parameter
 from niwaki.units import Group, Unknown, map_tensors, run, tensors_in
 
@@ -181,7 +182,7 @@ def _trace_once(
                 else tensor.detach().to(device)
             )
         else:
-            copy = shared(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            copy = like(tensor, tensor.detach().clone())  # a forward may write to its parameters
         pairs.append((tensor, copy))
         return copy
 
@@ -293,6 +294,12 @@ def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, param
                     where=type(model).__name__,
                     do="give a name from model.named_modules()",
                 )
+            if not hits:  # modules without parameters: what they put out
+                for record in recorder.records:
+                    if any(record.module == m or record.module.startswith(m + ".") for m in inside):
+                        for value in record.outputs:
+                            for labels in value.fields:
+                                recorder.space.fix(labels, "protected by the user")
         for name in hits:
             for axis, seeds in parameters[name].seeds.items():
                 if recorder.space.roles.get(int(seeds[0])) != "in" or wanted in parameters:
@@ -321,11 +328,11 @@ def _parameter_terms(parameters: dict[str, Parameter], units: Units) -> list[Ter
 
 
 def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    first: dict[int, str] = {}
+    first: dict[Any, str] = {}
     names: dict[str, list[str]] = {}
     for listing in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         for name, tensor in listing:
-            names.setdefault(first.setdefault(id(tensor), name), []).append(name)
+            names.setdefault(first.setdefault(identity(tensor), name), []).append(name)
     return {name: tuple(every) for name, every in names.items()}
 
 
@@ -339,11 +346,14 @@ def fingerprint(model: nn.Module) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Fused kernels that hide their parts off, random state kept."""
+    """Fused kernels that hide their parts off, random states kept."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    states = random.getstate(), np.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(states[0])
+        np.random.set_state(states[1])

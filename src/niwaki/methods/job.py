@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import RunExistsError
 from niwaki.graph import ChannelGraph
+from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
 from niwaki.plan import Plan
 from niwaki.surgery import surgery_of
@@ -261,7 +262,12 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
             os.rename(folder, old / "run")
-            os.rename(aside, folder)
+            try:
+                os.rename(aside, folder)
+            except BaseException:
+                os.rename(old / "run", folder)
+                old.rmdir()
+                raise
             shutil.rmtree(old)
         else:
             os.rename(aside, folder)
@@ -273,15 +279,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
 
 def save_tensors(model: nn.Module, path: Path) -> None:
     """State of a model as safetensors; a tensor held under several names is written once, the others as aliases."""
-    first: dict[int, str] = {}
+    first: dict[Any, str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     listing = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     for name, tensor in listing:
-        if id(tensor) in first:
-            aliases[name] = first[id(tensor)]
+        key = identity(tensor)
+        if key in first:
+            aliases[name] = first[key]
         else:
-            first[id(tensor)] = name
+            first[key] = name
             tensors[name] = tensor.detach().to("cpu").contiguous()
     safetensors.torch.save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
 

@@ -19,7 +19,7 @@ from niwaki.surgery.exported import rebuild
 from niwaki.surgery.record import Surgery, remember
 from niwaki.tasks import Task
 from niwaki.train import Recovery
-from niwaki.units import Budget
+from niwaki.units import Budget, budgets_of
 
 
 def compress(
@@ -65,7 +65,7 @@ def compress(
             found=type(method).__name__,
             do="pass an instance from niwaki.methods, e.g. Magnitude()",
         )
-    budgets = (budget,) if isinstance(budget, Budget) else tuple(budget)
+    budgets = budgets_of(budget)
     return method(
         Job(
             model=model,
@@ -111,19 +111,28 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
             do="save it again",
         ) from error
     tensors = read_tensors(folder / "model.safetensors")
+    if surgery.door not in ("eager", "exported"):
+        raise FileDamagedError("load a run", found=f"door {surgery.door!r}", where=str(folder), do="save it again")
     if surgery.door == "exported":
         trainable = {name: p.requires_grad for name, p in model.named_parameters(remove_duplicate=False)}
         if surgery.graph is None or not set(trainable) <= set(tensors):
             raise FileDamagedError(
                 "load a run", found="tensors or graph missing", where=str(folder), do="save it again"
             )
-        small: nn.Module = rebuild(dict(surgery.graph), tensors, trainable)
+        try:
+            small: nn.Module = rebuild(dict(surgery.graph), tensors, trainable)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, FileDamagedError):
+                raise
+            raise _damaged(folder, error) from error
         small.train(model.training) if model.training and surgery.graph["programs"].get("train") else small.eval()
         remember(small, surgery)
         return small
     try:
         small = redo(model, plan, surgery)
-    except (KeyError, AttributeError, IndexError, RuntimeError) as error:
+    except (KeyError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, PlanMismatchError):
+            raise
         raise FileDamagedError(
             "load a run", found=f"{type(error).__name__}: {error}", where=str(folder), do="save it again"
         ) from error
@@ -151,6 +160,12 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
                 )
             tensor.copy_(tensors[name])
     return small
+
+
+def _damaged(folder: Path, error: Exception) -> FileDamagedError:
+    return FileDamagedError(
+        "load a run", found=f"{type(error).__name__}: {error}", where=str(folder / "surgery.json"), do="save it again"
+    )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

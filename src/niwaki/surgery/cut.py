@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import CannotCutError
+from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
-from niwaki.graph.plans import alive_of
-from niwaki.graph.skeleton import copy_with, like
+from niwaki.graph.plans import alive_of, plan_of
+from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.graph.trace import fingerprint
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.check import retrace
@@ -40,6 +40,8 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     plan.bound(model, fingerprint(model))
     graph = plan.graph if plan.graph is not None else trace(model, decode_example(plan.example))
     alive = alive_of(graph, plan)
+    if plan.graph is None:
+        _consistent(plan, graph, alive)
     small, problem = _eager(model, plan, graph, alive)
     if problem is None:
         return small
@@ -53,6 +55,17 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             do="protect the groups of that module (protect=[...]) or cut its grids the other way (grids=...)",
         )
     return exported
+
+
+def _consistent(plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> None:
+    """Refuse a plan whose cuts are not those of its kept units."""
+    meant = {(c["tensor"], c["axis"]): dict(c) for c in plan_of(graph, alive).cuts}
+    given = {(c["tensor"], c["axis"]): dict(c) for c in plan.cuts}
+    odd = sorted(key for key in meant.keys() | given.keys() if meant.get(key) != given.get(key))
+    if odd:
+        raise PlanMismatchError(
+            "cut by a plan", found=f"its cuts contradict its kept units at {odd[0][0]}, axis {odd[0][1]}", do="make the plan again"
+        )
 
 
 def cut_(model: nn.Module, plan: Plan) -> nn.Module:
@@ -76,13 +89,16 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
 def sliced(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `model` with cut tensors; its integers are as they were. No tensor is copied whole first."""
     cuts = plan.by_tensor()
-    names: dict[int, str] = {}
+    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    if not set(cuts) <= own:
+        raise PlanMismatchError(f"cut {sorted(set(cuts) - own)[0]}", found="the model has no such tensor", do="use the model of the plan")
+    names: dict[Any, str] = {}
     for listing in (model.named_parameters(), model.named_buffers()):
         for name, tensor in listing:
-            names.setdefault(id(tensor), name)
+            names.setdefault(identity(tensor), name)
 
     def change(tensor: Tensor) -> Tensor:
-        name = names.get(id(tensor))
+        name = names.get(identity(tensor))
         data = tensor.detach()
         if name in cuts:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())

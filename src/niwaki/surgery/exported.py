@@ -17,7 +17,7 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
-from niwaki.graph.skeleton import copy_with, shared, to_meta
+from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
@@ -126,10 +126,10 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
             continue
         programs[mode] = program
         tensors.update({name: tensor for name, tensor in constants.items() if name not in tensors})
-    names: dict[int, str] = {}
+    names: dict[Any, str] = {}
     made: dict[str, Tensor] = {}
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        first = names.setdefault(id(tensor), name)
+        first = names.setdefault(identity(tensor), name)
         if first != name:
             made[name] = made[first]
             if isinstance(tensor, nn.Parameter):
@@ -230,7 +230,7 @@ def _rewrite(
 ) -> None:
     """Run the exported graph under the recorder and correct every size that the labels prove wrong."""
     root = nn.Module()
-    memo: dict[int, Tensor] = {}
+    memo: dict[Any, Tensor] = {}
     pairs: list[tuple[Tensor, Tensor]] = []
     every = (
         *model.named_parameters(remove_duplicate=False),
@@ -238,10 +238,10 @@ def _rewrite(
         *constants.items(),
     )
     for name, tensor in every:
-        if id(tensor) not in memo:
-            memo[id(tensor)] = to_meta(tensor)
-            pairs.append((tensor, memo[id(tensor)]))
-        stand_in = memo[id(tensor)]
+        if identity(tensor) not in memo:
+            memo[identity(tensor)] = to_meta(tensor)
+            pairs.append((tensor, memo[identity(tensor)]))
+        stand_in = memo[identity(tensor)]
         _place(root, name, stand_in, tensor.requires_grad if isinstance(tensor, nn.Parameter) else None)
     space = LabelSpace()
     recorder = Recorder(space, {})

@@ -48,8 +48,10 @@ class Program:
 
     graph: fx.Graph
     inputs: int
-    in_spec: str
-    out_spec: str
+    in_spec: Any
+    """Structure of `(args, kwargs)`: nested {"tuple": [...]}, {"list": [...]}, {"dict": {...}}, "leaf" and "none"."""
+    out_spec: Any
+    """Structure of the result; outputs of other classes come back as dictionaries or tuples."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -76,15 +78,23 @@ class Program:
         try:
             for item in data["nodes"]:
                 name, op = item["name"], item["op"]
-                if not NAME.match(name) or op not in ("placeholder", "get_attr", "call_function", "output"):
+                if not NAME.fullmatch(name) or op not in ("placeholder", "get_attr", "call_function", "output"):
                     raise FileDamagedError(
                         "read a saved graph", found=f"node {name!r} ({op})", do="save the model again"
                     )
                 target = _target(op, item["target"])
                 args, kwargs = _decode(item["args"], nodes), _decode(item["kwargs"], nodes)
+                if op == "call_function":
+                    check_call(target, kwargs, item["target"])
+                elif op == "placeholder" and (item["target"] != name or args or kwargs):
+                    raise FileDamagedError("read a saved graph", found=f"input {item['target']!r}", do="save the model again")
+                elif op in ("get_attr", "output") and kwargs:
+                    raise FileDamagedError("read a saved graph", found=f"arguments of {name}", do="save the model again")
                 nodes[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
             graph.lint()
-            return cls(graph, int(data["inputs"]), str(data["in_spec"]), str(data["out_spec"]))
+            check_spec(data["in_spec"])
+            check_spec(data["out_spec"])
+            return cls(graph, int(data["inputs"]), data["in_spec"], data["out_spec"])
         except FileDamagedError:
             raise
         except Exception as error:
@@ -173,8 +183,11 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     graph.eliminate_dead_code(is_impure_node=_impure)
     for node in graph.nodes:
         node.meta = {}
+        if node.op == "placeholder":
+            node.target = node.name
+            node.args = ()
     spec_in, spec_out = exported.call_spec.in_spec, exported.call_spec.out_spec
-    return Program(graph, len(users), pytree.treespec_dumps(spec_in), pytree.treespec_dumps(spec_out)), constants
+    return Program(graph, len(users), encode_spec(spec_in), encode_spec(spec_out)), constants
 
 
 def _impure(node: fx.Node) -> bool:
@@ -193,15 +206,82 @@ def compile_program(program: Program) -> Callable[[Any, tuple[Any, ...], dict[st
     space = dict(code.globals)
     exec(compile(code.src, "<exported graph>", "exec"), space)
     body = space["forward"]
-    in_spec, out_spec = pytree.treespec_loads(program.in_spec), pytree.treespec_loads(program.out_spec)
+    names = list(program.in_spec["tuple"][1]["dict"]) if isinstance(program.in_spec, dict) else []
 
     def call(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        flat, spec = pytree.tree_flatten((args, kwargs))
-        if spec != in_spec and len(flat) != program.inputs:
-            raise TypeError(f"this exported model takes {in_spec}, got {spec}")
-        return pytree.tree_unflatten(list(body(module, *flat)), out_spec)
+        if set(kwargs) != set(names):
+            raise TypeError(f"this exported model takes the keyword arguments {names}, got {list(kwargs)}")
+        flat = pytree.tree_leaves((args, {name: kwargs[name] for name in names}))
+        if len(flat) != program.inputs:
+            raise TypeError(f"this exported model takes {program.inputs} tensors, got {len(flat)}")
+        return build_spec(program.out_spec, iter(body(module, *flat)))
 
     return call
+
+
+def encode_spec(spec: Any) -> Any:
+    """A pytree's structure as plain data."""
+    if spec.is_leaf():
+        return "leaf"
+    children = spec.children() if callable(getattr(spec, "children", None)) else spec.children_specs
+    parts = [encode_spec(child) for child in children]
+    kind = spec.type
+    if kind is type(None):
+        return "none"
+    if kind in (tuple, list):
+        return {kind.__name__: parts}
+    keys = spec.context
+    if isinstance(keys, (list, tuple)) and len(keys) == 2 and isinstance(keys[1], (list, tuple)) and len(keys[1]) == len(parts):
+        keys = keys[1]  # default dictionaries: (factory, keys)
+    if isinstance(keys, (list, tuple)) and len(keys) == len(parts) and all(isinstance(key, str) for key in keys):
+        return {"dict": dict(zip(keys, parts, strict=True))}
+    return {"tuple": parts}
+
+
+def check_spec(spec: Any) -> None:
+    """Raises FileDamagedError unless `spec` is what `encode_spec` writes."""
+    if spec in ("leaf", "none"):
+        return
+    if isinstance(spec, dict) and len(spec) == 1:
+        ((kind, items),) = spec.items()
+        if kind in ("tuple", "list") and isinstance(items, list):
+            for item in items:
+                check_spec(item)
+            return
+        if kind == "dict" and isinstance(items, dict):
+            for item in items.values():
+                check_spec(item)
+            return
+    raise FileDamagedError("read a saved graph", found=f"structure {str(spec)[:80]}", do="save the model again")
+
+
+def build_spec(spec: Any, leaves: Any) -> Any:
+    """The structure filled with the next leaves."""
+    if spec == "leaf":
+        return next(leaves)
+    if spec == "none":
+        return None
+    ((kind, items),) = spec.items()
+    if kind == "dict":
+        return {key: build_spec(item, leaves) for key, item in items.items()}
+    parts = [build_spec(item, leaves) for item in items]
+    return tuple(parts) if kind == "tuple" else parts
+
+
+TEXTS = {"rounding_mode", "approximate", "reduction", "reduce", "mode", "padding_mode", "padding", "indexing", "equation", "ord", "side", "driver", "p"}
+"""Arguments of ATen calls that may hold text. A call that takes any other (a file name) is refused."""
+
+
+def check_call(target: Any, kwargs: Any, name: str) -> None:
+    """Raises FileDamagedError for a call that takes a file's name, or for keyword arguments it does not have."""
+    if not isinstance(target, torch._ops.OpOverload):
+        if kwargs:
+            raise FileDamagedError("read a saved graph", found=f"keyword arguments of {name}", do="save the model again")
+        return
+    known = {argument.name: argument for argument in target._schema.arguments}
+    texts = [n for n, argument in known.items() if "str" in str(argument.type) and n not in TEXTS]
+    if texts or not set(kwargs) <= set(known):
+        raise FileDamagedError("read a saved graph", found=f"a call of {name} with {sorted(kwargs)}", do="save the model again")
 
 
 def _target_name(node: fx.Node) -> str:
@@ -221,9 +301,11 @@ def _target_name(node: fx.Node) -> str:
 
 def _target(op: str, name: str) -> Any:
     if op == "get_attr":
-        if not PATH.match(name):
+        if not PATH.fullmatch(name) or "__" in name:
             raise FileDamagedError("read a saved graph", found=f"tensor name {name!r}", do="save the model again")
         return name
+    if op == "output" and name != "output":
+        raise FileDamagedError("read a saved graph", found=f"output {name!r}", do="save the model again")
     if op != "call_function":
         return name
     if name.startswith("operator."):
@@ -235,7 +317,7 @@ def _target(op: str, name: str) -> Any:
     full, _, overload = name.partition("|")
     space, _, rest = full.partition("::")
     packet = rest.split(".")[0]
-    if space not in NAMESPACES or not NAME.match(packet) or not NAME.match(overload):
+    if space not in NAMESPACES or not NAME.fullmatch(packet) or not NAME.fullmatch(overload):
         raise FileDamagedError("read a saved graph", found=f"a call of {name}", do="only ATen calls are accepted")
     return getattr(getattr(getattr(torch.ops, space), packet), overload)
 

@@ -1,9 +1,11 @@
 """`mask`: the same outputs as the cut model must give, in the original shapes."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from niwaki.graph.skeleton import copy_with, like
+from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.graph.trace import fingerprint
 from niwaki.plan import Plan
 
@@ -19,10 +21,12 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     """
     plan.bound(model, fingerprint(model))
     cuts = plan.by_tensor()
-    names = {id(p): name for name, p in model.named_parameters()}
+    names: dict[Any, str] = {}
+    for known, parameter in model.named_parameters():
+        names.setdefault(identity(parameter), known)
 
     def zeroed(tensor: Tensor) -> Tensor:
-        name = names.get(id(tensor))
+        name = names.get(identity(tensor))
         data = tensor.detach().clone()
         for cut in cuts.get(name, ()) if name is not None else ():
             if cut.get("mask") is False:

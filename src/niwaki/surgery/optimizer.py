@@ -35,6 +35,13 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
                 raise PlanMismatchError(
                     "cut an optimiser", found=f"the small model has no {name}", do="pass the model cut by this plan"
                 )
+            expected = apply_cuts(parameter.detach().to("meta"), cuts[name], name).shape if name in cuts else parameter.shape
+            if new[name].shape != expected or (name in cuts and new[name] is parameter):
+                raise PlanMismatchError(
+                    f"cut the optimiser's {name}",
+                    found=f"shape {tuple(new[name].shape)} where the plan leaves {tuple(expected)}",
+                    do="pass the model cut by this plan",
+                )
             pairs.append((parameter, new[name], name))
     state: dict[Tensor, Any] = {}
     for old, young, name in pairs:
@@ -45,16 +52,6 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
                 else value
                 for key, value in optimizer.state[old].items()
             }
-            for key, value in state[young].items():
-                if (
-                    isinstance(value, Tensor)
-                    and value.dim() > 0
-                    and value.shape != young.shape
-                    and value.shape == old.shape
-                ):
-                    raise PlanMismatchError(
-                        f"cut the state {key} of {name}", found=f"{tuple(value.shape)}", do="use the plan of the cut"
-                    )
     swap = {id(old): young for old, young, _ in pairs}
     for group in optimizer.param_groups:
         group["params"] = [swap[id(parameter)] for parameter in group["params"]]

@@ -32,6 +32,8 @@ def verify(
         PlanMismatchError: the plan is for another model.
         InputError: outputs differ in number or shape.
     """
+    if inputs < 1:
+        raise InputError(f"verify on {inputs} inputs", found="nothing to compare", do="give inputs=1 or more")
     judge = in_float64(mask(model, plan)).eval()
     accused = in_float64(small).eval()
     _unround(model, small, accused, plan)
@@ -50,11 +52,13 @@ def verify(
                     do="cut the same model with the same plan",
                 )
             for a, b in zip(left, right, strict=True):
-                if a.dtype.is_floating_point and a.numel():
+                if a.numel():
+                    wide = torch.complex128 if a.dtype.is_complex else torch.float64
+                    a, b = a.to(wide), b.to(wide)
                     gap = (a - b).abs()
                     gap = torch.where(a == b, torch.zeros_like(gap), gap)  # equal infinities
                     difference = max(difference, float(torch.nan_to_num(gap, nan=float("inf")).max()))
-                    scale = max(scale, float(torch.nan_to_num(b, nan=0.0, posinf=0.0, neginf=0.0).abs().max()))
+                    scale = max(scale, float(torch.nan_to_num(b.abs(), nan=0.0, posinf=0.0).max()))
     names = tuple(f"{group}: {why}" for group, why in plan.inexact.items())
     return Receipt(
         difference,

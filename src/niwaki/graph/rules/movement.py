@@ -541,6 +541,9 @@ def by_position(call: Call) -> Labels | None:
         if touched:
             call.fix(call.space.marker(labels, touched), "indexed by data")
         if len(touched) < len(varying(labels)):
+            if call.name == "gather":  # the index may be shorter than its source on the other axes
+                part = tuple(slice(0, n) if labels.shape[a] > 1 and a not in axes else slice(None) for a, n in enumerate(call.shape))
+                labels = labels[part]
             kept.append(labels)
     rest: list[tuple[tuple[int, ...], Labels, str]] = []
     for part in parts:

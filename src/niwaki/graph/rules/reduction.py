@@ -47,7 +47,9 @@ def reduce(call: Call) -> list[Labels]:
     else:
         axes = tuple(axis % max(ndim, 1) for axis in (given if isinstance(given, (list, tuple)) else [given]))
     keep = bool(call["keepdim"]) if call.has("keepdim") else False
-    exact = call.name in SUMS and value.zero
+    order = call["ord"] if call.has("ord") else call["p"] if call.has("p") else 2
+    negative = isinstance(order, (int, float)) and not isinstance(order, bool) and order <= 0
+    exact = call.name in SUMS and value.zero and not negative
     out = []
     for labels in value.get(call.space):
         across = tuple(axis for axis in varying(labels) if axis in axes)
@@ -82,8 +84,9 @@ def along_axis(call: Call) -> list[Labels]:
     axis = call["dim"] % max(len(value.shape), 1) if call["dim"] is not None else len(value.shape) - 1
     fields = value.get(call.space)
     for labels in fields:
-        if labels.shape[axis] > 1:
-            call.space.mark_inexact(labels, (axis,), f"{call.name.strip('_')} runs along it")
+        across = tuple(a for a in varying(labels) if (a == axis) != (call.name == "renorm"))
+        if across:
+            call.space.mark_inexact(labels, across, f"{call.name.strip('_')} runs along it")
     call.zero = value.zero and call.name.startswith("cumsum")
     return [fields for _ in ([call.result] if isinstance(call.result, Tensor) else call.result)]
 
