@@ -18,26 +18,42 @@ TORCHVISION = ("resnet50", "densenet121", "mobilenet_v3_large", "shufflenet_v2_x
 BAR = 1e-9
 
 
-def fill_(model: nn.Module, *, seed: int) -> nn.Module:
-    """Batch norms with statistics and scales as after training, no parameter that is all zero or all one, in place.
+def fill_(model: nn.Module, example: Any, *, seed: int) -> nn.Module:
+    """No parameter that is all zero or all one, and batch norms with statistics of real activations, disturbed; in place.
 
-    Fresh networks have zero biases and unit statistics, behind which a wrong cut can hide.
+    Fresh networks have zero biases and unit statistics, behind which a wrong cut can hide; and a signal that dies on its
+    way through a deep network hides everything.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor, mean: float, spread: float) -> None:
         tensor.copy_(mean + spread * torch.randn(tensor.shape, generator=generator))
 
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                draw(module.running_mean, 0.0, 0.3)
-                module.running_var.copy_(0.5 + torch.rand(module.running_var.shape, generator=generator))
         for name, parameter in model.named_parameters():
             if bool((parameter == parameter.reshape(-1)[0]).all()):
                 scale = name.endswith("weight") and parameter.dim() == 1
                 draw(parameter, 1.0 if scale else 0.0, 0.3 if scale else 0.1)
+        momenta = [norm.momentum for norm in norms]
+        if norms:
+            for norm in norms:
+                norm.momentum = None  # plain averages
+            model.train()
+            for _ in range(2):
+                model(torch.randn(4, *example.shape[1:], generator=generator))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
+            norm.running_var *= 0.6 + 0.8 * torch.rand(norm.running_var.shape, generator=generator)
     return model.eval()
+
+
+def responds(model: nn.Module, example: Any) -> float:
+    """Largest change of any output between two random inputs: a dead network would hide a wrong cut."""
+    with torch.no_grad():
+        a, b = (niwaki.units.tensors_in(niwaki.units.run(model, niwaki.units.map_tensors(example, change))) for change in (lambda t: t, lambda t: t.flip(-1)))
+    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
 def vision(name: str) -> tuple[nn.Module, Any]:
@@ -51,7 +67,7 @@ def gpt2() -> tuple[nn.Module, Any]:
     """GPT2LMHeadModel: 4 layers of width 128, 8 heads, tied embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=8, use_cache=False)
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=8, use_cache=False, bos_token_id=0, eos_token_id=0)
     return GPT2LMHeadModel(config), {"input_ids": torch.randint(512, (2, 24))}
 
 
@@ -72,7 +88,7 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
 def make(name: str, *, seed: int) -> tuple[nn.Module, Any]:
     torch.manual_seed(seed)
     model, example = MODELS[name]()
-    return fill_(model, seed=seed), example
+    return fill_(model, example, seed=seed), example
 
 
 def look(name: str, *, seed: int, keep: float, exact_only: bool) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def look(name: str, *, seed: int, keep: float, exact_only: bool) -> dict[str, An
     counted = niwaki.measure.measure(small, example, meters=(niwaki.measure.Macs(), niwaki.measure.Params()))
     free = [group for group in graph.groups if group.fixed is None]
     return {
-        "door": receipt.door, "difference": receipt.difference, "scale": receipt.scale, "exact": receipt.exact, "passed": receipt.passed,
+        "door": receipt.door, "responds": responds(small, example), "difference": receipt.difference, "scale": receipt.scale, "exact": receipt.exact, "passed": receipt.passed,
         "seconds": seconds, "groups": len(graph.groups), "free_exact": sum(group.exact for group in free),
         "free_inexact": sum(not group.exact for group in free), "reasons": sorted({str(group.inexact) for group in free if not group.exact}),
         "cut_exact": len(plan.kept) - len(plan.inexact), "cut_inexact": len(plan.inexact),
@@ -114,9 +130,9 @@ def look(name: str, *, seed: int, keep: float, exact_only: bool) -> dict[str, An
 def page(rows: Rows) -> None:
     """docs/benchmarks/verify.md from the rows."""
     text = ("# Cut equals mask\n\nWritten by `python benchmarks/verify.py --table`; do not edit.\n\n"
-            "Random weights, batch norms with statistics that are not trivial, budget 0.5 of the MACs, L2 norms, one ranking over all groups. The "
+            "Random weights, batch norms with disturbed statistics of real activations, budget 0.5 of the MACs, L2 norms, one ranking over all groups. The "
             "difference is the largest absolute one of any output between the cut model and the masked original, both in float64 on an input neither "
-            "has seen; *scale* is the largest absolute output. *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes "
+            "has seen; *scale* is the largest absolute output, *responds* by how much the cut model's outputs change from one input to another. *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes "
             "are true `transformers` classes from small settings.\n")
     for exact_only, head, said in (
         (True, "Groups whose removal is exact", f"`exact_only=True`; the bar is {BAR:g}."),
@@ -128,7 +144,7 @@ def page(rows: Rows) -> None:
             if row["exact_only"] != exact_only:
                 continue
             if "error" in row:
-                lines.append((row["model"], "**failed**", row["error"].replace("|", "/").splitlines()[0][:200], *[""] * 6))
+                lines.append((row["model"], "**failed**", row["error"].replace("|", "/").splitlines()[0][:200], *[""] * 7))
                 continue
             lap = row["seconds"]
 
@@ -137,12 +153,12 @@ def page(rows: Rows) -> None:
                 right = f"= {counted:,}" if promised == counted else f"**is not {counted:,}**"
                 return f"{promised:,} {right} ({counted / before:.4f})"
 
-            lines.append((row["model"], row["door"], f"{row['difference']:.1e}", f"{row['scale']:.1e}",
+            lines.append((row["model"], row["door"], f"{row['difference']:.1e}", f"{row['scale']:.1e}", f"{row['responds']:.1e}",
                           "yes" if row["passed"] and (not row["exact"] or row["difference"] < BAR) else "**no**",
                           f"{row['cut_exact']} / {row['cut_inexact']}", f"{row['free_exact']} / {row['free_inexact']} of {row['groups']}",
                           f"{lap['trace']:.2f} + {lap['choose']:.2f} + {lap['cut']:.2f} s", costs("macs"), costs("params")))
         text += f"\n## {head}\n\n{said}\n\n" + table(
-            ("model", "door", "difference", "scale", "passed", "cut groups exact / inexact", "free groups exact / inexact", "trace + choose + cut",
+            ("model", "door", "difference", "scale", "responds", "passed", "cut groups exact / inexact", "free groups exact / inexact", "trace + choose + cut",
              "MACs promised = counted (kept)", "parameters promised = counted (kept)"), lines) + "\n"
     reasons = {reason for row in rows.rows for reason in row.get("reasons", ())}
     if reasons:

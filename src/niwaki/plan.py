@@ -20,7 +20,8 @@ class Plan:
 
     `cuts` is enough to apply the plan without niwaki: for every cut axis of every parameter and buffer, the positions
     that stay. With `"blocks": g` (grouped convolutions) `keep` is one list per block of axis 0, empty for a block that
-    goes as a whole. `"mask": false` marks slices whose length cancels (the direction of a weight norm): masking leaves them.
+    goes as a whole. `"mask": false` marks slices whose length cancels (the direction of a weight norm): masking leaves
+    them.
     `"values"` (lists of positions, say a fixed permutation) are the numbers left after the selection, renumbered.
     """
 
@@ -106,7 +107,13 @@ class Plan:
 
     def _check(self) -> None:
         for name, keep in self.kept.items():
-            if not keep or any(type(i) is not int for i in keep) or list(keep) != sorted(set(keep)) or keep[0] < 0 or keep[-1] >= self.units[name]:
+            if (
+                not keep
+                or any(type(i) is not int for i in keep)
+                or list(keep) != sorted(set(keep))
+                or keep[0] < 0
+                or keep[-1] >= self.units[name]
+            ):
                 raise FileDamagedError(
                     "read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again"
                 )
@@ -149,7 +156,12 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
     rows = next((cut["keep"] for cut in cuts if cut["axis"] == 0 and cut.get("blocks", 1) == 1), None)
     for cut in cuts:
         axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
-        if axis >= tensor.dim() or tensor.shape[0] % blocks or (blocks > 1 and len(keep) != blocks) or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis]):
+        if (
+            axis >= tensor.dim()
+            or tensor.shape[0] % blocks
+            or (blocks > 1 and len(keep) != blocks)
+            or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis])
+        ):
             raise PlanMismatchError(
                 f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
             )
@@ -191,7 +203,9 @@ def decode_example(spec: Any, device: str = "meta") -> Any:
     try:
         return _decoded(spec, device)
     except (KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
-        raise FileDamagedError("rebuild the example of a plan", found=f"{type(error).__name__}: {error}", do="make the plan again") from error
+        raise FileDamagedError(
+            "rebuild the example of a plan", found=f"{type(error).__name__}: {error}", do="make the plan again"
+        ) from error
 
 
 def _decoded(spec: Any, device: str) -> Any:

@@ -12,7 +12,7 @@ Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
 def run(model: nn.Module, example: Any) -> Any:
-    """Call `model` on `example`: a tensor is one argument, a tuple several, a dict keyword arguments, a list one list."""
+    """Call `model` on `example`: a tensor or a list is one argument, a tuple several, a dict keyword arguments."""
     if isinstance(example, dict):
         return model(**example)
     if isinstance(example, tuple):
@@ -143,7 +143,9 @@ class Budget:
             raise BudgetError(
                 f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them"
             )
-        if (isinstance(self.floor, float) and not 0 < self.floor <= 1) or (isinstance(self.floor, int) and self.floor < 1):
+        if (isinstance(self.floor, float) and not 0 < self.floor <= 1) or (
+            isinstance(self.floor, int) and self.floor < 1
+        ):
             raise BudgetError(
                 f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="raise it"
             )

@@ -1,4 +1,4 @@
-"""Folders that share their name with a verb: `niwaki.measure(model, ...)` is a call, `niwaki.measure.Params` a member."""
+"""Folders that share their name with a verb: `niwaki.measure(model)` is a call, `niwaki.measure.Params` a member."""
 
 import sys
 from types import ModuleType

@@ -75,17 +75,16 @@ def choose(graph: Any, scores: Any, budget: Any, **settings: Any) -> Any:
         return niwaki.choose(graph, scores, budget, how=settings.pop("how", niwaki.budgets.GlobalRank()), **settings)
 
 
-def plans(model: nn.Module, graph: Any, *, seed: int = 0) -> Iterator[tuple[str, Any]]:
-    """Plans of many kinds: half of the MACs, uneven widths, few and many units, rows and columns of grids."""
+KINDS = (("macs", 0.5, False), ("units", 0.3, True), ("params", 0.6, True), ("units", 0.8, True))
+"""Budget, share, and whether groups shrink very differently."""
+
+
+def plans(model: nn.Module, graph: Any, *, seed: int = 0, kinds: int = len(KINDS)) -> Iterator[tuple[str, Any]]:
+    """Plans of several kinds, each by rows and by columns of grids: even and uneven widths, few and many units."""
     if not has_free_units(graph):
         return
     for grids in GRIDS:
-        for of, keep, uneven in (
-            ("macs", 0.5, False),
-            ("params", 0.6, True),
-            ("units", 0.3, True),
-            ("units", 0.8, True),
-        ):
+        for of, keep, uneven in KINDS[:kinds]:
             scores = random_scores(model, graph, seed, uneven=uneven)
             seed += 1
             plan, share = closest(graph, scores, keep, of=of, grids=grids)

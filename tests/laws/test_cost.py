@@ -11,7 +11,7 @@ def law(case: Case) -> None:
     model, example, graph = trace(case)
     assert graph.macs == counted_macs(model, example), f"the graph says {graph.macs} MACs"
     assert graph.params == counted_params(model), f"the graph says {graph.params} parameters"
-    for label, plan in plans(model, graph):
+    for label, plan in plans(model, graph, kinds=2):
         small = niwaki.cut(model, plan)
         found = {"macs": counted_macs(small, example), "params": counted_params(small)}
         promised = {name: plan.promised[name] for name in found}

@@ -17,7 +17,7 @@ def make_atoms(
 ) -> tuple[Atoms, dict[str, str]]:
     """Atoms with their scores, and why groups without atoms have none (group -> reason).
 
-    Plain groups: one atom per unit. Grids, by rows: whole rows (a head with all its queries, keys and values). Grids, by
+    Plain groups: one atom per unit. Grids, by rows: whole rows (a head with its queries, keys and values). Grids, by
     columns: one position of every row; where rows keep different positions, the lowest-scored of each row go together.
     """
     units = graph.units
@@ -85,10 +85,14 @@ def make_atoms(
             pools.append(number)
 
     known = {number: i for i, number in enumerate(sorted(names))}
-    score = np.array([_bundled(value[a[judged[a]]], bundle) for a in lists]) if lists else np.zeros(0)
-    spans = np.array(
-        [max(1, int(np.bincount(group_of[a][group_of[a] >= 0]).max(initial=1))) for a in lists], dtype=np.int64
-    )
+    lengths = np.array([a.size for a in lists], dtype=np.int64)
+    owner = np.repeat(np.arange(lengths.size), lengths)
+    flat = np.concatenate(lists) if lists else np.zeros(0, np.int64)
+    score = _bundled(value[flat], judged[flat], owner, lengths.size, bundle)
+    group = group_of[flat]
+    pairs, counts = np.unique(np.stack([owner, group])[:, group >= 0], axis=1, return_counts=True)
+    spans = np.ones(lengths.size, dtype=np.int64)
+    np.maximum.at(spans, pairs[0], counts)
     order_ = np.argsort([known[p] for p in pools], kind="stable") if pools else np.zeros(0, int)
     atoms = Atoms(
         units=tuple(lists[i] for i in order_),
@@ -180,12 +184,12 @@ def _balanced(
         shapes[g] = grid.shape[0]
         uneven = (taken != taken[:, :1]).any(1)
         even &= ~uneven
-        for i in np.flatnonzero(uneven):
+        for i in np.flatnonzero(uneven).tolist():
             marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))
     atoms = [parts[i] for i in np.flatnonzero(even)]
     lanes: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
-    for i in np.flatnonzero(~even):
-        lanes.setdefault(tuple(sorted(marks[i])), []).append(int(i))
+    for i in np.flatnonzero(~even).tolist():
+        lanes.setdefault(tuple(sorted(marks[i])), []).append(i)
     if not lanes:
         return atoms, why
     for family in _families(list(lanes)):
@@ -222,7 +226,12 @@ def _families(lanes: list[Lane]) -> list[list[Lane]]:
     return list(families.values())
 
 
-def _bundled(numbers: np.ndarray, bundle: str) -> float:
-    if numbers.size == 0:
-        return 0.0
-    return float(numbers.mean() if bundle == "mean" else numbers.max() if bundle == "max" else numbers.sum())
+def _bundled(value: np.ndarray, judged: np.ndarray, owner: np.ndarray, atoms: int, bundle: str) -> np.ndarray:
+    """One score per atom from those of its judged units; float64 `[atoms]`."""
+    value, owner = value[judged], owner[judged]
+    if bundle == "max":
+        best = np.full(atoms, -np.inf)
+        np.maximum.at(best, owner, value)
+        return best
+    total = np.bincount(owner, weights=value, minlength=atoms)
+    return total if bundle == "sum" else total / np.maximum(np.bincount(owner, minlength=atoms), 1)

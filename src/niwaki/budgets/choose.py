@@ -60,7 +60,8 @@ def choose(
     for one in budgets:
         limits[one.of] = min(limits.get(one.of, np.inf), one.limit(before[one.of]))
     number = np.arange(len(chunks))  # of equal priorities the lower index stays; a chain goes in its own order
-    order = np.lexsort((np.where(chained >= 0, number, -number), chunk_priority))
+    first = np.array([int(chunk.min()) for chunk in chunks], dtype=np.int64)
+    order = np.lexsort((np.where(chained >= 0, number, -first), chunk_priority))
     gone = remove(ledger, full, order, limits)
     if gone is None:
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))

@@ -105,7 +105,8 @@ def refill(
 ) -> None:
     """Give back, highest priority first, every removed chunk that still fits (in place).
 
-    `chained` numbers chunks that may only come back in order (fixed multiples): once one does not fit, the rest of its chain stays out.
+    `chained` numbers chunks that may only come back in order (fixed multiples): once one does not fit, the rest of its
+    chain stays out.
     """
     counts = ledger.counts(gone, full)
     totals = ledger.totals(counts)

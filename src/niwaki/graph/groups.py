@@ -161,7 +161,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
 
 
 def _rows_of_grids(space: LabelSpace) -> None:
-    """Rows of every viewed grid as slabs. Of grids within each other (thirds of heads of channels) the innermost counts."""
+    """Rows of every viewed grid as slabs. Of grids within each other (thirds, heads, channels) the innermost counts."""
     length = np.full(space.count, np.iinfo(np.int32).max, dtype=np.int32)
     for grid in space.grids:
         np.minimum.at(length, grid.ravel(), np.int32(grid.shape[1]))

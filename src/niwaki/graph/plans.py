@@ -104,7 +104,9 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
         ids = graph.group(name).ids
         if len(ids) != plan.units[name] or keep[-1] >= len(ids):
             raise PlanMismatchError(
-                f"group {name} of {plan.units[name]} units", found=f"the model's has {len(ids)}", do="use the model of the plan"
+                f"group {name} of {plan.units[name]} units",
+                found=f"the model's has {len(ids)}",
+                do="use the model of the plan",
             )
         alive[ids] = False
         alive[ids[list(keep)]] = True

@@ -3,6 +3,7 @@
 import traceback
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,9 @@ from niwaki.units import Unknown, tensors_in
 
 CONSTANT_LIMIT = 1 << 22
 """Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
+
+EVAL_NORMS = ("_native_batch_norm_legit_no_training",)
+"""Shape-preserving on the meta device, with two empty results besides."""
 
 MOVEMENT = movement_rules.__name__
 SILENT = (
@@ -111,7 +115,10 @@ class Recorder(TorchDispatchMode):
             known = self.value(args[0]).constant
             if known is not None:  # a constant of the model's own making: its number is known without data
                 return known.item()
-        result = func(*args, **kwargs)
+        if name in EVAL_NORMS and args[0].is_meta:  # torch decomposes these in Python: most of a trace's time
+            result = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
+        else:
+            result = func(*args, **kwargs)
         outputs = tensors_in(result)
         inputs = [self.value(t) for t in tensors_in(args)] + [self.value(t) for t in tensors_in(kwargs)]
         if not outputs:
@@ -128,9 +135,10 @@ class Recorder(TorchDispatchMode):
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
         )
-        rule = RULES.get(name)
+        rule = find_rule(func, name)
         direct = rule is not None and rule.__module__ == MOVEMENT and bool(inputs) and all(v.direct for v in inputs)
         made = []
+        written = _written(func, args, kwargs)
         given = tensors_in(args) + tensors_in(kwargs)
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
@@ -139,7 +147,7 @@ class Recorder(TorchDispatchMode):
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
                 old.zero = call.zero
-                old.constant = None
+                old.constant = old.constant if not any(tensor is item for item in written) else None
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
@@ -151,15 +159,13 @@ class Recorder(TorchDispatchMode):
         self.records.append(
             Record(name, func, self.stack[-1], _swap(args, swap), {k: _swap(v, swap) for k, v in kwargs.items()}, made)
         )
-        for mutated in _written(func, args, kwargs):  # out= variants and in-place calls on a list
+        for mutated in written:  # out= variants and in-place calls on a list
             if not any(mutated is tensor for tensor in outputs):
                 self.value(mutated).constant = None
         return result
 
     def _apply(self, call: Call, name: str, inputs: list[Value]) -> list[Labels]:
-        rule = RULES.get(name)
-        if rule is None and is_pointwise(call.func, name):
-            rule = meet
+        rule = find_rule(call.func, name)
         if rule is None and not any(value.fields or value.parameter for value in inputs):
             return []
         labels = rule(call) if rule is not None else None
@@ -210,6 +216,15 @@ class Recorder(TorchDispatchMode):
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answer if isinstance(answer, Tensor) and answer.shape == first.shape else None
+
+
+@cache
+def find_rule(func: Any, name: str) -> Any:
+    """The rule of an operator; an in-place variant takes the rule of the operator it is a variant of."""
+    for known in (name, name.removesuffix("_")):
+        if known in RULES:
+            return RULES[known]
+    return meet if is_pointwise(func, name) else None
 
 
 def _swap(value: Any, change: Any) -> Any:

@@ -48,11 +48,18 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
 
 
 def identity(tensor: Tensor) -> Any:
-    """Equal for tensor objects that are the same memory in the same shape: tied parameters, whichever way they were tied."""
+    """Equal for tensor objects that are the same memory in the same shape: tied parameters, however they were tied."""
     if tensor.numel() == 0 or tensor.layout != torch.strided:
         return id(tensor)
     storage = tensor.untyped_storage()._cdata
-    return storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype, isinstance(tensor, nn.Parameter)
+    return (
+        storage,
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+        isinstance(tensor, nn.Parameter),
+    )
 
 
 def _loose(value: Any, depth: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import CannotCutError, InputError
+from niwaki.errors import CannotCutError, InputError, OutOfMemoryError
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
@@ -62,6 +62,8 @@ class ChannelGraph:
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
     tables: tuple[tuple[str, np.ndarray, np.ndarray], ...] = field(repr=False)
     """Integer buffers that pick positions of a labelled axis: name, the axis's units, the positions picked."""
+    exports: dict[bool, Any] = field(default_factory=dict, repr=False)
+    """Exported programs of the model (training or not), made once where a cut needs them; they hold no weights."""
 
     def group(self, name: str) -> Group:
         for group in self.groups:
@@ -152,6 +154,12 @@ def trace(
             result = _trace_once(model, example, protect, attempt, wanted)
         except (InputError, CannotCutError):
             raise
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"trace {type(model).__name__}",
+                found=str(error),
+                do="use a smaller example, or another device (device=)",
+            ) from error
         except Exception as error:
             log.debug("trace on %s failed: %s: %s", attempt, type(error).__name__, error)
             failure = failure or error if attempt == "meta" and len(attempts) > 1 else error

@@ -90,16 +90,16 @@ def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]],
             bare.setdefault(axis, why)
         incoming.extend(padded)
     kept: list[np.ndarray] = []
-    for labels in incoming:
-        axes = varying(labels)
+    for array in incoming:
+        axes = varying(array)
         if not axes:
             continue
         stuck = tuple(axis for axis in axes if axis in bare)
         if stuck:
-            space.fix(space.marker(labels, stuck), f"meets {bare[stuck[0]]}")
+            space.fix(space.marker(array, stuck), f"meets {bare[stuck[0]]}")
             if len(stuck) == len(axes):
                 continue
-        merge(space, kept, labels)
+        merge(space, kept, array)
     return tuple(kept)
 
 

@@ -13,7 +13,7 @@ from niwaki.methods.one_shot import Grids, RuleName, one_shot
 class NormScale(Method):
     """Remove the channels with the smallest batch-norm scale, at once.
 
-    Source: Liu et al. 2017, arXiv:1708.06519 (the pruning step; the sparsity training before it is a method of its own).
+    Source: Liu et al. 2017, arXiv:1708.06519 (the pruning step; the sparsity training before it comes on its own).
     Differs: coupled channels are cut too, by the mean of their scales; groups without batch norm stay whole.
     """
 

@@ -55,7 +55,8 @@ def compress(
     Examples:
         >>> import torch, niwaki
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-        >>> result = niwaki.compress(net, torch.zeros(1, 4), method=niwaki.methods.Magnitude(), budget=niwaki.Budget(keep=0.5))
+        >>> how = niwaki.methods.Magnitude()
+        >>> result = niwaki.compress(net, torch.zeros(1, 4), method=how, budget=niwaki.Budget(keep=0.5))
         >>> int(result.after["macs"].value)
         24
     """

@@ -19,14 +19,14 @@ from niwaki.units import device_of, map_tensors, run
 class FoldedConstants:
     """Removed channels put out something; its constant part goes into the next layer's bias (or running mean).
 
-    "shift": a channel whose norm scale is zero still emits `act(beta)`. Exact for such channels where nothing is padded.
+    "shift": a channel whose norm scale is zero still emits `act(beta)`. Exact for these where nothing is padded.
     "mean": the channel's mean over given batches, whatever its scale; the best constant for any channel.
 
     Consumers are linear layers and plain convolutions; others are left alone and returned by name.
 
     Source: Chu et al. 2022, arXiv:2306.01526, code, stage 2c (constants of channels with gamma = 0).
-    Differs: the constant is measured at the consumer's input, so any path (add, concat, up-sampling, any activation) counts;
-    a consumer with neither bias nor batch norm gets a bias.
+    Differs: the constant is measured at the consumer's input, so any path (add, concat, any activation) counts; a
+    consumer with neither bias nor batch norm gets a bias.
     """
 
     source: Literal["shift", "mean"] = "shift"

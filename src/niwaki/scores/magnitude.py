@@ -32,8 +32,10 @@ class Magnitude(Score):
         if self.p not in (1, 2):
             raise InputError(f"Magnitude(p={self.p!r})", found="orders 1 and 2 are known", do="use p=1 or p=2")
 
-    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+    def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         pairs = list(zip(view.weights, view.roles, strict=True))
         chosen = [w for w, role in pairs if role != "shift" and (self.over == "all" or role == self.over)]
         chosen = chosen or [w for w, _ in pairs]
-        return merged([torch.linalg.vector_norm(w.double(), ord=self.p, dim=1) for w in chosen], self.merge, self.p)
+        return merged(
+            [torch.linalg.vector_norm(w, ord=self.p, dim=1, dtype=torch.float64) for w in chosen], self.merge, self.p
+        )

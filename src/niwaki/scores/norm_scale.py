@@ -25,6 +25,6 @@ class NormScale(Score):
     merge: Merge = "mean"
     """How the scales of coupled channels become one number."""
 
-    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+    def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         scales = [w.double().abs().amax(1) for w, role in zip(view.weights, view.roles, strict=True) if role == "scale"]
         return merged(scales, self.merge, 2) if scales else torch.zeros(0, dtype=torch.float64)

@@ -22,7 +22,7 @@ class Random(Score):
     seed: int = 0
     """Seed; the same one gives the same numbers."""
 
-    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+    def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         generator = torch.Generator().manual_seed(
             (self.seed * 1_000_003 + zlib.crc32(view.group.name.encode())) % (1 << 62)
         )

@@ -22,7 +22,7 @@ class Score(ABC):
     deterministic: ClassVar[bool] = True
 
     @abstractmethod
-    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+    def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         """Scores of the units of one group."""
 
 

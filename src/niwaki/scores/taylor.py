@@ -25,7 +25,7 @@ class Taylor(Score):
     merge: Merge = "mean"
     """How the estimates of coupled slices become one number."""
 
-    def __call__(self, view: GroupView) -> Float[Tensor, "units"]:
+    def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         assert view.gradients is not None
         triples = list(zip(view.weights, view.gradients, view.roles, strict=True))
         chosen = [(w, g) for w, g, role in triples if self.over == "all" or role == self.over]

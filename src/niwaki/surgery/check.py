@@ -105,10 +105,19 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
             f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
         )
     rows = components(space.count, [*space.strict, *space.slabs["row"]])
-    inside = graph.units.in_row[unit] & ~graph.units.row_frozen[unit]
-    wrong = _mixed(rows[label[inside]], graph.units.row[unit[inside]])
+    old = graph.units.row[unit]
+    inside = np.flatnonzero(graph.units.in_row[unit] & ~graph.units.row_frozen[unit])
+    # a grid with a single row left is no grid any more: what was its row axis may meet anything
+    grid = graph.units.classes[unit[inside]]
+    pairs = np.unique(np.stack([grid, old[inside]]), axis=1)
+    several = np.bincount(pairs[0], minlength=int(grid.max(initial=0)) + 1) > 1
+    inside = inside[several[grid]]
+    wrong = _mixed(rows[label[inside]], old[inside])
+    if wrong is None:  # rows must not fall apart either
+        grid = graph.units.classes[unit[inside]].astype(np.int64)
+        wrong = _mixed(grid * (int(old.max(initial=0)) + 1) + old[inside], rows[label[inside]])
     if wrong is not None:
-        return f"rows of a grid are mixed ({_tensor_at(graph, parameters, label[inside][wrong])})"
+        return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     return None
 
 

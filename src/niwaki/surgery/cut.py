@@ -64,7 +64,9 @@ def _consistent(plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> None:
     odd = sorted(key for key in meant.keys() | given.keys() if meant.get(key) != given.get(key))
     if odd:
         raise PlanMismatchError(
-            "cut by a plan", found=f"its cuts contradict its kept units at {odd[0][0]}, axis {odd[0][1]}", do="make the plan again"
+            "cut by a plan",
+            found=f"its cuts contradict its kept units at {odd[0][0]}, axis {odd[0][1]}",
+            do="make the plan again",
         )
 
 
@@ -89,9 +91,14 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
 def sliced(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `model` with cut tensors; its integers are as they were. No tensor is copied whole first."""
     cuts = plan.by_tensor()
-    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    own = {
+        name
+        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    }
     if not set(cuts) <= own:
-        raise PlanMismatchError(f"cut {sorted(set(cuts) - own)[0]}", found="the model has no such tensor", do="use the model of the plan")
+        raise PlanMismatchError(
+            f"cut {sorted(set(cuts) - own)[0]}", found="the model has no such tensor", do="use the model of the plan"
+        )
     names: dict[Any, str] = {}
     for listing in (model.named_parameters(), model.named_buffers()):
         for name, tensor in listing:

@@ -4,6 +4,7 @@ The result is an ordinary `nn.Module` under the user's parameter names. It holds
 model exports in training mode too, one for training; it is saved as plain JSON and safe tensors.
 """
 
+import copy
 import logging
 from typing import Any
 
@@ -114,8 +115,9 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
     trainable: dict[str, bool] = {}
     for mode in (False, True):
         try:
-            exported = _export(model, example, train=mode)
-            program, constants = program_of(exported)
+            if mode not in graph.exports:
+                graph.exports[mode] = program_of(_export(model, example, train=mode))
+            program, constants = copy.deepcopy(graph.exports[mode])
             _rewrite(program, constants, model, graph, alive, example)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
@@ -246,8 +248,8 @@ def _rewrite(
     space = LabelSpace()
     recorder = Recorder(space, {})
     parameters = seed(recorder, root)
-    for real, copy in pairs:
-        note_constant(recorder, real, copy)
+    for real, twin in pairs:
+        note_constant(recorder, real, twin)
     note_tables(recorder, root)
     inputs = map_tensors(example, lambda t: t.to("meta"))
     flat, _ = pytree.tree_flatten(_as_call(inputs))

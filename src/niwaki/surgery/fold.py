@@ -137,7 +137,7 @@ def fold(model: nn.Module, seen: Retrace) -> tuple[list[dict[str, object]], str 
         if slices is None:
             return (
                 done,
-                f"{scale.record.name} in {scale.record.module or 'the model'} multiplies by a number that depends on the width",
+                f"{scale.record.name} in {scale.record.module or 'the model'} has a factor that depends on the width",
             )
         for (name, axis), positions in slices.items():
             with torch.no_grad():

@@ -87,9 +87,13 @@ class Program:
                 if op == "call_function":
                     check_call(target, kwargs, item["target"])
                 elif op == "placeholder" and (item["target"] != name or args or kwargs):
-                    raise FileDamagedError("read a saved graph", found=f"input {item['target']!r}", do="save the model again")
+                    raise FileDamagedError(
+                        "read a saved graph", found=f"input {item['target']!r}", do="save the model again"
+                    )
                 elif op in ("get_attr", "output") and kwargs:
-                    raise FileDamagedError("read a saved graph", found=f"arguments of {name}", do="save the model again")
+                    raise FileDamagedError(
+                        "read a saved graph", found=f"arguments of {name}", do="save the model again"
+                    )
                 nodes[name] = graph.create_node(op, target, tuple(args), kwargs, name=name)
             graph.lint()
             check_spec(data["in_spec"])
@@ -141,6 +145,7 @@ def _momentum(node: fx.Node, momentum: float) -> None:
 def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     """The program of an export, its parameters read by name, and the constants it brings along (name -> tensor)."""
     graph = copy.deepcopy(exported.graph)
+    _inline(graph, exported.graph_module)
     signature = exported.graph_signature
     constants: dict[str, Tensor] = {}
     by_name = {spec.arg.name: spec for spec in signature.input_specs}
@@ -190,6 +195,33 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     return Program(graph, len(users), encode_spec(spec_in), encode_spec(spec_out)), constants
 
 
+def _inline(graph: fx.Graph, owner: Any) -> None:
+    """Put blocks that an export wraps (no_grad, autocast switched off) in place of their calls."""
+    for node in list(graph.nodes):
+        kind = getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+        if kind not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
+            continue
+        at = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
+        if kind == "wrap_with_autocast" and node.args[2]:
+            raise FileDamagedError(
+                "keep an exported graph", found="a block under autocast", do="call the model without it"
+            )
+        block = owner.get_submodule(str(node.args[at].target))
+        inner = copy.deepcopy(block.graph)
+        _inline(inner, block)
+        names = dict(zip([n for n in inner.nodes if n.op == "placeholder"], node.args[at + 1 :], strict=True))
+        with graph.inserting_before(node):
+            results = graph.graph_copy(inner, names)
+        parts = results if isinstance(results, (list, tuple)) else (results,)
+        for user in list(node.users):
+            user.replace_all_uses_with(parts[user.args[1]])
+            graph.erase_node(user)
+        wrapped = node.args[at]
+        graph.erase_node(node)
+        if not wrapped.users:
+            graph.erase_node(wrapped)
+
+
 def _impure(node: fx.Node) -> bool:
     if node.op in ("placeholder", "output"):
         return True
@@ -231,7 +263,12 @@ def encode_spec(spec: Any) -> Any:
     if kind in (tuple, list):
         return {kind.__name__: parts}
     keys = spec.context
-    if isinstance(keys, (list, tuple)) and len(keys) == 2 and isinstance(keys[1], (list, tuple)) and len(keys[1]) == len(parts):
+    if (
+        isinstance(keys, (list, tuple))
+        and len(keys) == 2
+        and isinstance(keys[1], (list, tuple))
+        and len(keys[1]) == len(parts)
+    ):
         keys = keys[1]  # default dictionaries: (factory, keys)
     if isinstance(keys, (list, tuple)) and len(keys) == len(parts) and all(isinstance(key, str) for key in keys):
         return {"dict": dict(zip(keys, parts, strict=True))}
@@ -268,7 +305,21 @@ def build_spec(spec: Any, leaves: Any) -> Any:
     return tuple(parts) if kind == "tuple" else parts
 
 
-TEXTS = {"rounding_mode", "approximate", "reduction", "reduce", "mode", "padding_mode", "padding", "indexing", "equation", "ord", "side", "driver", "p"}
+TEXTS = {
+    "rounding_mode",
+    "approximate",
+    "reduction",
+    "reduce",
+    "mode",
+    "padding_mode",
+    "padding",
+    "indexing",
+    "equation",
+    "ord",
+    "side",
+    "driver",
+    "p",
+}
 """Arguments of ATen calls that may hold text. A call that takes any other (a file name) is refused."""
 
 
@@ -276,12 +327,16 @@ def check_call(target: Any, kwargs: Any, name: str) -> None:
     """Raises FileDamagedError for a call that takes a file's name, or for keyword arguments it does not have."""
     if not isinstance(target, torch._ops.OpOverload):
         if kwargs:
-            raise FileDamagedError("read a saved graph", found=f"keyword arguments of {name}", do="save the model again")
+            raise FileDamagedError(
+                "read a saved graph", found=f"keyword arguments of {name}", do="save the model again"
+            )
         return
     known = {argument.name: argument for argument in target._schema.arguments}
     texts = [n for n, argument in known.items() if "str" in str(argument.type) and n not in TEXTS]
     if texts or not set(kwargs) <= set(known):
-        raise FileDamagedError("read a saved graph", found=f"a call of {name} with {sorted(kwargs)}", do="save the model again")
+        raise FileDamagedError(
+            "read a saved graph", found=f"a call of {name} with {sorted(kwargs)}", do="save the model again"
+        )
 
 
 def _target_name(node: fx.Node) -> str:

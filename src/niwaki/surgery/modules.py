@@ -66,7 +66,9 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
             "in2_features": module.weight.shape[2],
         }
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.weight_ih_l0.shape[1], "hidden_size": module.weight_hh_l0.shape[1]}
+        first, recurrent = module._parameters["weight_ih_l0"], module._parameters["weight_hh_l0"]
+        assert first is not None and recurrent is not None
+        return {"input_size": first.shape[1], "hidden_size": recurrent.shape[1]}
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     if isinstance(module, nn.PReLU):

@@ -35,7 +35,9 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
                 raise PlanMismatchError(
                     "cut an optimiser", found=f"the small model has no {name}", do="pass the model cut by this plan"
                 )
-            expected = apply_cuts(parameter.detach().to("meta"), cuts[name], name).shape if name in cuts else parameter.shape
+            expected = (
+                apply_cuts(parameter.detach().to("meta"), cuts[name], name).shape if name in cuts else parameter.shape
+            )
             if new[name].shape != expected or (name in cuts and new[name] is parameter):
                 raise PlanMismatchError(
                     f"cut the optimiser's {name}",

@@ -61,6 +61,14 @@ def put(node: fx.Node, name: str, value: Any) -> None:
         node.update_kwarg(name, value)
 
 
+def source_of(node: fx.Node, seen: Seen) -> Value:
+    """What is known of a call's first argument."""
+    first = node.args[0]
+    assert isinstance(first, fx.Node)
+    found: Value = seen[first.name]
+    return found
+
+
 def changed(value: Value, sizes: Sizes) -> dict[int, tuple[int, int]]:
     """Axes whose size changes: axis -> (old, new)."""
     after = sizes.of(value)
@@ -106,7 +114,7 @@ def sized(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 @handles("unflatten")
 def unflatten(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     result: Value = seen[node.name]
-    axis = get(node, "dim") % len(seen[node.args[0].name].shape)  # type: ignore[union-attr]
+    axis = get(node, "dim") % len(source_of(node, seen).shape)  # type: ignore[union-attr]
     listed = list(get(node, "sizes"))
     for at, (old, new) in changed(result, sizes).items():
         if axis <= at < axis + len(listed) and listed[at - axis] == old:
@@ -145,7 +153,7 @@ def kept_before(labels: np.ndarray, position: int, sizes: Sizes) -> int:
 
 @handles("slice", "narrow")
 def slice_(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     axis = get(node, "dim", 0) % len(source.shape)
     if axis not in changed(source, sizes):
         return
@@ -168,7 +176,7 @@ def slice_(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 
 @handles("select")
 def select(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     axis = get(node, "dim", 0) % len(source.shape)
     if axis in changed(source, sizes):
         labels = along(source, axis)
@@ -198,7 +206,7 @@ def pad(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 def convolution(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     groups = get(node, "groups", 1)
     if groups > 1:
-        source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+        source: Value = source_of(node, seen)
         labels = along(source, 1)
         if labels is not None:
             flat = sizes.stays[labels].any(1).reshape(groups, -1)
@@ -207,7 +215,7 @@ def convolution(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 
 @handles("group_norm", "native_group_norm")
 def group_norm(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     name = "num_groups" if "num_groups" in arguments(node) else "group"
     groups = get(node, name)
     labels = along(source, 1)
@@ -219,14 +227,14 @@ def group_norm(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 
 @handles("layer_norm", "rms_norm", "native_layer_norm", "_fused_rms_norm")
 def layer_norm(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     listed = list(get(node, "normalized_shape"))
     put(node, "normalized_shape", list(sizes.of(source)[len(source.shape) - len(listed) :]))
 
 
 @handles("scaled_dot_product_attention")
 def attention(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    query: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    query: Value = source_of(node, seen)
     width = query.shape[-1]
     if get(node, "scale") is None and sizes.of(query)[-1] != width:
         put(node, "scale", float(width) ** -0.5)
@@ -234,7 +242,7 @@ def attention(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 
 @handles("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     labels = along(source, 1)
     if labels is not None:
         groups = get(node, "groups")
@@ -249,7 +257,7 @@ def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return
-    source: Value = seen[node.args[0].name]  # type: ignore[union-attr]
+    source: Value = source_of(node, seen)
     after = changed(source, sizes)
     if name == "roll":
         bad = [axis for axis in after if axis in [d % len(source.shape) for d in get(node, "dims", [])]]

@@ -5,6 +5,7 @@ from niwaki.graph.rules import (
     contraction,
     convolution,
     factory,
+    indexing,
     movement,
     normalisation,
     pointwise,
@@ -15,4 +16,4 @@ from niwaki.graph.rules.registry import RULES, Call, Rule
 
 __all__ = ["RULES", "Call", "Rule"]
 
-_ = (attention, contraction, convolution, factory, movement, normalisation, pointwise, reduction, spatial)
+_ = (attention, contraction, convolution, factory, indexing, movement, normalisation, pointwise, reduction, spatial)

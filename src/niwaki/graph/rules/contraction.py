@@ -1,4 +1,4 @@
-"""Matrix products and what linear, matmul, einsum and tensordot become: tied along the contracted axis, passed on elsewhere."""
+"""Matrix products, and what linear, matmul, einsum and tensordot become: tied along the contracted axis."""
 
 from math import prod
 
@@ -131,15 +131,12 @@ def matrix_product(call: Call) -> Labels | None:
         labels = contract(call, a, b, pattern)
     if bias is None:
         return labels
-    scaled = call.has("beta") and call["beta"] == 0
-    if scaled:
-        return labels
     value = call.value(bias)
     if value.direct:
         for array in value.get(call.space):
             call.space.role(array, "out")
     product_zero = call.zero
-    call.zero = product_zero and value.zero
+    call.zero = product_zero and (value.zero or (call.has("beta") and call["beta"] == 0))
     return join(
         call.space,
         [(call.shape, labels, "an axis that no parameter spans"), (value.shape, value.get(call.space), value.why)],

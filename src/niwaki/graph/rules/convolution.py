@@ -13,7 +13,7 @@ from niwaki.graph.values import Labels, Value, join
 
 
 def channel_labels(call: Call, value: Value, axis: int, what: str) -> np.ndarray | None:
-    """Labels of `value` along the channel axis as a flat array; labels that run along space are tied to one per channel."""
+    """Labels of `value` along the channel axis as a flat array; those that run along space are tied."""
     found = None
     for labels in value.get(call.space, (axis,)) if value.parameter is not None else value.fields:
         for other in varying(labels):
@@ -98,7 +98,7 @@ def convolution(call: Call) -> Labels:
         out = grouped(call, w, inputs, groups, transposed, c_in, c_out, constant, x.why)
     shape = [1] * len(call.shape)
     shape[c_axis] = c_out
-    labels: Labels = () if out is None else (out.reshape(shape),)
+    result: Labels = () if out is None else (out.reshape(shape),)
     call.zero = w.zero
     if w.direct:
         for axis, role in ((in_axis, "in"), (out_axis, "out")):
@@ -112,8 +112,8 @@ def convolution(call: Call) -> Labels:
         for labels_of_bias in fields:
             call.space.role(labels_of_bias, "out")
         if c_out > 1:
-            labels = join(call.space, [(tuple(shape), labels, w.why), (tuple(shape), fields, value.why)], tuple(shape))
-    return labels
+            result = join(call.space, [(tuple(shape), result, w.why), (tuple(shape), fields, value.why)], tuple(shape))
+    return result
 
 
 def axis_labels(call: Call, weight: Value, axis: int) -> np.ndarray | None:
@@ -174,7 +174,7 @@ def grouped(
 
 
 def block_labels(call: Call, w: Value, axis: int, groups: int, size: int) -> np.ndarray:
-    """Labels `[groups, size]` of a weight axis that counts channels within a group: its own per group where possible."""
+    """Labels `[groups, size]` of a weight axis that counts channels within a group, per group where possible."""
     parameter: Any = w.parameter
     if (
         parameter is None

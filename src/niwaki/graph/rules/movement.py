@@ -5,8 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from niwaki.graph.labels import column_axis, compress, varying
 from niwaki.graph.rules.registry import Call, rule
@@ -72,6 +70,11 @@ def normal(axis: int, ndim: int) -> int:
     "_pin_memory",
 )
 def same(call: Call) -> Labels:
+    return unchanged(call)
+
+
+def unchanged(call: Call) -> Labels:
+    """Labels of the first argument, as they are."""
     source = call.args[0]
     value = call.value(source)
     call.zero = value.zero
@@ -138,8 +141,8 @@ def view(call: Call, labels: np.ndarray, before: tuple[int, ...], after: tuple[i
 def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
     """Labels made ready for axes that are about to become one.
 
-    Where two labelled axes become one, each position belongs to both: it gets a label of its own, with the old ones as the
-    slabs it lies in. A free axis laid together with another keeps its count: its labels go.
+    Where two labelled axes become one, each position belongs to both: it gets a label of its own, with the old ones as
+    the slabs it lies in. A free axis laid together with another keeps its count: its labels go.
     """
     if before == after:
         return fields
@@ -188,7 +191,7 @@ def reshape(call: Call) -> Labels:
     value = call.value(call["self"])
     call.zero = value.zero
     if call.name == "view" and call.has("dtype"):
-        return same(call)
+        return unchanged(call)
     arrays = []
     for labels in prepare(call, value.get(call.space), value.shape, call.shape):
         grid_before = len(varying(labels))
@@ -285,12 +288,16 @@ def select(call: Call) -> Labels:
     return move(call, lambda labels: np.take(labels, index if labels.shape[axis] > 1 else 0, axis))
 
 
+def take_at(axis: int, index: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda labels: np.take(labels, index if labels.shape[axis] > 1 else 0, axis)
+
+
 @rule("unbind", "unbind_copy")
 def unbind(call: Call) -> list[Labels]:
     axis = normal(call["dim"], call["self"].dim())
     parts = []
     for i in range(len(call.result)):
-        parts.append(move(call, lambda labels, i=i: np.take(labels, i if labels.shape[axis] > 1 else 0, axis)))
+        parts.append(move(call, take_at(axis, i)))
     return parts
 
 
@@ -342,20 +349,20 @@ def cat_values(call: Call, values: list[Value], axis: int) -> Labels:
     if any(spans):
         pieces = []
         full = [1] * len(call.shape)
-        for value, arrays in zip(values, spans, strict=True):
+        for arrays in spans:
             for labels in arrays:
                 full = [max(a, b) if i != axis else 1 for i, (a, b) in enumerate(zip(full, labels.shape, strict=True))]
         for value, arrays in zip(values, spans, strict=True):
             size = value.shape[axis]
-            shape = [size if a == axis else n for a, n in enumerate(full)]
+            span = [size if a == axis else n for a, n in enumerate(full)]
             if len(arrays) == 1:
-                pieces.append(np.broadcast_to(arrays[0], shape))
+                pieces.append(np.broadcast_to(arrays[0], span))
                 continue
             fresh = call.space.new(size).reshape([size if a == axis else 1 for a in range(len(full))])
             call.fix(fresh, f"is joined to {value.why}" if not arrays else "two grids cross on one axis")
             for labels in arrays:
                 call.fix(labels, "two grids cross on one axis")
-            pieces.append(np.broadcast_to(fresh, shape))
+            pieces.append(np.broadcast_to(fresh, span))
         joined = np.concatenate(pieces, axis=axis)
         result = [labels for labels in result if not set(varying(labels)) <= set(varying(joined))]
         result.append(joined)
@@ -384,7 +391,7 @@ def stack(call: Call) -> Labels:
 @rule("flip", "fliplr", "flipud")
 def flip(call: Call) -> Labels:
     axes = [normal(axis, call["self"].dim()) for axis in call["dims"]]
-    return move(call, lambda labels: np.flip(labels, [a for a in axes if labels.shape[a] > 1]))
+    return move(call, lambda labels: np.flip(labels, tuple(a for a in axes if labels.shape[a] > 1)))
 
 
 @rule("roll")
@@ -436,142 +443,6 @@ def pad(call: Call) -> Labels:
     return separate(call, arrays)
 
 
-@rule("index_select")
-def index_select(call: Call) -> Labels:
-    return gather(call, {normal(call["dim"], call["self"].dim()): call["index"]})
-
-
-@rule("index", "_unsafe_index")
-def index(call: Call) -> Labels:
-    return gather(call, {axis: item for axis, item in enumerate(call["indices"]) if item is not None})
-
-
-def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
-    """Advanced indexing. Tables of constants are movement; an index that depends on data fixes what it touches."""
-    source = call.value(call["self"])
-    call.zero = source.zero
-    constants = {axis: call.value(item).constant for axis, item in picks.items()}
-    masks = any(item.dtype in (torch.bool, torch.uint8) and item.dim() != 1 for item in picks.values())
-    axes = sorted(picks)
-    moved = []
-    for labels in source.get(call.space):
-        touched = [axis for axis in axes if labels.shape[axis] > 1]
-        if masks or (touched and any(constants[axis] is None for axis in touched)):
-            call.fix(labels, "indexed by data")
-            continue
-        for axis in touched:
-            _note_table(call, labels, axis, call.value(picks[axis]))
-        moved.append((labels, touched))
-    if not moved:
-        return ()
-    adjacent = axes == list(range(axes[0], axes[-1] + 1))
-    out_ndim = len(call.shape)
-    wide = max(item.dim() if item.dtype != torch.bool else 1 for item in picks.values())
-    at = axes[0] if adjacent else 0
-    arrays = []
-    for labels, touched in moved:
-        rest = [axis for axis in range(labels.ndim) if axis not in axes]
-        if touched:
-            key: list[Any] = [slice(None)] * labels.ndim
-            for axis in axes:
-                item = constants[axis] if axis in touched else torch.zeros(1, dtype=torch.long)
-                assert item is not None
-                array = item.detach().cpu().numpy()
-                key[axis] = np.flatnonzero(array) if array.dtype == np.bool_ else array
-            shape = np.broadcast_shapes(*[key[axis].shape for axis in axes])
-            for axis in axes:
-                key[axis] = np.broadcast_to(key[axis], shape)
-            picked = labels[tuple(key)]
-            picked = picked.reshape(
-                picked.shape[:at] + (1,) * (wide - len(shape)) + picked.shape[at:]
-                if adjacent
-                else (1,) * (wide - len(shape)) + picked.shape
-            )
-            arrays.append(compress(picked, tuple(range(at, at + wide))))
-        else:
-            sizes = [labels.shape[axis] for axis in rest]
-            where = len([axis for axis in rest if axis < at])
-            arrays.append(labels.reshape([*sizes[:where], *[1] * wide, *sizes[where:]]))
-        assert arrays[-1].ndim == out_ndim, (call.name, arrays[-1].shape, call.shape)
-    return separate(call, arrays)
-
-
-def _note_table(call: Call, labels: np.ndarray, axis: int, index: Value) -> None:
-    """A registered list of positions can be renumbered by a cut; other constants hold the axis."""
-    if index.table is None or index.constant is None or index.constant.dim() != 1 or varying(labels) != (axis,):
-        call.fix(call.space.marker(labels, (axis,)), "picked by a constant that can't be renumbered")
-        return
-    call.recorder.tables.append((index.table, labels.ravel(), index.constant.numpy()))
-
-
-@rule(
-    "gather",
-    "take_along_dim",
-    "scatter",
-    "scatter_add",
-    "index_add",
-    "index_copy",
-    "index_put",
-    "index_put_",
-    "_index_put_impl_",
-    "scatter_",
-    "scatter_add_",
-    "index_add_",
-    "index_copy_",
-    "index_fill",
-    "index_fill_",
-    "scatter_reduce",
-    "masked_scatter",
-)
-def by_position(call: Call) -> Labels | None:
-    """Reads or writes at positions given by data: the addressed axis is fixed, other axes meet index by index."""
-    value = call.value(call["self"])
-    if call.name.startswith(("index_put", "_index_put")):
-        axes = {axis for axis, item in enumerate(call["indices"]) if item is not None}
-        parts = [call["values"]]
-    else:
-        if not call.has("dim") or isinstance(call["dim"], str):
-            return None
-        axes = {normal(call["dim"], call["self"].dim())}
-        names = ("src", "source", "tensor")
-        parts = [call[name] for name in names if call.has(name) and isinstance(call[name], Tensor)]
-    kept = []
-    for labels in value.get(call.space):
-        touched = tuple(axis for axis in varying(labels) if axis in axes)
-        if touched:
-            call.fix(call.space.marker(labels, touched), "indexed by data")
-        if len(touched) < len(varying(labels)):
-            if call.name == "gather":  # the index may be shorter than its source on the other axes
-                part = tuple(slice(0, n) if labels.shape[a] > 1 and a not in axes else slice(None) for a, n in enumerate(call.shape))
-                labels = labels[part]
-            kept.append(labels)
-    rest: list[tuple[tuple[int, ...], Labels, str]] = []
-    for part in parts:
-        other = call.value(part)
-        fields = other.get(call.space)
-        if len(other.shape) != len(call.shape):
-            for labels in fields:
-                call.fix(labels, "written at positions given by data")
-            continue
-        shape = tuple(1 if axis in axes else n for axis, n in enumerate(other.shape))
-        side = []
-        for labels in fields:
-            if axes & set(varying(labels)):
-                call.fix(labels, "indexed by data")
-            else:
-                side.append(labels)
-        rest.append((shape, tuple(side), other.why))
-    call.zero = value.zero and all(call.value(part).zero for part in parts)
-    if call.name in ("gather", "take_along_dim"):
-        item = call.value(call["index"])
-        return join(
-            call.space,
-            [(tuple(1 if a in axes else n for a, n in enumerate(call.shape)), tuple(kept), value.why)] if item else [],
-            call.shape,
-        )
-    return join(call.space, [(value.shape, tuple(kept), value.why), *rest], call.shape)
-
-
 @rule("slice_scatter", "select_scatter")
 def scatter_part(call: Call) -> Labels:
     value, part = call.value(call["self"]), call.value(call["src"])
@@ -601,6 +472,8 @@ def shuffle(call: Call) -> Labels:
     call.zero = value.zero
     *lead, c, h, w = value.shape
     n = len(lead)
+    inner: tuple[int, ...]
+    order: tuple[int, ...]
     if call.name == "pixel_shuffle":
         r = int(call["upscale_factor"])
         inner, order = (c // (r * r), r, r, h, w), (0, 3, 1, 4, 2)
@@ -680,7 +553,7 @@ def complex_view(call: Call) -> Labels:
             if labels.shape[-1] > 1:
                 call.space.tie(labels, labels.ndim - 1)
         return move(call, lambda labels: labels[..., 0])
-    return same(call)
+    return unchanged(call)
 
 
 @rule("set_", "resize_as_", "record_stream")
@@ -691,4 +564,4 @@ def forget(call: Call) -> Labels:
 @rule("as_strided", "as_strided_", "as_strided_copy")
 def as_strided(call: Call) -> Labels | None:
     """Only where the shape stays (a change of memory layout)."""
-    return same(call) if tuple(call["size"]) == call.value(call["self"]).shape else None
+    return unchanged(call) if tuple(call["size"]) == call.value(call["self"]).shape else None

@@ -20,6 +20,7 @@ MISSING_TAG = (
     "prelu",
     "_prelu_kernel",
     "where",
+    "floor_divide",
     "masked_fill",
     "masked_fill_",
     "copy",
@@ -76,7 +77,12 @@ _zero: dict[Any, bool] = {}
 
 
 def is_pointwise(func: Any, name: str) -> bool:
-    return torch.Tag.pointwise in func.tags or name in MISSING_TAG
+    if torch.Tag.pointwise in func.tags or name in MISSING_TAG:
+        return True
+    packets = [func.overloadpacket, getattr(torch.ops.aten, name.removesuffix("_"), func.overloadpacket)]
+    return any(
+        torch.Tag.pointwise in getattr(packet, overload).tags for packet in packets for overload in packet.overloads()
+    )
 
 
 def meet(call: Call) -> Labels:

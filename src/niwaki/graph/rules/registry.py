@@ -62,7 +62,7 @@ class Call:
         self.space.fix(labels, reason)
 
     def drop(self, labels: np.ndarray, axes: tuple[int, ...]) -> np.ndarray | None:
-        """What is left of `labels` when `axes` are summed away (all kept at size 1): slabs of the others, or nothing."""
+        """What is left of `labels` when `axes` are summed away (kept at size 1): slabs of the others, or nothing."""
         rest = tuple(axis for axis in varying(labels) if axis not in axes)
         if len(rest) == len(varying(labels)):
             return labels

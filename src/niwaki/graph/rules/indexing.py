@@ -1,0 +1,151 @@
+"""Reads and writes at positions: constant tables are movement, positions that depend on data fix the axis."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from niwaki.graph.labels import compress, varying
+from niwaki.graph.rules.movement import normal, separate
+from niwaki.graph.rules.registry import Call, rule
+from niwaki.graph.values import Labels, Value, join
+
+
+@rule("index_select")
+def index_select(call: Call) -> Labels:
+    return gather(call, {normal(call["dim"], call["self"].dim()): call["index"]})
+
+
+@rule("index", "_unsafe_index")
+def index(call: Call) -> Labels:
+    return gather(call, {axis: item for axis, item in enumerate(call["indices"]) if item is not None})
+
+
+def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
+    """Advanced indexing. Tables of constants are movement; an index that depends on data fixes what it touches."""
+    source = call.value(call["self"])
+    call.zero = source.zero
+    constants = {axis: call.value(item).constant for axis, item in picks.items()}
+    masks = any(item.dtype in (torch.bool, torch.uint8) and item.dim() != 1 for item in picks.values())
+    axes = sorted(picks)
+    moved = []
+    for labels in source.get(call.space):
+        touched = [axis for axis in axes if labels.shape[axis] > 1]
+        if masks or (touched and any(constants[axis] is None for axis in touched)):
+            call.fix(labels, "indexed by data")
+            continue
+        for axis in touched:
+            _note_table(call, labels, axis, call.value(picks[axis]))
+        moved.append((labels, touched))
+    if not moved:
+        return ()
+    adjacent = axes == list(range(axes[0], axes[-1] + 1))
+    out_ndim = len(call.shape)
+    wide = max(item.dim() if item.dtype != torch.bool else 1 for item in picks.values())
+    at = axes[0] if adjacent else 0
+    arrays = []
+    for labels, touched in moved:
+        rest = [axis for axis in range(labels.ndim) if axis not in axes]
+        if touched:
+            key: list[Any] = [slice(None)] * labels.ndim
+            for axis in axes:
+                item = constants[axis] if axis in touched else torch.zeros(1, dtype=torch.long)
+                assert item is not None
+                array = item.detach().cpu().numpy()
+                key[axis] = np.flatnonzero(array) if array.dtype == np.bool_ else array
+            shape = np.broadcast_shapes(*[key[axis].shape for axis in axes])
+            for axis in axes:
+                key[axis] = np.broadcast_to(key[axis], shape)
+            picked = labels[tuple(key)]
+            picked = picked.reshape(
+                picked.shape[:at] + (1,) * (wide - len(shape)) + picked.shape[at:]
+                if adjacent
+                else (1,) * (wide - len(shape)) + picked.shape
+            )
+            arrays.append(compress(picked, tuple(range(at, at + wide))))
+        else:
+            sizes = [labels.shape[axis] for axis in rest]
+            where = len([axis for axis in rest if axis < at])
+            arrays.append(labels.reshape([*sizes[:where], *[1] * wide, *sizes[where:]]))
+        assert arrays[-1].ndim == out_ndim, (call.name, arrays[-1].shape, call.shape)
+    return separate(call, arrays)
+
+
+def _note_table(call: Call, labels: np.ndarray, axis: int, index: Value) -> None:
+    """A registered list of positions can be renumbered by a cut; other constants hold the axis."""
+    if index.table is None or index.constant is None or index.constant.dim() != 1 or varying(labels) != (axis,):
+        call.fix(call.space.marker(labels, (axis,)), "picked by a constant that can't be renumbered")
+        return
+    call.recorder.tables.append((index.table, labels.ravel(), index.constant.numpy()))
+
+
+@rule(
+    "gather",
+    "take_along_dim",
+    "scatter",
+    "scatter_add",
+    "index_add",
+    "index_copy",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "scatter_",
+    "scatter_add_",
+    "index_add_",
+    "index_copy_",
+    "index_fill",
+    "index_fill_",
+    "scatter_reduce",
+    "masked_scatter",
+)
+def by_position(call: Call) -> Labels | None:
+    """Reads or writes at positions given by data: the addressed axis is fixed, other axes meet index by index."""
+    value = call.value(call["self"])
+    if call.name.startswith(("index_put", "_index_put")):
+        axes = {axis for axis, item in enumerate(call["indices"]) if item is not None}
+        parts = [call["values"]]
+    else:
+        if not call.has("dim") or isinstance(call["dim"], str):
+            return None
+        axes = {normal(call["dim"], call["self"].dim())}
+        names = ("src", "source", "tensor")
+        parts = [call[name] for name in names if call.has(name) and isinstance(call[name], Tensor)]
+    kept = []
+    for labels in value.get(call.space):
+        touched = tuple(axis for axis in varying(labels) if axis in axes)
+        if touched:
+            call.fix(call.space.marker(labels, touched), "indexed by data")
+        if len(touched) < len(varying(labels)):
+            if call.name == "gather":  # the index may be shorter than its source on the other axes
+                part = tuple(
+                    slice(0, n) if labels.shape[a] > 1 and a not in axes else slice(None)
+                    for a, n in enumerate(call.shape)
+                )
+                labels = labels[part]
+            kept.append(labels)
+    rest: list[tuple[tuple[int, ...], Labels, str]] = []
+    for part in parts:
+        other = call.value(part)
+        fields = other.get(call.space)
+        if len(other.shape) != len(call.shape):
+            for labels in fields:
+                call.fix(labels, "written at positions given by data")
+            continue
+        shape = tuple(1 if axis in axes else n for axis, n in enumerate(other.shape))
+        side = []
+        for labels in fields:
+            if axes & set(varying(labels)):
+                call.fix(labels, "indexed by data")
+            else:
+                side.append(labels)
+        rest.append((shape, tuple(side), other.why))
+    call.zero = value.zero and all(call.value(part).zero for part in parts)
+    if call.name in ("gather", "take_along_dim"):
+        item = call.value(call["index"])
+        return join(
+            call.space,
+            [(tuple(1 if a in axes else n for a, n in enumerate(call.shape)), tuple(kept), value.why)] if item else [],
+            call.shape,
+        )
+    return join(call.space, [(value.shape, tuple(kept), value.why), *rest], call.shape)

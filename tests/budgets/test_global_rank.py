@@ -1,0 +1,65 @@
+"""One ranking over the network, by hand."""
+
+import numpy as np
+import pytest
+from worked import chain, chosen
+
+import niwaki
+from niwaki import Budget
+from niwaki.budgets import GlobalRank
+from niwaki.budgets.rule import Atoms
+
+SHAPE = (1, 2)
+
+
+def atoms(scores: list[float], pools: list[int], saves: list[float] | None = None) -> Atoms:
+    n = len(scores)
+    return Atoms(
+        units=tuple(np.array([i]) for i in range(n)), score=np.array(scores), pool=np.array(pools), width=np.ones(n, np.int64),
+        saves={"macs": np.array(saves or [1.0] * n), "params": np.array(saves or [1.0] * n), "units": np.ones(n)},
+        least=np.ones(max(pools) + 1, np.int64), pools=tuple(str(p) for p in range(max(pools) + 1)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("normalise", "expected"),
+    [  # pools (1, 3) and (10, 30, 20): means 2 and 20, largest 3 and 30, sums 4 and 60
+        ("none", [1, 3, 10, 30, 20]), ("mean", [0.5, 1.5, 0.5, 1.5, 1.0]), ("max", [1 / 3, 1.0, 1 / 3, 1.0, 2 / 3]),
+        ("sum", [0.25, 0.75, 1 / 6, 0.5, 1 / 3]),
+    ],
+)  # fmt: skip
+def test_normalisations_by_hand(normalise: str, expected: list[float]) -> None:
+    found = GlobalRank(normalise=normalise)(atoms([1, 3, 10, 30, 20], [0, 0, 1, 1, 1]))
+    assert found.tolist() == pytest.approx(expected)
+
+
+def test_per_cost_by_hand() -> None:
+    """Scores 1, 1, 1 that save 1, 2, 3 multiply-adds (mean 2): worth 2, 1, 2/3 each."""
+    found = GlobalRank(normalise="none", per="macs")(atoms([1, 1, 1], [0, 0, 0], [1, 2, 3]))
+    assert found.tolist() == pytest.approx([2.0, 1.0, 2 / 3])
+
+
+def test_a_pool_of_zeros_is_not_divided_by_zero() -> None:
+    assert GlobalRank()(atoms([0, 0, 2, 4], [0, 0, 1, 1])).tolist() == pytest.approx([0, 0, 2 / 3, 4 / 3])
+
+
+def test_without_normalisation_the_small_group_goes_first() -> None:
+    """2 -> 4 -> 4 -> 1: scores 1 ... 4 and 10 ... 40; four of eight go: all but the floor of the first, one of the second."""
+    values = [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]
+    plan = chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=4, of="units"), how=GlobalRank(normalise="none"))
+    assert plan.kept == {"0": (3,), "1": (1, 2, 3)}
+    evened = chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=4, of="units"), how=GlobalRank())
+    assert evened.kept == {"0": (2, 3), "1": (2, 3)}
+
+
+def test_equal_scores_keep_the_lower_index() -> None:
+    plan = chosen(chain(2, 8, 1), SHAPE, [[1.0] * 8], Budget(keep=0.5, of="units"))
+    assert plan.kept == {"0": (0, 1, 2, 3)}
+    plan = chosen(chain(2, 4, 4, 1), SHAPE, [[1.0] * 4, [1.0] * 4], Budget(keep=5, of="units"))
+    assert all(keep == tuple(range(len(keep))) for keep in plan.kept.values())
+
+
+def test_unknown_settings_are_refused() -> None:
+    for wrong in ({"normalise": "median"}, {"per": "joule"}):
+        with pytest.raises(niwaki.errors.InputError, match="normalise: none, mean, max, sum; per: unit, macs, params"):
+            GlobalRank(**wrong)

@@ -1,0 +1,144 @@
+"""Tracing changes nothing: values in memory, modes, gradients, random states, a model without memory."""
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from labelled import Net, group_of
+from torch import nn
+
+import niwaki
+
+
+def real_only(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """A forward that cannot run on the meta device."""
+    assert float(x.sum()) == float(x.sum())
+    return net.b(net.bn(net.a(x)).relu())
+
+
+def norm_net(forward: Any = None) -> Net:
+    return Net(forward or (lambda n, x: n.b(n.bn(n.a(x)).relu())), a=nn.Linear(4, 8), bn=nn.BatchNorm1d(8), b=nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("forward", [None, real_only], ids=["meta", "real"])
+def test_a_model_in_training_mode_stays_so_and_its_statistics_too(forward: Any) -> None:
+    net = norm_net(forward).train()
+    net.bn.eval()  # mixed on purpose
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    graph = niwaki.trace(net, torch.randn(3, 4))
+    assert graph.device == ("meta" if forward is None else "cpu")
+    assert [m.training for m in net.modules()] == [True, True, False, True]
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("forward", [None, real_only], ids=["meta", "real"])
+def test_gradients_flags_and_hooks_stay(forward: Any) -> None:
+    net = norm_net(forward)
+    calls: list[int] = []
+    net.a.register_forward_hook(lambda *_: calls.append(1))
+    net.a.weight.grad = torch.ones(8, 4)
+    net.b.weight.requires_grad_(False)
+    niwaki.trace(net, torch.randn(3, 4))
+    assert torch.equal(net.a.weight.grad, torch.ones(8, 4)) and net.b.weight.grad is None
+    assert [p.requires_grad for p in net.parameters()] == [True, True, True, True, False, True]
+    assert len(net.a._forward_hooks) == 1
+    assert not nn.modules.module._global_forward_hooks and not nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_model_without_memory_stays_without() -> None:
+    with torch.device("meta"):
+        net = norm_net()
+    graph = niwaki.trace(net, torch.zeros(3, 4))
+    assert all(t.is_meta for t in (*net.parameters(), *net.buffers()))
+    assert group_of(graph, "a.weight", 0).units == 8
+    real = niwaki.trace(norm_net(), torch.zeros(3, 4))
+    assert graph.to_json()["groups"] == real.to_json()["groups"]
+
+
+def test_a_model_without_memory_and_an_example_without() -> None:
+    with torch.device("meta"):
+        net = norm_net()
+        example = torch.zeros(3, 4)
+    assert niwaki.trace(net, example).macs == 3 * (32 + 16)
+
+
+def test_a_forward_that_changes_its_weights_changes_a_copy() -> None:
+    """Weights clipped in forward, on real tensors."""
+
+    def forward(n: Any, x: torch.Tensor) -> torch.Tensor:
+        n.a.weight.data.clamp_(-0.01, 0.01)
+        return real_only(n, x)
+
+    net = norm_net(forward)
+    before = net.a.weight.detach().clone()
+    niwaki.trace(net, torch.randn(3, 4))
+    assert torch.equal(net.a.weight, before)
+
+
+def test_an_embedding_that_renormalises_its_rows_is_left_alone() -> None:
+    net = Net(
+        lambda n, i: n.b(n.e(i)) if int(i.sum()) >= 0 else n.b(-n.e(i)), e=nn.Embedding(5, 6, max_norm=0.1), b=nn.Linear(6, 2)
+    )
+    before = net.e.weight.detach().clone()
+    assert niwaki.trace(net, torch.arange(5)).device == "cpu"
+    assert torch.equal(net.e.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["torch", "python", "numpy"])
+def test_random_states_are_as_before(kind: str) -> None:
+    """A forward that draws numbers."""
+    draw = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": lambda: float(np.random.rand())}[kind]
+    net = Net(lambda n, x: n.b(n.a(x)) * (1 + 0 * draw()), a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+
+    def state() -> Any:
+        return (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2])
+
+    before = state()
+    niwaki.trace(net, torch.randn(1, 4))  # the example's own numbers are drawn before
+    after = state()
+    torch.manual_seed(0)
+    assert before[1:] == after[1:]
+    if kind == "torch":
+        example = torch.randn(1, 4)
+        before = state()
+        niwaki.trace(net, example)
+        assert state() == before
+
+
+def test_the_example_is_left_alone() -> None:
+    net = Net(lambda n, x: n.b(n.a(x.mul_(2))) if float(x.sum()) != 0.5 else x, a=nn.Linear(4, 8), b=nn.Linear(8, 2))
+    example = torch.ones(1, 4)
+    niwaki.trace(net, example)
+    assert example.tolist() == [[1.0, 1.0, 1.0, 1.0]]
+
+
+def test_an_exception_in_forward_leaves_no_hook_and_no_mode() -> None:
+    def forward(n: Any, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("broken")
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(niwaki.errors.InputError, match="ValueError: broken"):
+        niwaki.trace(norm_net(forward), torch.randn(3, 4))
+    assert not nn.modules.module._global_forward_hooks
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+    assert niwaki.trace(norm_net(), torch.randn(3, 4)).macs == 144
+
+
+def test_recurrent_and_training_only_parts() -> None:
+    """A head that only runs in training mode is labelled too, and shares widths with what it reads."""
+
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.aside = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.a(x).relu()
+            return (self.b(y), self.aside(y)) if self.training else self.b(y)
+
+    net = Aside().eval()
+    graph = niwaki.trace(net, torch.randn(1, 4))
+    assert {m.tensor for m in group_of(graph, "a.weight", 0).members} == {"a.weight", "a.bias", "b.weight", "aside.weight"}
+    assert graph.macs == 32 + 16  # the second look is not counted

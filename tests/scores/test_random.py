@@ -1,0 +1,49 @@
+"""Random scores: the same for the same seed and group, independent of everything else."""
+
+import torch
+from torch import nn
+
+import niwaki
+from niwaki.scores import Random
+
+
+def scores(model: nn.Module, how: Random) -> dict[str, torch.Tensor]:
+    graph = niwaki.trace(model, torch.zeros(1, 4))
+    return niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how).values
+
+
+def net(last: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 300), nn.ReLU(), nn.Linear(300, 200), nn.ReLU(), nn.Linear(200, last))
+
+
+def test_the_seed_decides_and_weights_do_not() -> None:
+    first, second, other = scores(net(), Random(seed=1)), scores(net(), Random(seed=1)), scores(net(), Random(seed=2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+    model = net()
+    before = torch.get_rng_state()
+    scores(model, Random())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_groups_differ_and_a_change_elsewhere_does_not_change_them() -> None:
+    found = scores(net(), Random())
+    a, b = found.values()
+    assert not torch.equal(a[:200], b)
+    assert torch.equal(scores(net(last=5), Random())[next(iter(found))], a)
+
+
+def test_uniform_between_zero_and_one() -> None:
+    """300 numbers: mean within 4 standard errors of a half, no two equal."""
+    values = next(iter(scores(net(), Random()).values()))
+    assert values.shape == (300,) and values.dtype == torch.float64
+    assert float(values.min()) >= 0 and float(values.max()) < 1
+    assert abs(float(values.mean()) - 0.5) < 4 * (1 / 12 / 300) ** 0.5
+    assert values.unique().numel() == 300
+
+
+def test_needs_nothing() -> None:
+    assert Random().needs == frozenset() and Random().deterministic is False
