@@ -132,7 +132,7 @@ def overview(root: Path) -> str:
     said = f"{largest} on CIFAR-10, {dense[0]:.2f} % uncut" if dense else "Not measured yet"
     raw = f"[{RESULTS}]({RESULTS})" if rows else f"`{RESULTS}`"
     return (
-        f"{said}; accuracy in % on the 10 000 test pictures at half of the MACs, default settings. "
+        f"{said}; accuracy in % on the 10 000 test pictures at half of the MACs. "
         f"Raw rows: {raw}, made by `benchmarks/cifar.py`.\n\n{text}"
     )
 
@@ -152,8 +152,10 @@ def card_table(root: Path, title: str) -> str:
                 figures = (mean(entry["dense"][:1]), mean(entry["cut"]), mean(entry["batch norm"]), recovered(entry))
                 kept = f"{share:.4f}, promised {promised} counted"
                 lines.append((network, label, *figures, kept, f"{max(entry['difference']):.0e}"))
-    commands = sorted({row["command"] for row in rows if row.get("what") in ("cut", "recovery")})
-    commits = sorted({row["commit"] for row in rows if row.get("what") in ("cut", "recovery")})
+    labels = {row["method"] for row in rows if row.get("what") == "cut" and row["settings"]["name"] == title}
+    used = [row for row in rows if row.get("what") in ("cut", "recovery") and row["method"] in labels]
+    commands = sorted({row["command"] for row in used})
+    commits = sorted({row["commit"] + (" with uncommitted changes" if row.get("changed") else "") for row in used})
     heads = ("network", "settings", "uncut", "cut", "+ batch norm", "+ training", "MACs kept", "cut - mask")
     note = f"CIFAR-10, accuracy in % on 10 000 test pictures; `{'`, `'.join(commands)}`, commit {', '.join(commits)}."
     return f"{table(heads, lines, right=2)}\n\n{note}"

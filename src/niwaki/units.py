@@ -143,13 +143,12 @@ class Budget:
             raise BudgetError(
                 f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them"
             )
-        if (isinstance(self.floor, float) and not 0 < self.floor <= 1) or (
-            isinstance(self.floor, int) and self.floor < 1
-        ):
+        known = type(self.floor) in (int, float) and self.floor == self.floor
+        if not known or (isinstance(self.floor, float) and not 0 < self.floor <= 1) or self.floor <= 0:
             raise BudgetError(
-                f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="raise it"
+                f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="change it"
             )
-        if not isinstance(self.multiple, int) or self.multiple < 1:
+        if type(self.multiple) is not int or self.multiple < 1:
             raise BudgetError(
                 f"Budget(multiple={self.multiple!r})", found="not a whole number from 1", do="use 1, 8, ..."
             )

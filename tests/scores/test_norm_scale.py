@@ -51,10 +51,10 @@ def test_groups_without_a_scale_are_missing_and_left_whole() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)).eval()
     graph = niwaki.trace(model, torch.zeros(1, 3, 4, 4))
     scores = found(model, torch.zeros(1, 3, 4, 4), NormScale())
-    assert (list(scores.values), scores.missing) == (["2"], ("0",))
+    assert (list(scores.values), scores.missing) == (["2"], ("0#2",))
     plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.8, of="units"))
     assert list(plan.kept) == ["2"] and len(plan.kept["2"]) == 4
-    assert plan.decided_by["left_whole"]["0"] == "the score can't judge it"
+    assert plan.decided_by["left_whole"]["0#2"] == "the score can't judge it"
 
 
 def test_a_scale_that_is_not_a_number_is_refused() -> None:

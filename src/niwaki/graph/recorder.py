@@ -23,7 +23,8 @@ from niwaki.units import Unknown, tensors_in
 CONSTANT_LIMIT = 1 << 22
 """Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
 
-EVAL_NORMS = ("_native_batch_norm_legit_no_training",)
+TRAINED = ("native_batch_norm",)
+NORMS = ("_native_batch_norm_legit_no_training", *TRAINED)
 """Shape-preserving on the meta device, with two empty results besides."""
 
 MOVEMENT = movement_rules.__name__
@@ -115,7 +116,9 @@ class Recorder(TorchDispatchMode):
             known = self.value(args[0]).constant
             if known is not None:  # a constant of the model's own making: its number is known without data
                 return known.item()
-        if name in EVAL_NORMS and args[0].is_meta:  # torch decomposes these in Python: most of a trace's time
+        if (
+            name in NORMS and args[0].is_meta and (len(args) < 6 or args[5] is not True or name not in TRAINED)
+        ):  # torch decomposes these in Python: most of a trace's time
             result = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
         else:
             result = func(*args, **kwargs)

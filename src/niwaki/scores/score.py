@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from niwaki.errors import NotFiniteError
+from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence import Evidence, GroupView, Need, views
 from niwaki.graph import ChannelGraph
 
@@ -43,6 +43,7 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
     """Apply `how` to every group that can be cut.
 
     Raises:
+        InputError: the score needs gradients that the evidence does not have.
         NotFiniteError: a score is NaN.
 
     Examples:
@@ -53,6 +54,12 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
         >>> list(niwaki.score(graph, evidence, how=niwaki.scores.Magnitude()).values)
         ['0#2']
     """
+    if Need.GRADIENT in how.needs and evidence.gradients is None:
+        raise InputError(
+            f"score by {type(how).__name__}",
+            found="the evidence has no gradients",
+            do="collect(model, graph, how.needs, ...)",
+        )
     values: dict[str, Tensor] = {}
     missing = []
     for view in views(graph, evidence):

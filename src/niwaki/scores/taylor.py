@@ -26,8 +26,7 @@ class Taylor(Score):
     """How the estimates of coupled slices become one number."""
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
-        assert view.gradients is not None
-        triples = list(zip(view.weights, view.gradients, view.roles, strict=True))
+        triples = list(zip(view.weights, view.gradients or (), view.roles, strict=True))
         chosen = [(w, g) for w, g, role in triples if self.over == "all" or role == self.over]
         chosen = chosen or [(w, g) for w, g, _ in triples]
         return merged([(w.double() * g.double()).sum(1).abs() for w, g in chosen], self.merge, 2)

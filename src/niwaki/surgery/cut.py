@@ -13,6 +13,7 @@ from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.graph.trace import fingerprint
 from niwaki.plan import Plan, apply_cuts, decode_example
+from niwaki.surgery.attention import adapt_attention, apply_classes
 from niwaki.surgery.check import retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
@@ -120,6 +121,7 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     sizes = Sizes(stays_of(graph, alive))
     groups = {r.module: groups_after(r, sizes) for r in graph.records if group_count(r) is not None}
     mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)
+    mends += adapt_attention(small, graph, alive)
     meta = graph.device == "meta"
     found = options(small, changes(graph, sizes))
     problem: str | None = None
@@ -144,7 +146,8 @@ def redo(model: nn.Module, plan: Plan, surgery: Surgery) -> nn.Module:
     """Cut a fresh copy the way `surgery` says, without tracing; tensors may be overwritten by saved ones afterwards."""
     plan.bound(model, fingerprint(model))
     small = sliced(model, plan)
-    apply_mends(small, surgery.mends)
+    apply_classes(small, surgery.mends)
+    apply_mends(small, [mend for mend in surgery.mends if "attribute" in mend])
     parameters = dict(small.named_parameters())
     for entry in surgery.scaled:
         data = parameters[entry["tensor"]].detach()

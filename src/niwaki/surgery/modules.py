@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from niwaki.surgery.attention import CutMultiheadAttention
 from niwaki.surgery.evidence import Changes
 
 Mend = dict[str, Any]
@@ -71,6 +72,11 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
         return {"input_size": first.shape[1], "hidden_size": recurrent.shape[1]}
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+    if isinstance(module, CutMultiheadAttention):  # set as a whole when it was made
+        return {
+            name: getattr(module, name)
+            for name in ("num_heads", "embed_dim", "head_dim", "kdim", "vdim", "query_width")
+        }
     if isinstance(module, nn.PReLU):
         return {"num_parameters": module.weight.shape[0]}
     return {}
