@@ -56,17 +56,34 @@ def dense(rows: Rows, name: str, task: Classification, options: argparse.Namespa
     key = f"{name}, dense"
     if rows.wanted(key):
         model = network(name)
-        rows.add(key, {
-            "what": "dense", "network": name, "accuracy": task.evaluate(model).value, "pictures": len(task.splits.test),
-            "macs": int(niwaki.measure.Macs()(model, task.example()).value), "params": int(niwaki.measure.Params()(model, task.example()).value),
-        }, seed=0, threads=options.threads)
+        rows.add(
+            key,
+            {
+                "what": "dense",
+                "network": name,
+                "accuracy": task.evaluate(model).value,
+                "pictures": len(task.splits.test),
+                "macs": int(niwaki.measure.Macs()(model, task.example()).value),
+                "params": int(niwaki.measure.Params()(model, task.example()).value),
+            },
+            seed=0,
+            threads=options.threads,
+        )
 
 
 def small(name: str, label: str, task: Classification, model: nn.Module) -> Any:
     """The method's outcome as cut. Accuracies are measured outside, so that the dense network is not measured each time."""
     method, seed = METHODS[label]
-    return niwaki.compress(model, task.example(), method=method, budget=niwaki.Budget(keep=KEEP, of="macs"), task=task, repair=False,
-                           seed=seed, limit=1)
+    return niwaki.compress(
+        model,
+        task.example(),
+        method=method,
+        budget=niwaki.Budget(keep=KEEP, of="macs"),
+        task=task,
+        repair=False,
+        seed=seed,
+        limit=1,
+    )
 
 
 def repair_(model: nn.Module, task: Classification, *, seed: int) -> None:
@@ -82,15 +99,33 @@ def ours(rows: Rows, name: str, label: str, task: Classification, options: argpa
     after, receipt, plan, seed = outcome.after, outcome.receipt, outcome.plan, METHODS[label][1]
     cut = task.evaluate(outcome.model).value
     repair_(outcome.model, task, seed=seed)
-    rows.add(key, {
-        "what": "cut", "network": name, "method": label, "cut": cut, "batch_norm": task.evaluate(outcome.model).value,
-        "pictures": len(task.splits.test), "calibration": CALIBRATION * options.batch,
-        "difference": receipt.difference, "exact": receipt.exact, "passed": receipt.passed, "door": receipt.door,
-        "macs_before": plan.promised["macs_before"], "macs_promised": plan.promised["macs"], "macs_counted": int(after["macs"].value),
-        "params_before": plan.promised["params_before"], "params_promised": plan.promised["params"], "params_counted": int(after["params"].value),
-        "settings": {"score": plan.decided_by["score"], "rule": plan.decided_by["rule"]}, "seconds": outcome.seconds,
-        "widths": {group: f"{len(kept)} of {plan.units[group]}" for group, kept in plan.kept.items()},
-    }, seed=seed, threads=options.threads)
+    rows.add(
+        key,
+        {
+            "what": "cut",
+            "network": name,
+            "method": label,
+            "cut": cut,
+            "batch_norm": task.evaluate(outcome.model).value,
+            "pictures": len(task.splits.test),
+            "calibration": CALIBRATION * options.batch,
+            "difference": receipt.difference,
+            "exact": receipt.exact,
+            "passed": receipt.passed,
+            "door": receipt.door,
+            "macs_before": plan.promised["macs_before"],
+            "macs_promised": plan.promised["macs"],
+            "macs_counted": int(after["macs"].value),
+            "params_before": plan.promised["params_before"],
+            "params_promised": plan.promised["params"],
+            "params_counted": int(after["params"].value),
+            "settings": {"score": plan.decided_by["score"], "rule": plan.decided_by["rule"]},
+            "seconds": outcome.seconds,
+            "widths": {group: f"{len(kept)} of {plan.units[group]}" for group, kept in plan.kept.items()},
+        },
+        seed=seed,
+        threads=options.threads,
+    )
 
 
 def recover(rows: Rows, name: str, label: str, task: Classification, options: argparse.Namespace) -> None:
@@ -107,10 +142,23 @@ def recover(rows: Rows, name: str, label: str, task: Classification, options: ar
     history = recovery(model, task)
     model.eval()
     seconds = time.perf_counter() - start
-    rows.add(key, {
-        "what": "recovery", "network": name, "method": label, "recovered": task.evaluate(model).value, "steps": limit or task.steps, "epochs": 3,
-        "batch": options.batch, "lr": recovery.lr, "losses": history.losses, "training_s": seconds,
-    }, seed=METHODS[label][1], threads=options.threads)
+    rows.add(
+        key,
+        {
+            "what": "recovery",
+            "network": name,
+            "method": label,
+            "recovered": task.evaluate(model).value,
+            "steps": limit or task.steps,
+            "epochs": 3,
+            "batch": options.batch,
+            "lr": recovery.lr,
+            "losses": history.losses,
+            "training_s": seconds,
+        },
+        seed=METHODS[label][1],
+        threads=options.threads,
+    )
 
 
 def peer(rows: Rows, name: str, label: str, task: Classification, options: argparse.Namespace) -> None:
@@ -130,11 +178,27 @@ def peer(rows: Rows, name: str, label: str, task: Classification, options: argpa
     pruned = copy.deepcopy(model)
     kept = dict(pruned.named_modules())
     twins = [kept[path] for path, module in model.named_modules() if any(module is one for one in ignored)]
-    found: dict[str, Any] = {"what": "peer", "network": name, "method": label, "ratio": ratio, "runs": True, "error": None}
+    found: dict[str, Any] = {
+        "what": "peer",
+        "network": name,
+        "method": label,
+        "ratio": ratio,
+        "runs": True,
+        "error": None,
+    }
     try:
-        tp.pruner.BasePruner(pruned, example, importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"), pruning_ratio=ratio,
-                             ignored_layers=twins).step()
-        found["changed"] = sum(module.out_channels != widths[path] for path, module in pruned.named_modules() if isinstance(module, nn.Conv2d))
+        tp.pruner.BasePruner(
+            pruned,
+            example,
+            importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
+            pruning_ratio=ratio,
+            ignored_layers=twins,
+        ).step()
+        found["changed"] = sum(
+            module.out_channels != widths[path]
+            for path, module in pruned.named_modules()
+            if isinstance(module, nn.Conv2d)
+        )
         found["convolutions"] = len(widths)
         with torch.no_grad():
             pruned(example)
@@ -151,12 +215,14 @@ def peer(rows: Rows, name: str, label: str, task: Classification, options: argpa
 
 def page(rows: Rows) -> None:
     """docs/benchmarks/cifar.md from the rows."""
-    text = ("# CIFAR-10 at half of the MACs\n\nWritten by `python benchmarks/cifar.py --table`; do not edit.\n\n"
-            "Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once. Accuracies in percent on the 10 000 test "
-            "pictures, which nothing was chosen on: scores, batch norm and recovery see the training split (45 000 pictures) alone, and settings are the "
-            "library's defaults. *Cut* is the network as cut, *batch norm* after re-estimating its statistics, *recovered* after three passes of training "
-            "from there (SGD, rate 0.01, cosine), with the number of steps of 128 pictures that each pass was limited to; a full pass has 351. The "
-            "binomial standard error of an accuracy of 90 % is 0.3, of 50 % 0.5.\n")
+    text = (
+        "# CIFAR-10 at half of the MACs\n\nWritten by `python benchmarks/cifar.py --table`; do not edit.\n\n"
+        "Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once. Accuracies in percent on the 10 000 test "
+        "pictures, which nothing was chosen on: scores, batch norm and recovery see the training split (45 000 pictures) alone, and settings are the "
+        "library's defaults. *Cut* is the network as cut, *batch norm* after re-estimating its statistics, *recovered* after three passes of training "
+        "from there (SGD, rate 0.01, cosine), with the number of steps of 128 pictures that each pass was limited to; a full pass has 351. The "
+        "binomial standard error of an accuracy of 90 % is 0.3, of 50 % 0.5.\n"
+    )
     for name in NETWORKS:
         whole = rows.get(f"{name}, dense")
         if whole is None:
@@ -167,45 +233,118 @@ def page(rows: Rows) -> None:
             row = rows.get(f"{name}, {label}")
             if row is None:
                 continue
-            trained = sorted((r for r in rows.rows if r["what"] == "recovery" and (r["network"], r["method"]) == (name, label)), key=lambda r: r["steps"])
-            right = {kind: f"{row[f'{kind}_promised']:,} {'=' if row[f'{kind}_promised'] == row[f'{kind}_counted'] else 'is not'} "
-                           f"{row[f'{kind}_counted']:,} ({row[f'{kind}_counted'] / row[f'{kind}_before']:.4f})" for kind in ("macs", "params")}
-            lines.append((label, f"{whole['accuracy']:.2f}", f"{row['cut']:.2f}", f"{row['batch_norm']:.2f}",
-                          "; ".join(f"{r['recovered']:.2f} (3 x {r['steps']} steps)" for r in trained) or "-",
-                          f"{row['difference']:.1e}", row["door"], right["macs"], right["params"]))
-        text += table(("method", "dense", "cut", "batch norm", "recovered", "cut against mask", "door", "MACs promised = counted (kept)",
-                       "parameters promised = counted (kept)"), lines)
+            trained = sorted(
+                (r for r in rows.rows if r["what"] == "recovery" and (r["network"], r["method"]) == (name, label)),
+                key=lambda r: r["steps"],
+            )
+            right = {
+                kind: f"{row[f'{kind}_promised']:,} {'=' if row[f'{kind}_promised'] == row[f'{kind}_counted'] else 'is not'} "
+                f"{row[f'{kind}_counted']:,} ({row[f'{kind}_counted'] / row[f'{kind}_before']:.4f})"
+                for kind in ("macs", "params")
+            }
+            lines.append(
+                (
+                    label,
+                    f"{whole['accuracy']:.2f}",
+                    f"{row['cut']:.2f}",
+                    f"{row['batch_norm']:.2f}",
+                    "; ".join(f"{r['recovered']:.2f} (3 x {r['steps']} steps)" for r in trained) or "-",
+                    f"{row['difference']:.1e}",
+                    row["door"],
+                    right["macs"],
+                    right["params"],
+                )
+            )
+        text += table(
+            (
+                "method",
+                "dense",
+                "cut",
+                "batch norm",
+                "recovered",
+                "cut against mask",
+                "door",
+                "MACs promised = counted (kept)",
+                "parameters promised = counted (kept)",
+            ),
+            lines,
+        )
         draws = [rows.get(f"{name}, {label}") for label in METHODS if label.startswith("Random")]
         if len(draws) > 1 and all(draws):
-            text += "\n\nRandom over " + str(len(draws)) + " seeds: " + ", ".join(
-                f"{said} {statistics.mean(d[what] for d in draws):.1f} ({min(d[what] for d in draws):.1f} - {max(d[what] for d in draws):.1f})"
-                for what, said in (("cut", "cut"), ("batch_norm", "batch norm"))) + "."
+            text += (
+                "\n\nRandom over "
+                + str(len(draws))
+                + " seeds: "
+                + ", ".join(
+                    f"{said} {statistics.mean(d[what] for d in draws):.1f} ({min(d[what] for d in draws):.1f} - {max(d[what] for d in draws):.1f})"
+                    for what, said in (("cut", "cut"), ("batch_norm", "batch norm"))
+                )
+                + "."
+            )
         found = [row for label in PEERS if (row := rows.get(f"{name}, {label}"))]
         if found:
-            text += "\n\nA peer in the same run, for orientation (group L2 norm, the same share of channels in every layer it may prune):\n\n" + table(
-                ("what", "channels removed", "convolutions made narrower", "cut network runs", "MACs kept", "cut", "batch norm"),
-                [(row["method"], f"{row['ratio']:.2f}", f"{row['changed']} of {row['convolutions']}" if "changed" in row else "-",
-                  "yes" if row["runs"] else f"**no**: {row['error']}", f"{row['share']:.4f}" if row["runs"] else "-",
-                  f"{row['cut']:.2f}" if row["runs"] else "-", f"{row['batch_norm']:.2f}" if row["runs"] else "-") for row in found])
+            text += (
+                "\n\nA peer in the same run, for orientation (group L2 norm, the same share of channels in every layer it may prune):\n\n"
+                + table(
+                    (
+                        "what",
+                        "channels removed",
+                        "convolutions made narrower",
+                        "cut network runs",
+                        "MACs kept",
+                        "cut",
+                        "batch norm",
+                    ),
+                    [
+                        (
+                            row["method"],
+                            f"{row['ratio']:.2f}",
+                            f"{row['changed']} of {row['convolutions']}" if "changed" in row else "-",
+                            "yes" if row["runs"] else f"**no**: {row['error']}",
+                            f"{row['share']:.4f}" if row["runs"] else "-",
+                            f"{row['cut']:.2f}" if row["runs"] else "-",
+                            f"{row['batch_norm']:.2f}" if row["runs"] else "-",
+                        )
+                        for row in found
+                    ],
+                )
+            )
         text += "\n"
     rows.write(text)
 
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--steps", type=int, default=0, help="most training steps in each pass of the recovery; 0 is all (default: %(default)s)")
+        parser.add_argument(
+            "--steps",
+            type=int,
+            default=0,
+            help="most training steps in each pass of the recovery; 0 is all (default: %(default)s)",
+        )
         parser.add_argument("--batch", type=int, default=128, help="pictures in a batch (default: %(default)s)")
-        parser.add_argument("--stages", nargs="+", choices=("cut", "peer", "recovery"), default=["cut", "peer", "recovery"], help="what to make")
-        parser.add_argument("--methods", nargs="+", metavar="WORD", help="only methods whose name holds one of these words")
+        parser.add_argument(
+            "--stages",
+            nargs="+",
+            choices=("cut", "peer", "recovery"),
+            default=["cut", "peer", "recovery"],
+            help="what to make",
+        )
+        parser.add_argument(
+            "--methods", nargs="+", metavar="WORD", help="only methods whose name holds one of these words"
+        )
 
-    options = arguments((__doc__ or "").splitlines()[0], cases=tuple(NETWORKS), more=more)
+    options = arguments((__doc__ or "").splitlines()[0], cases=tuple(NETWORKS), threads=1, more=more)
     warnings.simplefilter("ignore")
     os.chdir(ROOT)
     torch.set_num_threads(options.threads)
     rows = Rows("cifar", fresh=options.fresh, packages=("accelerate", "torch-pruning"))
     if not options.table:
         task = task_of(options)
-        labels = [label for label in METHODS if not options.methods or any(word.lower() in label.lower() for word in options.methods)]
+        labels = [
+            label
+            for label in METHODS
+            if not options.methods or any(word.lower() in label.lower() for word in options.methods)
+        ]
         names = options.only or tuple(NETWORKS)
         for stage in options.stages:
             for name in names:

@@ -28,7 +28,9 @@ class Rows:
         self.packages = ("torch", "numpy", *packages)
         self.rows: list[dict[str, Any]] = []
         if self.path.exists():
-            self.rows = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            self.rows = [
+                json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
         self.made: set[str] = set()
 
     def wanted(self, key: str) -> bool:
@@ -41,8 +43,17 @@ class Rows:
     def add(self, key: str, values: Mapping[str, Any], *, seed: int, threads: int) -> None:
         """Write a row (replacing an older one of the same key) with all that is needed to make it again."""
         row = {
-            "key": key, **values, "seed": seed, "threads": threads, "command": command(), **commit(),
-            "versions": {"niwaki": _version("niwaki"), "python": platform.python_version(), **{p: _version(p) for p in self.packages}},
+            "key": key,
+            **values,
+            "seed": seed,
+            "threads": threads,
+            "command": command(),
+            **commit(),
+            "versions": {
+                "niwaki": _version("niwaki"),
+                "python": platform.python_version(),
+                **{p: _version(p) for p in self.packages},
+            },
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         }
         self.rows = [old for old in self.rows if old["key"] != key] + [row]
@@ -64,8 +75,10 @@ class Rows:
         listed: dict[str, list[str]] = {}
         for row in self.rows:
             versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
-            origin = (f"`{row['command']}`, seed {row['seed']}, {row['threads']} threads, commit {row['commit']}"
-                      f"{' with uncommitted changes in src' if row['changed'] else ''}; {versions}; {row['machine']}")
+            origin = (
+                f"`{row['command']}`, seed {row['seed']}, {row['threads']} threads, commit {row['commit']}"
+                f"{' with uncommitted changes in src' if row['changed'] else ''}; {versions}; {row['machine']}"
+            )
             listed.setdefault(origin, []).append(row["key"])
         lines = ["## Where the rows come from", "", f"Raw rows: `benchmarks/results/{self.path.name}`.", ""]
         return "\n".join(lines + [f"- {origin}: {', '.join(keys)}" for origin, keys in listed.items()]) + "\n"
@@ -74,7 +87,13 @@ class Rows:
 def table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     cells = [[str(cell) for cell in line] for line in lines]
-    return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(line) + " |" for line in cells)])
+    return "\n".join(
+        [
+            "| " + " | ".join(heads) + " |",
+            "|" + "---|" * len(heads),
+            *("| " + " | ".join(line) + " |" for line in cells),
+        ]
+    )
 
 
 def command() -> str:
@@ -85,10 +104,14 @@ def command() -> str:
 
 def commit() -> dict[str, Any]:
     """The commit the code is at, and whether the library differs from it."""
+
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    return {"commit": git("rev-parse", "--short", "HEAD") or "none", "changed": bool(git("status", "--short", "--", "src"))}
+    return {
+        "commit": git("rev-parse", "--short", "HEAD") or "none",
+        "changed": bool(git("status", "--short", "--", "src")),
+    }
 
 
 def _version(package: str) -> str:
@@ -98,8 +121,13 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def arguments(description: str, *, cases: Sequence[str], threads: int = 2,
-              more: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def arguments(
+    description: str,
+    *,
+    cases: Sequence[str],
+    threads: int = 2,
+    more: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> argparse.Namespace:
     """The options all benchmarks have."""
     parser = argparse.ArgumentParser(description=description, epilog="cases: " + ", ".join(cases))
     parser.add_argument("--only", nargs="+", metavar="CASE", choices=cases, help="these cases and no others")

@@ -59,8 +59,11 @@ def where_time_goes(work: Callable[[], Any], *, lines: int = 14) -> list[str]:
     stats: Any = pstats.Stats(profile)
     whole = sum(entry[2] for entry in stats.stats.values())
     largest = sorted(stats.stats.items(), key=lambda item: -item[1][2])[:lines]
-    return [f"{100 * entry[2] / whole:4.1f} % own, {100 * entry[3] / whole:5.1f} % with callees, {entry[1]} calls: "
-            f"{Path(place[0]).parent.name}/{Path(place[0]).name}:{place[1]} {place[2]}" for place, entry in largest]
+    return [
+        f"{100 * entry[2] / whole:4.1f} % own, {100 * entry[3] / whole:5.1f} % with callees, {entry[1]} calls: "
+        f"{Path(place[0]).parent.name}/{Path(place[0]).name}:{place[1]} {place[2]}"
+        for place, entry in largest
+    ]
 
 
 def trace_case(rows: Rows, name: str, options: argparse.Namespace) -> None:
@@ -71,19 +74,39 @@ def trace_case(rows: Rows, name: str, options: argparse.Namespace) -> None:
     example = torch.empty(1, 3, 224, 224, device="meta")
     graph = niwaki.trace(model, example)
     seconds = [timed(lambda: niwaki.trace(model, example)) for _ in range(options.repeat)]
-    rows.add(key, {
-        "what": "trace", "model": name, "params": graph.params, "median_s": statistics.median(seconds), "seconds": seconds,
-        "bar_s": TRACED[name], "passed": statistics.median(seconds) < TRACED[name], "groups": len(graph.groups), "unknown": len(graph.unknown),
-        "profile": where_time_goes(lambda: niwaki.trace(model, example)) if options.profile else None,
-    }, seed=options.seed, threads=options.threads)
+    rows.add(
+        key,
+        {
+            "what": "trace",
+            "model": name,
+            "params": graph.params,
+            "median_s": statistics.median(seconds),
+            "seconds": seconds,
+            "bar_s": TRACED[name],
+            "passed": statistics.median(seconds) < TRACED[name],
+            "groups": len(graph.groups),
+            "unknown": len(graph.unknown),
+            "profile": where_time_goes(lambda: niwaki.trace(model, example)) if options.profile else None,
+        },
+        seed=options.seed,
+        threads=options.threads,
+    )
 
 
 def large_child(options: argparse.Namespace) -> None:
     """Build and trace in this fresh process; print what it took."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
-                         vocab_size=128256, tie_word_embeddings=False, use_cache=False)
+    config = LlamaConfig(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        vocab_size=128256,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
     start = time.perf_counter()
     with torch.device("meta"):
         model = LlamaForCausalLM(config).to(torch.bfloat16).eval()
@@ -95,12 +118,23 @@ def large_child(options: argparse.Namespace) -> None:
     found: list[Any] = []
     seconds = timed(lambda: found.append(niwaki.trace(model, example, device="meta")))
     graph = found[0]
-    print(json.dumps({
-        "params": graph.params, "build_s": built, "trace_s": seconds, "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "peak_before_gib": before / 2**20, "groups": len(graph.groups), "unknown": len(graph.unknown),
-        "free": sum(g.fixed is None for g in graph.groups),
-        "profile": where_time_goes(lambda: niwaki.trace(model, example, device="meta")) if options.profile else None,
-    }))
+    print(
+        json.dumps(
+            {
+                "params": graph.params,
+                "build_s": built,
+                "trace_s": seconds,
+                "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+                "peak_before_gib": before / 2**20,
+                "groups": len(graph.groups),
+                "unknown": len(graph.unknown),
+                "free": sum(g.fixed is None for g in graph.groups),
+                "profile": where_time_goes(lambda: niwaki.trace(model, example, device="meta"))
+                if options.profile
+                else None,
+            }
+        )
+    )
 
 
 def large_case(rows: Rows, options: argparse.Namespace) -> None:
@@ -109,16 +143,35 @@ def large_case(rows: Rows, options: argparse.Namespace) -> None:
         return
     runs = []
     for _ in range(options.repeat_large):
-        words = [sys.executable, str(Path(__file__)), "--child", "--threads", str(options.threads), *(["--profile"] if options.profile else [])]
+        words = [
+            sys.executable,
+            str(Path(__file__)),
+            "--child",
+            "--threads",
+            str(options.threads),
+            *(["--profile"] if options.profile else []),
+        ]
         done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
         if done.returncode:
             raise SystemExit(f"the process that traces llama_70b failed:\n{done.stderr[-4000:]}")
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     seconds, peaks = [run["trace_s"] for run in runs], [run["peak_gib"] for run in runs]
-    rows.add(key, {
-        **runs[0], "what": "trace", "model": "llama_70b", "median_s": statistics.median(seconds), "seconds": seconds, "peak_gib": max(peaks),
-        "bar_s": LARGE_SECONDS, "bar_gib": LARGE_GIB, "passed": statistics.median(seconds) < LARGE_SECONDS and max(peaks) < LARGE_GIB,
-    }, seed=options.seed, threads=options.threads)
+    rows.add(
+        key,
+        {
+            **runs[0],
+            "what": "trace",
+            "model": "llama_70b",
+            "median_s": statistics.median(seconds),
+            "seconds": seconds,
+            "peak_gib": max(peaks),
+            "bar_s": LARGE_SECONDS,
+            "bar_gib": LARGE_GIB,
+            "passed": statistics.median(seconds) < LARGE_SECONDS and max(peaks) < LARGE_GIB,
+        },
+        seed=options.seed,
+        threads=options.threads,
+    )
 
 
 def ours(model: nn.Module, example: torch.Tensor, spent: dict[str, float] | None = None) -> nn.Module:
@@ -150,8 +203,14 @@ def theirs(model: nn.Module, example: torch.Tensor, ratio: float) -> nn.Module:
 
     heads = {m: m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     ignored = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1000]
-    pruner = tp.pruner.BasePruner(model, example, importance=tp.importance.GroupMagnitudeImportance(p=2), pruning_ratio=ratio,
-                                  ignored_layers=ignored, num_heads=heads)
+    pruner = tp.pruner.BasePruner(
+        model,
+        example,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=ratio,
+        ignored_layers=ignored,
+        num_heads=heads,
+    )
     pruner.step()
     return model
 
@@ -186,49 +245,118 @@ def beside_case(rows: Rows, name: str, options: argparse.Namespace) -> None:
         other.append(timed_both(lambda twin=twin: theirs(twin, example, options.ratio)))
     (wall, work), (peer_wall, peer_work) = (map(statistics.median, zip(*runs, strict=True)) for runs in (mine, other))
     ratio = peer_wall / wall
-    rows.add(key, {
-        "what": "beside", "model": name, "ours_s": wall, "peer_s": peer_wall, "faster": ratio, "ours_cpu_s": work, "peer_cpu_s": peer_work,
-        "faster_cpu": peer_work / work, "faster_each": [b[0] / a[0] for a, b in zip(mine, other, strict=True)],
-        "ours_seconds": mine, "peer_seconds": other, "stages": {stage: statistics.median(s[stage] for s in stages) for stage in stages[0]},
-        "ours_macs": None if our_macs is None or not dense else our_macs / dense, "peer_macs": None if peer_macs is None or not dense else peer_macs / dense,
-        "peer": "torch-pruning", "peer_ratio": options.ratio, "bar": FASTER, "passed": ratio >= FASTER,
-        "profile": where_time_goes(lambda: ours(model, example)) if options.profile else None,
-    }, seed=options.seed, threads=torch.get_num_threads())
+    rows.add(
+        key,
+        {
+            "what": "beside",
+            "model": name,
+            "ours_s": wall,
+            "peer_s": peer_wall,
+            "faster": ratio,
+            "ours_cpu_s": work,
+            "peer_cpu_s": peer_work,
+            "faster_cpu": peer_work / work,
+            "faster_each": [b[0] / a[0] for a, b in zip(mine, other, strict=True)],
+            "ours_seconds": mine,
+            "peer_seconds": other,
+            "stages": {stage: statistics.median(s[stage] for s in stages) for stage in stages[0]},
+            "ours_macs": None if our_macs is None or not dense else our_macs / dense,
+            "peer_macs": None if peer_macs is None or not dense else peer_macs / dense,
+            "peer": "torch-pruning",
+            "peer_ratio": options.ratio,
+            "bar": FASTER,
+            "passed": ratio >= FASTER,
+            "profile": where_time_goes(lambda: ours(model, example)) if options.profile else None,
+        },
+        seed=options.seed,
+        threads=torch.get_num_threads(),
+    )
 
 
 def page(rows: Rows) -> None:
     """docs/benchmarks/speed.md from the rows."""
     said = {True: "yes", False: "**no**"}
-    lines = [(r["model"], f"{r['params'] / 1e6:,.1f} M", f"{r['median_s']:.2f} s", f"{min(r['seconds']):.2f} - {max(r['seconds']):.2f} s",
-              f"{r['peak_gib']:.2f} GiB" if "peak_gib" in r else "-", r["groups"], r["unknown"],
-              f"{r['bar_s']:g} s" + (f", {r['bar_gib']:g} GiB" if "bar_gib" in r else ""), said[r["passed"]])
-             for r in rows.rows if r["what"] == "trace"]
-    text = ("# Speed\n\nWritten by `python benchmarks/speed.py --table`; do not edit.\n\n## Tracing and grouping on the meta device\n\n"
-            "One example of 1 x 3 x 224 x 224; the Llama-shaped network (80 layers, 64 heads on 8 key/value heads, width 8192) gets "
-            f"{TOKENS} tokens and a process of its own, whose peak of resident memory is given (imports and the model included).\n\n")
-    text += table(("model", "parameters", "median", "range", "peak memory", "groups", "unknown operations", "bar", "met"), lines)
+    lines = [
+        (
+            r["model"],
+            f"{r['params'] / 1e6:,.1f} M",
+            f"{r['median_s']:.2f} s",
+            f"{min(r['seconds']):.2f} - {max(r['seconds']):.2f} s",
+            f"{r['peak_gib']:.2f} GiB" if "peak_gib" in r else "-",
+            r["groups"],
+            r["unknown"],
+            f"{r['bar_s']:g} s" + (f", {r['bar_gib']:g} GiB" if "bar_gib" in r else ""),
+            said[r["passed"]],
+        )
+        for r in rows.rows
+        if r["what"] == "trace"
+    ]
+    text = (
+        "# Speed\n\nWritten by `python benchmarks/speed.py --table`; do not edit.\n\n## Tracing and grouping on the meta device\n\n"
+        "One example of 1 x 3 x 224 x 224; the Llama-shaped network (80 layers, 64 heads on 8 key/value heads, width 8192) gets "
+        f"{TOKENS} tokens and a process of its own, whose peak of resident memory is given (imports and the model included).\n\n"
+    )
+    text += table(
+        ("model", "parameters", "median", "range", "peak memory", "groups", "unknown operations", "bar", "met"), lines
+    )
 
     def share(value: float | None) -> str:
         return "does not run" if value is None else f"{value:.3f}"
 
-    lines = [(r["model"], f"{r['ours_s']:.2f} s", " + ".join(f"{v:.2f}" for v in r["stages"].values()), f"{r['peer_s']:.2f} s", f"**{r['faster']:.1f}**",
-              f"{r['ours_cpu_s']:.2f} s, {r['peer_cpu_s']:.2f} s: {r['faster_cpu']:.1f}",
-              f"{min(r['faster_each']):.1f} - {max(r['faster_each']):.1f}", share(r["ours_macs"]), share(r["peer_macs"]), f"{r['bar']:g}", said[r["passed"]])
-             for r in rows.rows if r["what"] == "beside"]
-    text += ("\n\n## Beside Torch-Pruning\n\nTrace, score, choose and cut on the CPU (for the peer: dependency graph, group norms, one pruning step). Both "
-             "take the same share of every group by the group's L2 norm; ours is asked for half of the MACs, the peer for a share of the channels. Runs "
-             "alternate in one process, medians, one thread for both. Our time includes making the new model; the peer cuts in place and its copy is not timed. Our cut "
-             "includes its check by a second trace.\n\n")
-    text += table(("model", "niwaki", "trace + score + choose + cut", "Torch-Pruning", "times faster", "processor time, times", "range of times", "MACs kept, niwaki", "MACs kept, peer", "bar", "met"), lines)
+    lines = [
+        (
+            r["model"],
+            f"{r['ours_s']:.2f} s",
+            " + ".join(f"{v:.2f}" for v in r["stages"].values()),
+            f"{r['peer_s']:.2f} s",
+            f"**{r['faster']:.1f}**",
+            f"{r['ours_cpu_s']:.2f} s, {r['peer_cpu_s']:.2f} s: {r['faster_cpu']:.1f}",
+            f"{min(r['faster_each']):.1f} - {max(r['faster_each']):.1f}",
+            share(r["ours_macs"]),
+            share(r["peer_macs"]),
+            f"{r['bar']:g}",
+            said[r["passed"]],
+        )
+        for r in rows.rows
+        if r["what"] == "beside"
+    ]
+    text += (
+        "\n\n## Beside Torch-Pruning\n\nTrace, score, choose and cut on the CPU (for the peer: dependency graph, group norms, one pruning step). Both "
+        "take the same share of every group by the group's L2 norm; ours is asked for half of the MACs, the peer for a share of the channels. Runs "
+        "alternate in one process, medians, one thread for both. Our time includes making the new model; the peer cuts in place and its copy is not timed. Our cut "
+        "includes its check by a second trace.\n\n"
+    )
+    text += table(
+        (
+            "model",
+            "niwaki",
+            "trace + score + choose + cut",
+            "Torch-Pruning",
+            "times faster",
+            "processor time, times",
+            "range of times",
+            "MACs kept, niwaki",
+            "MACs kept, peer",
+            "bar",
+            "met",
+        ),
+        lines,
+    )
     rows.write(text)
 
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--repeat", type=int, default=5, help="repetitions, of which the median counts (default: %(default)s)")
+        parser.add_argument(
+            "--repeat", type=int, default=5, help="repetitions, of which the median counts (default: %(default)s)"
+        )
         parser.add_argument("--repeat-large", type=int, default=1, help="the same for llama_70b (default: %(default)s)")
-        parser.add_argument("--threads-beside", type=int, default=1, help="threads of torch beside the peer (default: %(default)s)")
-        parser.add_argument("--ratio", type=float, default=0.29, help="share of the channels the peer removes (default: %(default)s)")
+        parser.add_argument(
+            "--threads-beside", type=int, default=1, help="threads of torch beside the peer (default: %(default)s)"
+        )
+        parser.add_argument(
+            "--ratio", type=float, default=0.29, help="share of the channels the peer removes (default: %(default)s)"
+        )
         parser.add_argument("--profile", action="store_true", help="add where our time goes to the row")
         parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
 

@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 import niwaki
 
-TORCHVISION = ("resnet50", "densenet121", "mobilenet_v3_large", "shufflenet_v2_x1_0", "regnet_y_400mf", "vit_b_16", "swin_t", "convnext_tiny",
-               "googlenet")
+TORCHVISION = (
+    "resnet50",
+    "densenet121",
+    "mobilenet_v3_large",
+    "shufflenet_v2_x1_0",
+    "regnet_y_400mf",
+    "vit_b_16",
+    "swin_t",
+    "convnext_tiny",
+    "googlenet",
+)
 BAR = 1e-9
 
 
@@ -44,7 +53,9 @@ def fill_(model: nn.Module, example: Any, *, seed: int) -> nn.Module:
                 model(torch.randn(4, *example.shape[1:], generator=generator))
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.running_mean += 0.3 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
+            norm.running_mean += (
+                0.3 * norm.running_var.sqrt() * torch.randn(norm.running_mean.shape, generator=generator)
+            )
             norm.running_var *= 0.6 + 0.8 * torch.rand(norm.running_var.shape, generator=generator)
     return model.eval()
 
@@ -52,7 +63,10 @@ def fill_(model: nn.Module, example: Any, *, seed: int) -> nn.Module:
 def responds(model: nn.Module, example: Any) -> float:
     """Largest change of any output between two random inputs: a dead network would hide a wrong cut."""
     with torch.no_grad():
-        a, b = (niwaki.units.tensors_in(niwaki.units.run(model, niwaki.units.map_tensors(example, change))) for change in (lambda t: t, lambda t: t.flip(-1)))
+        a, b = (
+            niwaki.units.tensors_in(niwaki.units.run(model, niwaki.units.map_tensors(example, change)))
+            for change in (lambda t: t, lambda t: t.flip(-1))
+        )
     return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
 
 
@@ -67,7 +81,9 @@ def gpt2() -> tuple[nn.Module, Any]:
     """GPT2LMHeadModel: 4 layers of width 128, 8 heads, tied embedding."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=8, use_cache=False, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=512, n_positions=64, n_embd=128, n_layer=4, n_head=8, use_cache=False, bos_token_id=0, eos_token_id=0
+    )
     return GPT2LMHeadModel(config), {"input_ids": torch.randint(512, (2, 24))}
 
 
@@ -75,13 +91,23 @@ def llama() -> tuple[nn.Module, Any]:
     """LlamaForCausalLM: 4 layers of width 128, 8 query heads on 4 key/value heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=512, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4,
-                         max_position_embeddings=64, use_cache=False)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        use_cache=False,
+    )
     return LlamaForCausalLM(config), {"input_ids": torch.randint(512, (2, 24))}
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    **{name: (lambda name=name: vision(name)) for name in TORCHVISION}, "gpt2-small-shape": gpt2, "llama-small-shape": llama,
+    **{name: (lambda name=name: vision(name)) for name in TORCHVISION},
+    "gpt2-small-shape": gpt2,
+    "llama-small-shape": llama,
 }
 
 
@@ -116,35 +142,57 @@ def look(name: str, *, seed: int, keep: float, exact_only: bool) -> dict[str, An
     counted = niwaki.measure.measure(small, example, meters=(niwaki.measure.Macs(), niwaki.measure.Params()))
     free = [group for group in graph.groups if group.fixed is None]
     return {
-        "door": receipt.door, "responds": responds(small, example), "difference": receipt.difference, "scale": receipt.scale, "exact": receipt.exact, "passed": receipt.passed,
-        "seconds": seconds, "groups": len(graph.groups), "free_exact": sum(group.exact for group in free),
-        "free_inexact": sum(not group.exact for group in free), "reasons": sorted({str(group.inexact) for group in free if not group.exact}),
-        "cut_exact": len(plan.kept) - len(plan.inexact), "cut_inexact": len(plan.inexact),
-        "unknown": [f"{u.operation} in {u.module} ({u.where})" for u in graph.unknown], "device": graph.device,
-        "macs_before": plan.promised["macs_before"], "macs_promised": plan.promised["macs"], "macs_counted": int(counted["macs"].value),
+        "door": receipt.door,
+        "responds": responds(small, example),
+        "difference": receipt.difference,
+        "scale": receipt.scale,
+        "exact": receipt.exact,
+        "passed": receipt.passed,
+        "seconds": seconds,
+        "groups": len(graph.groups),
+        "free_exact": sum(group.exact for group in free),
+        "free_inexact": sum(not group.exact for group in free),
+        "reasons": sorted({str(group.inexact) for group in free if not group.exact}),
+        "cut_exact": len(plan.kept) - len(plan.inexact),
+        "cut_inexact": len(plan.inexact),
+        "unknown": [f"{u.operation} in {u.module} ({u.where})" for u in graph.unknown],
+        "device": graph.device,
+        "macs_before": plan.promised["macs_before"],
+        "macs_promised": plan.promised["macs"],
+        "macs_counted": int(counted["macs"].value),
         "macs_uncounted": list(counted["macs"].uncounted),
-        "params_before": plan.promised["params_before"], "params_promised": plan.promised["params"], "params_counted": int(counted["params"].value),
+        "params_before": plan.promised["params_before"],
+        "params_promised": plan.promised["params"],
+        "params_counted": int(counted["params"].value),
     }
 
 
 def page(rows: Rows) -> None:
     """docs/benchmarks/verify.md from the rows."""
-    text = ("# Cut equals mask\n\nWritten by `python benchmarks/verify.py --table`; do not edit.\n\n"
-            "Random weights, batch norms with disturbed statistics of real activations, budget 0.5 of the MACs, L2 norms, one ranking over all groups. The "
-            "difference is the largest absolute one of any output between the cut model and the masked original, both in float64 on an input neither "
-            "has seen; *scale* is the largest absolute output, *responds* by how much the cut model's outputs change from one input to another. *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes "
-            "are true `transformers` classes from small settings.\n")
+    text = (
+        "# Cut equals mask\n\nWritten by `python benchmarks/verify.py --table`; do not edit.\n\n"
+        "Random weights, batch norms with disturbed statistics of real activations, budget 0.5 of the MACs, L2 norms, one ranking over all groups. The "
+        "difference is the largest absolute one of any output between the cut model and the masked original, both in float64 on an input neither "
+        "has seen; *scale* is the largest absolute output, *responds* by how much the cut model's outputs change from one input to another. *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes "
+        "are true `transformers` classes from small settings.\n"
+    )
     for exact_only, head, said in (
         (True, "Groups whose removal is exact", f"`exact_only=True`; the bar is {BAR:g}."),
-        (False, "All groups", "Here groups are cut too whose removal changes more than zeroing does (a mean over channels, a softmax over them ...). "
-                              "For these a difference is expected and declared: it is how much of the outputs depends on the width itself."),
+        (
+            False,
+            "All groups",
+            "Here groups are cut too whose removal changes more than zeroing does (a mean over channels, a softmax over them ...). "
+            "For these a difference is expected and declared: it is how much of the outputs depends on the width itself.",
+        ),
     ):
         lines = []
         for row in rows.rows:
             if row["exact_only"] != exact_only:
                 continue
             if "error" in row:
-                lines.append((row["model"], "**failed**", row["error"].replace("|", "/").splitlines()[0][:200], *[""] * 7))
+                lines.append(
+                    (row["model"], "**failed**", row["error"].replace("|", "/").splitlines()[0][:200], *[""] * 7)
+                )
                 continue
             lap = row["seconds"]
 
@@ -153,13 +201,41 @@ def page(rows: Rows) -> None:
                 right = f"= {counted:,}" if promised == counted else f"**is not {counted:,}**"
                 return f"{promised:,} {right} ({counted / before:.4f})"
 
-            lines.append((row["model"], row["door"], f"{row['difference']:.1e}", f"{row['scale']:.1e}", f"{row['responds']:.1e}",
-                          "yes" if row["passed"] and (not row["exact"] or row["difference"] < BAR) else "**no**",
-                          f"{row['cut_exact']} / {row['cut_inexact']}", f"{row['free_exact']} / {row['free_inexact']} of {row['groups']}",
-                          f"{lap['trace']:.2f} + {lap['choose']:.2f} + {lap['cut']:.2f} s", costs("macs"), costs("params")))
-        text += f"\n## {head}\n\n{said}\n\n" + table(
-            ("model", "door", "difference", "scale", "responds", "passed", "cut groups exact / inexact", "free groups exact / inexact", "trace + choose + cut",
-             "MACs promised = counted (kept)", "parameters promised = counted (kept)"), lines) + "\n"
+            lines.append(
+                (
+                    row["model"],
+                    row["door"],
+                    f"{row['difference']:.1e}",
+                    f"{row['scale']:.1e}",
+                    f"{row['responds']:.1e}",
+                    "yes" if row["passed"] and (not row["exact"] or row["difference"] < BAR) else "**no**",
+                    f"{row['cut_exact']} / {row['cut_inexact']}",
+                    f"{row['free_exact']} / {row['free_inexact']} of {row['groups']}",
+                    f"{lap['trace']:.2f} + {lap['choose']:.2f} + {lap['cut']:.2f} s",
+                    costs("macs"),
+                    costs("params"),
+                )
+            )
+        text += (
+            f"\n## {head}\n\n{said}\n\n"
+            + table(
+                (
+                    "model",
+                    "door",
+                    "difference",
+                    "scale",
+                    "responds",
+                    "passed",
+                    "cut groups exact / inexact",
+                    "free groups exact / inexact",
+                    "trace + choose + cut",
+                    "MACs promised = counted (kept)",
+                    "parameters promised = counted (kept)",
+                ),
+                lines,
+            )
+            + "\n"
+        )
     reasons = {reason for row in rows.rows for reason in row.get("reasons", ())}
     if reasons:
         text += "\nReasons given for inexact groups: " + "; ".join(sorted(reasons)) + ".\n"
@@ -168,7 +244,9 @@ def page(rows: Rows) -> None:
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--keep", type=float, default=0.5, help="share of the MACs that stays (default: %(default)s)")
+        parser.add_argument(
+            "--keep", type=float, default=0.5, help="share of the MACs that stays (default: %(default)s)"
+        )
 
     options = arguments(__doc__ or "", cases=tuple(MODELS), threads=1, more=more)
     warnings.simplefilter("ignore")

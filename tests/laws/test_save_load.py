@@ -105,7 +105,7 @@ def test_damaged_folders_are_refused(name: str, damage: str, tmp_path: Path) -> 
         path.write_text(json.dumps(data))
     else:
         tensors = load_file(path)
-        first = next(iter(tensors))
+        first = next(name for name, tensor in tensors.items() if tensor.dim())
         tensors[first] = torch.cat([tensors[first], tensors[first]])
         save_file(tensors, path)
     with pytest.raises(niwaki.errors.InputError):

@@ -111,7 +111,9 @@ def law(case: Case) -> None:
     unchanged(before, state(model, example), "mask")
     niwaki.verify(model, small, plan, example, seed=0)
     unchanged(before, state(model, example), "verify")
-    modes = {name: module.training for name, module in small.named_modules() if name in before["training"]}
+    modes = {name: module.training for name, module in small.named_modules()}
+    if type(small) is not type(model):
+        modes = {"": modes[""]}  # an exported model's inner modules only hold tensors
     assert modes == {name: before["training"][name] for name in modes}, "the cut model is in another mode"
     assert {n: p.requires_grad for n, p in small.named_parameters()} == {
         n: p.requires_grad for n, p in model.named_parameters()
@@ -123,16 +125,28 @@ def test_untouched(case: Case) -> None:
     law(case)
 
 
+def without_memory(model: nn.Module) -> nn.Module:
+    """A copy on the meta device; tensors with several names stay one tensor (`to` would part them)."""
+    memo: dict[int, Any] = {}
+    for tensor in tensors_of(model).values():
+        meta = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+    return copy.deepcopy(model, memo)
+
+
 @pytest.mark.parametrize("case", ZOO, ids=str)
 def test_meta_gives_the_same_graph(case: Case) -> None:
     """A model without memory is traced to the same groups, and stays without memory; so does its cut."""
+    real = case.make()
+    meta = without_memory(real)
     if "data_dependent" in case.facts:
         return
-    real, meta = case.make(), case.make().to("meta")
     left, right = niwaki.trace(real, case.example()), niwaki.trace(meta, case.example())
-    assert left.to_json()["groups"] == right.to_json()["groups"]
     assert left.fingerprint == right.fingerprint and left.macs == right.macs
     assert all(t.is_meta for t in tensors_of(meta).values())
+    if any(not t.is_floating_point() and t.dim() for t in real.buffers()):
+        return  # tables of positions have no values there, and what they pick is unknown
+    assert left.to_json()["groups"] == right.to_json()["groups"]
     if "rigid" in case.facts:
         return
     plan, _ = closest(left, random_scores(real, left, 0), 0.6, of="macs")

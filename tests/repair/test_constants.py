@@ -187,18 +187,20 @@ def test_scaled_queries_take_a_scaled_constant() -> None:
             return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     torch.manual_seed(0)
-    model = Heads().eval()
+    model = Heads().double().eval()
     with torch.no_grad():
+        model.q.weight *= 5
+        model.k.weight *= 5
         model.a.weight[1] = 0.0  # puts out the constant sigmoid(bias)
         for name in ("q", "k"):  # the last column of both heads is nothing
             for i in (3, 7):
                 getattr(model, name).weight[i] = 0.0
                 getattr(model, name).bias[i] = 0.0
-    x = torch.randn(2, 5, 3)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
     small, _ = folded(model, x, {"a": [0, 2, 3], "q": [0, 1, 2, 4, 5, 6]}, FoldedConstants("mean"))
     assert small.q.weight.shape == (6, 3)
     with torch.no_grad():
-        assert torch.allclose(model(x), small(x), atol=1e-5)
+        assert torch.allclose(model(x), small(x), rtol=0, atol=1e-12)
 
 
 def test_depthwise_and_grouped_consumers_are_named_and_left_alone() -> None:

@@ -89,8 +89,8 @@ def make_atoms(
     owner = np.repeat(np.arange(lengths.size), lengths)
     flat = np.concatenate(lists) if lists else np.zeros(0, np.int64)
     score = _bundled(value[flat], judged[flat], owner, lengths.size, bundle)
-    group = group_of[flat]
-    pairs, counts = np.unique(np.stack([owner, group])[:, group >= 0], axis=1, return_counts=True)
+    groups = group_of[flat]
+    pairs, counts = np.unique(np.stack([owner, groups])[:, groups >= 0], axis=1, return_counts=True)
     spans = np.ones(lengths.size, dtype=np.int64)
     np.maximum.at(spans, pairs[0], counts)
     order_ = np.argsort([known[p] for p in pools], kind="stable") if pools else np.zeros(0, int)

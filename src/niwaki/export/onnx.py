@@ -1,5 +1,6 @@
 """ONNX files that were run before anybody trusts them."""
 
+import inspect
 import os
 import tempfile
 from importlib.metadata import version
@@ -118,6 +119,9 @@ def _write(model: nn.Module, example: Any, file: Path, *, dynamic_batch: bool, o
             return {0: torch.export.Dim.DYNAMIC} if varies else None
 
         shapes = map_tensors(example if named else arguments, free)
+        kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+        if not named and inspect.Parameter.VAR_POSITIONAL in kinds[:1]:
+            shapes = (shapes,)  # a forward(*args): its arguments are one tuple
     try:
         program = torch.onnx.export(
             model,

@@ -116,10 +116,9 @@ class Recorder(TorchDispatchMode):
             known = self.value(args[0]).constant
             if known is not None:  # a constant of the model's own making: its number is known without data
                 return known.item()
-        if (
-            name in NORMS and args[0].is_meta and (len(args) < 6 or args[5] is not True or name not in TRAINED)
-        ):  # torch decomposes these in Python: most of a trace's time
-            result = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
+        trains = name in TRAINED and len(args) > 5 and args[5]
+        if name in NORMS and args[0].is_meta and not trains:  # torch decomposes these in Python, slowly
+            result: Any = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
         else:
             result = func(*args, **kwargs)
         outputs = tensors_in(result)

@@ -41,7 +41,7 @@ class BatchNormStatistics:
             with torch.no_grad(), torch.random.fork_rng(), _only_statistics(model) as weigh:
                 for batch in batches:
                     count += 1
-                    weigh(1.0 / count)
+                    weigh(count)
                     run(model, map_tensors(batch, lambda t: t.to(device)))
             if count == 0:
                 raise InputError("re-estimate batch norm", found="no batches", do="give at least one batch of inputs")
@@ -60,17 +60,22 @@ class BatchNormStatistics:
 
 @contextlib.contextmanager
 def _only_statistics(model: nn.Module) -> Iterator[Any]:
-    """Training mode for the statistics alone; gives a function that sets the weight of the next batch."""
+    """Training mode for the statistics alone; gives a function to call with each batch's number."""
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     momenta = {norm: norm.momentum for norm in norms}
 
-    def weigh(weight: float) -> None:
-        for norm in norms:
-            norm.momentum = weight
-        if isinstance(model, Exported):
-            model.set_momentum(weight)
+    calls = dict.fromkeys(norms, 0)
 
+    def before(norm: nn.Module, args: Any) -> None:
+        calls[norm] += 1  # type: ignore[index]
+        norm.momentum = 1.0 / calls[norm]  # type: ignore[index, assignment]
+
+    def weigh(batch: int) -> None:
+        if isinstance(model, Exported):
+            model.set_momentum(1.0 / batch)
+
+    handles = [norm.register_forward_pre_hook(before) for norm in norms]
     try:
         model.eval()
         if isinstance(model, Exported):
@@ -79,6 +84,8 @@ def _only_statistics(model: nn.Module) -> Iterator[Any]:
             norm.training = True
         yield weigh
     finally:
+        for handle in handles:
+            handle.remove()
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         if isinstance(model, Exported):

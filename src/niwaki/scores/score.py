@@ -58,7 +58,7 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
         raise InputError(
             f"score by {type(how).__name__}",
             found="the evidence has no gradients",
-            do="collect(model, graph, how.needs, ...)",
+            do="collect(..., how.needs)",
         )
     values: dict[str, Tensor] = {}
     missing = []

@@ -147,7 +147,7 @@ def redo(model: nn.Module, plan: Plan, surgery: Surgery) -> nn.Module:
     plan.bound(model, fingerprint(model))
     small = sliced(model, plan)
     apply_classes(small, surgery.mends)
-    apply_mends(small, [mend for mend in surgery.mends if "attribute" in mend])
+    apply_mends(small, [dict(mend) for mend in surgery.mends if "attribute" in mend])
     parameters = dict(small.named_parameters())
     for entry in surgery.scaled:
         data = parameters[entry["tensor"]].detach()

@@ -1,0 +1,223 @@
+"""The eager door, by hand: numbers, declared sizes, integers mended by evidence, refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worked import Hard, Heads, keeping, mlp
+
+import niwaki
+from niwaki.surgery import surgery_of
+
+X = torch.tensor([[1.0, 2.0]])
+
+
+def test_by_hand() -> None:
+    """x = (1, 2): hidden (6, 3, 0). Without unit 1: (6, 0) -> (6 + 0 + 5, 0) = (11, 0); whole: (41, 0)."""
+    model = mlp()
+    assert model(X).tolist() == [[41.0, 0.0]]
+    small = niwaki.cut(model, keeping(model, X, {"0": [0, 2]}))
+    assert small[0].weight.tolist() == [[1, 2], [0, -1]] and small[0].bias.tolist() == [1, 2]
+    assert small[2].weight.tolist() == [[1, 100], [0, -1]] and small[2].bias.tolist() == [5, 0]
+    assert small(X).tolist() == [[11.0, 0.0]]
+    assert (small[0].out_features, small[2].in_features, small[0].in_features) == (2, 2, 2)
+
+
+def test_a_new_model_and_the_given_one_left_alone() -> None:
+    model = mlp().train()
+    model[0].weight.requires_grad_(False)
+    model[0].weight.grad = torch.ones(3, 2)
+    small = niwaki.cut(model, keeping(model, X, {"0": [0, 2]}))
+    assert type(small) is nn.Sequential and small.training and small is not model
+    assert model[0].weight.shape == (3, 2) and model[0].out_features == 3 and model(X).tolist() == [[41.0, 0.0]]
+    assert [p.requires_grad for p in small.parameters()] == [False, True, True, True]
+    assert all(p.is_leaf and p.is_contiguous() and p.grad is None for p in small.parameters())
+    memory = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert not memory & {p.untyped_storage().data_ptr() for p in small.parameters()}
+
+
+def test_in_place() -> None:
+    model = mlp()
+    plan = keeping(model, X, {"0": [0, 2]})
+    assert niwaki.cut_(model, plan) is model
+    assert model(X).tolist() == [[11.0, 0.0]] and surgery_of(model).door == "eager"
+
+
+def test_the_result_trains() -> None:
+    small = niwaki.cut(mlp(), keeping(mlp(), X, {"0": [0, 2]}))
+    before = small[0].weight.detach().clone()
+    optimizer = torch.optim.SGD(small.parameters(), lr=0.1)
+    small(X).sum().backward()
+    optimizer.step()
+    assert not torch.equal(small[0].weight, before)
+
+
+def test_an_empty_plan_is_an_equal_copy() -> None:
+    model = mlp()
+    small = niwaki.cut(model, keeping(model, X, {}))
+    assert small is not model and torch.equal(small(X), model(X))
+
+
+def test_a_cut_model_can_be_cut_again() -> None:
+    model = mlp()
+    once = niwaki.cut(model, keeping(model, X, {"0": [0, 2]}))
+    twice = niwaki.cut(once, keeping(once, X, {"0": [0]}))
+    assert twice(X).tolist() == [[11.0, 0.0]] and twice[0].out_features == 1
+
+
+def test_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    small = niwaki.cut(model, keeping(model, X, {"0": [0, 2]}))
+    assert small[0].weight.shape == (2, 2) and small[0].weight.is_meta
+
+
+DECLARED: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
+    "conv": (lambda: nn.Conv2d(6, 4, 3), (1, 3, 5, 5), {"in_channels": 3, "out_channels": 4}),
+    "transposed conv": (lambda: nn.ConvTranspose2d(6, 4, 3), (1, 3, 5, 5), {"in_channels": 3}),
+    "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), (1, 3, 5, 5), {"in_channels": 3, "out_channels": 3, "groups": 3}),
+    "batch norm": (lambda: nn.BatchNorm2d(6), (1, 3, 5, 5), {"num_features": 3}),
+    "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), (1, 3, 5, 5), {"num_features": 3}),
+    "group norm": (lambda: nn.GroupNorm(6, 6), (1, 3, 5, 5), {"num_channels": 3, "num_groups": 3}),
+    "prelu": (lambda: nn.PReLU(6), (1, 3, 5, 5), {"num_parameters": 3}),
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_sizes_follow_the_tensors(name: str) -> None:
+    make, shape, expected = DECLARED[name]
+    layer = make()
+    width = layer.out_channels if hasattr(layer, "out_channels") else 6
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), layer, nn.Conv2d(width, 2, 1)).eval()
+    small = niwaki.cut(model, keeping(model, torch.randn(shape), {"0": [0, 2, 5]}))
+    assert {key: getattr(small[1], key) for key in expected} == expected
+    assert repr(small[1]) != repr(model[1])
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_declared_shapes_of_layer_norms(kind: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), kind(6), nn.Linear(6, 2))
+    small = niwaki.cut(model, keeping(model, torch.randn(1, 3), {"0": [0, 2, 5]}))
+    assert tuple(small[1].normalized_shape) == (3,)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_declared_sizes_of_recurrent_layers(kind: Any) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.r, self.b = nn.Linear(3, 6), kind(6, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.r(self.a(x))[0])
+
+    model, x = Read().eval(), torch.randn(2, 4, 3)
+    plan = keeping(model, x, {"a": [0, 2, 5]})
+    small = niwaki.cut(model, plan)
+    assert small.get_parameter("r.weight_ih_l0").shape[1] == 3
+    assert niwaki.verify(model, small, plan, x).passed
+
+
+def test_integers_that_the_forward_uses_are_mended_by_evidence() -> None:
+    """`size` is 8 in three places: the width (which changes), a factor, and a list of split sizes."""
+
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(5, 2), nn.Linear(3, 2)
+            self.size, self.parts, self.factor = 8, [5, 3], 8.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).reshape(-1, self.size)
+            left, right = y.split(self.parts, 1)
+            return self.b(left) * self.factor + self.c(right)
+
+    model, x = Counts().eval(), torch.randn(4, 3)
+    plan = keeping(model, x, {"a": [0, 1, 4, 6]})
+    small = niwaki.cut(model, plan)
+    assert (small.size, small.parts, small.factor) == (4, [3, 1], 8.0)
+    assert (model.size, model.parts) == (8, [5, 3])
+    mended = {(m["module"], m["attribute"]): m["value"] for m in surgery_of(small).mends}
+    assert mended["", "size"] == 4 and mended["", "parts"] == [3, 1]
+    assert niwaki.verify(model, small, plan, x).passed
+
+
+def test_a_number_that_changes_here_and_not_there() -> None:
+    """Batch norm over 8 of both layers, but only one of them is cut."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = nn.Linear(3, 8), nn.Linear(8, 2), nn.Linear(3, 8), nn.Linear(8, 2)
+            self.first, self.second = 8, 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).view(-1, self.first)) + self.d(self.c(x).view(-1, self.second))
+
+    model, x = Two().eval(), torch.randn(4, 3)
+    plan = keeping(model, x, {"a": [0, 1, 4]})
+    small = niwaki.cut(model, plan)
+    assert (small.first, small.second) == (3, 8) and surgery_of(small).door == "eager"
+    assert niwaki.verify(model, small, plan, x).passed
+
+
+def test_heads_of_the_same_number_as_their_size() -> None:
+    """4 heads of 4, whole heads 0 and 3 stay: the size of a head stays 4, the number of heads becomes 2."""
+
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.size = 4
+            self.q, self.k, self.v, self.out = (nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+    model, x = Square().eval(), torch.randn(2, 3, 6)
+    rows = [0, 1, 2, 3, 12, 13, 14, 15]
+    plan = keeping(model, x, {"q": rows, "v": rows})
+    small = niwaki.cut(model, plan)
+    assert (small.size, small.q.out_features, surgery_of(small).door) == (4, 8, "eager")
+    assert niwaki.verify(model, small, plan, x).passed
+
+
+def test_in_place_is_refused_where_only_the_exported_door_opens() -> None:
+    model = Hard().eval()
+    plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
+    with pytest.raises(niwaki.errors.CannotCutError, match="it only cuts by torch.export"):
+        niwaki.cut_(model, plan)
+    assert model.a.out_features == 8
+
+
+def test_what_neither_door_cuts_is_refused_with_both_reasons_and_what_to_protect() -> None:
+    """Hard-coded, and it asks for a value of the data, which torch.export can't follow."""
+
+    class Closed(Hard):
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.sum()) > 1e9:
+                return x[:, :2]
+            return self.b(self.a(x).view(-1, 8).relu())
+
+    model = Closed().eval()
+    plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
+    with pytest.raises(niwaki.errors.CannotCutError, match=r"cut Closed; found: eager: .*; exported: .*; do: protect the groups"):
+        niwaki.cut(model, plan)
+    assert model.a.weight.shape == (8, 3)
+
+
+def test_a_group_must_keep_something_and_fixed_ones_everything() -> None:
+    model = mlp()
+    with pytest.raises(niwaki.errors.BudgetError, match="no unit of it would stay"):
+        keeping(model, X, {"0": []})
+    with pytest.raises(niwaki.errors.InputError, match="it is fixed: output of the model"):
+        keeping(model, X, {"2": [0]})
+
+
+def test_a_plan_from_a_file_cuts_without_the_graph() -> None:
+    model = Heads().eval()
+    plan = keeping(model, torch.randn(1, 5, 3), {"q": [0, 1, 4, 6], "v": [0, 1, 2, 3, 4, 5, 6, 7]})
+    again = niwaki.cut(model, niwaki.Plan.from_json(plan.to_json()))
+    first = niwaki.cut(model, plan)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))

@@ -1,0 +1,145 @@
+"""The judge: what it measures, what it lets pass, what it refuses."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worked import Hard, keeping, mlp
+
+import niwaki
+from niwaki.surgery.verify import fresh_like
+from niwaki.units import Receipt
+
+X = torch.tensor([[1.0, 2.0]])
+
+
+def cut_mlp() -> tuple[nn.Module, nn.Module, Any]:
+    model = mlp()
+    plan = keeping(model, X, {"0": [0, 2]})
+    return model, niwaki.cut(model, plan), plan
+
+
+def test_a_right_cut_passes_in_float64() -> None:
+    model, small, plan = cut_mlp()
+    receipt = niwaki.verify(model, small, plan, X)
+    assert receipt.passed and receipt.difference < 1e-12 and receipt.scale > 0
+    assert (receipt.exact, receipt.inexact, receipt.door, receipt.inputs, receipt.physical) == (True, (), "eager", 1, True)
+    assert receipt.to_json()["passed"] is True
+
+
+def test_the_difference_by_hand() -> None:
+    """A bias off by 0.25 is a difference of 0.25, whatever the input."""
+    model, small, plan = cut_mlp()
+    with torch.no_grad():
+        small[2].bias[1] += 0.25
+    receipt = niwaki.verify(model, small, plan, X, inputs=3)
+    assert receipt.difference == pytest.approx(0.25) and not receipt.passed and receipt.inputs == 3
+
+
+def test_units_in_another_order_do_not_pass() -> None:
+    model, small, plan = cut_mlp()
+    with torch.no_grad():
+        small[2].weight.copy_(small[2].weight[:, [1, 0]])
+    assert not niwaki.verify(model, small, plan, X).passed
+
+
+def test_seeds_make_inputs() -> None:
+    model, small, plan = cut_mlp()
+    with torch.no_grad():
+        small[0].weight[0, 0] += 1
+    one, two, other = (niwaki.verify(model, small, plan, X, seed=seed).difference for seed in (1, 1, 2))
+    assert one == two != other
+
+
+def test_models_and_random_state_stay() -> None:
+    model, small, plan = cut_mlp()
+    model.train()
+    state = torch.get_rng_state()
+    niwaki.verify(model, small, plan, X)
+    assert model.training and model[0].weight.dtype == torch.float32 and torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("difference", "scale", "exact", "passed"),
+    [(1e-10, 1.0, True, True), (1e-8, 1.0, True, False), (1e-8, 100.0, True, True), (0.5, 1.0, False, True),
+     (float("inf"), 1.0, False, False), (float("nan"), 1.0, False, False)],
+)  # fmt: skip
+def test_receipts(difference: float, scale: float, exact: bool, passed: bool) -> None:
+    """Within 1e-9, relative above a scale of 1; inexact plans must only be finite."""
+    assert Receipt(difference, scale, exact, (), "eager", 1).passed is passed
+
+
+def test_outputs_that_are_not_numbers_do_not_pass() -> None:
+    model, small, plan = cut_mlp()
+    with torch.no_grad():
+        small[2].bias[0] = float("nan")
+    receipt = niwaki.verify(model, small, plan, X)
+    assert receipt.difference == float("inf") and not receipt.passed
+
+
+def test_inexact_groups_are_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    plan = keeping(model, X, {"0": [0, 1, 2]})
+    receipt = niwaki.verify(model, niwaki.cut(model, plan), plan, X)
+    assert not receipt.exact and receipt.passed and receipt.difference > 1e-6
+    assert len(receipt.inexact) == 1 and "layer_norm takes its statistic across it" in receipt.inexact[0]
+
+
+def test_the_door_is_on_the_receipt() -> None:
+    model = Hard().eval()
+    plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
+    assert niwaki.verify(model, niwaki.cut(model, plan), plan, torch.randn(2, 3)).door == "exported"
+
+
+class Labels(nn.Module):
+    """Puts out the number of the largest entry only, or a flag, or a complex number."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body, self.kind = mlp(), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return {"argmax": y.argmax(1), "flag": y > 5.5, "complex": torch.complex(y, -y)}[self.kind]
+
+
+@pytest.mark.parametrize("kind", ["argmax", "flag", "complex"])
+def test_outputs_that_are_no_floating_numbers_are_compared_too(kind: str) -> None:
+    """First output 40 higher than the second before, far below it after the damage: always another answer."""
+    model = Labels(kind).eval()
+    plan = keeping(model, X, {"body.0": [0, 2]})
+    small = niwaki.cut(model, plan)
+    assert niwaki.verify(model, small, plan, X).passed
+    with torch.no_grad():
+        small.body[2].bias.copy_(torch.tensor([-1e9, 1e9]))
+    assert not niwaki.verify(model, small, plan, X, inputs=4).passed
+
+
+def test_no_inputs_are_refused() -> None:
+    """Nothing tried is nothing shown."""
+    model, small, plan = cut_mlp()
+    for inputs in (0, -1):
+        with pytest.raises(niwaki.errors.InputError):
+            niwaki.verify(model, small, plan, X, inputs=inputs)
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    model, _, plan = cut_mlp()
+    other = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with pytest.raises(niwaki.errors.InputError, match=r"verify a cut model; found: outputs \[\(1, 3\)\]; where: expected \[\(1, 2\)\]"):
+        niwaki.verify(model, other, plan, X)
+
+
+def test_another_model_is_refused() -> None:
+    _, small, plan = cut_mlp()
+    with pytest.raises(niwaki.errors.PlanMismatchError):
+        niwaki.verify(nn.Sequential(nn.Linear(2, 2)), small, plan, X)
+
+
+def test_fresh_inputs() -> None:
+    """Real ones are drawn in float64, whole ones from the example's range, flags are all true."""
+    example = {"x": torch.zeros(50), "i": torch.tensor([3, 7] * 20), "m": torch.zeros(4, dtype=torch.bool), "n": 3}
+    fresh = fresh_like(example, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert fresh["x"].dtype == torch.float64 and float(fresh["x"].std()) > 0.5
+    assert set(fresh["i"].tolist()) == {3, 4, 5, 6, 7} and fresh["m"].all() and fresh["n"] == 3
