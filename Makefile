@@ -25,12 +25,12 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # `make fuzz N=100000` tries that many random architectures instead of the default suite's few hundred.
 fuzz: install
 	NIWAKI_FUZZ=$(N) $(BIN)/python -m pytest tests/laws/test_random_architectures.py --timeout=0
 
 clean:
-	rm -rf build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

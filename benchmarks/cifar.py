@@ -1,4 +1,4 @@
-"""Trained CIFAR-10 networks at half of their MACs: accuracy after the cut, after repair, after a short training; and a peer.
+"""Trained CIFAR-10 networks at half of their MACs: accuracy after the cut, after repair, after training; and a peer.
 
 Weights and pictures are read from ../shared/data. The test pictures are used for the report and for nothing else.
 """
@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 import torch
-from rows import ROOT, Rows, arguments, table
+from rows import ROOT, Rows, arguments, prose, table
 from torch import nn
 
 import niwaki
@@ -72,7 +72,7 @@ def dense(rows: Rows, name: str, task: Classification, options: argparse.Namespa
 
 
 def small(name: str, label: str, task: Classification, model: nn.Module) -> Any:
-    """The method's outcome as cut. Accuracies are measured outside, so that the dense network is not measured each time."""
+    """The method's outcome as cut; accuracies are measured outside, the dense network's only once."""
     method, seed = METHODS[label]
     return niwaki.compress(
         model,
@@ -215,19 +215,25 @@ def peer(rows: Rows, name: str, label: str, task: Classification, options: argpa
 
 def page(rows: Rows) -> None:
     """docs/benchmarks/cifar.md from the rows."""
-    text = (
-        "# CIFAR-10 at half of the MACs\n\nWritten by `python benchmarks/cifar.py --table`; do not edit.\n\n"
-        "Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once. Accuracies in percent on the 10 000 test "
-        "pictures, which nothing was chosen on: scores, batch norm and recovery see the training split (45 000 pictures) alone, and settings are the "
-        "library's defaults. *Cut* is the network as cut, *batch norm* after re-estimating its statistics, *recovered* after three passes of training "
-        "from there (SGD, rate 0.01, cosine), with the number of steps of 128 pictures that each pass was limited to; a full pass has 351. The "
-        "binomial standard error of an accuracy of 90 % is 0.3, of 50 % 0.5.\n"
-    )
+    text = prose("""
+        # CIFAR-10 at half of the MACs
+
+        Written by `python benchmarks/cifar.py --table`; do not edit.
+
+        Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once.
+        Accuracies in percent on the 10 000 test pictures, which nothing was chosen on: scores, batch norm and
+        recovery see the training split (45 000 pictures) alone, and settings are the library's defaults. *Cut* is
+        the network as cut, *batch norm* after re-estimating its statistics on 16 batches of 128, *recovered*
+        after three passes of training from there (SGD, rate 0.01, cosine) with the number of steps of 128
+        pictures that each pass was limited to; a full pass has 351. The binomial standard error of an accuracy of
+        90 % is 0.3, of 50 % 0.5.
+    """)
     for name in NETWORKS:
         whole = rows.get(f"{name}, dense")
         if whole is None:
             continue
-        text += f"\n## {name}\n\nDense: {whole['accuracy']:.2f} %, {whole['macs'] / 1e6:.2f} M MACs, {whole['params'] / 1e6:.3f} M parameters.\n\n"
+        text += f"## {name}\n\nDense: {whole['accuracy']:.2f} %, {whole['macs'] / 1e6:.2f} M MACs, "
+        text += f"{whole['params'] / 1e6:.3f} M parameters.\n\n"
         lines = []
         for label in METHODS:
             row = rows.get(f"{name}, {label}")
@@ -238,9 +244,9 @@ def page(rows: Rows) -> None:
                 key=lambda r: r["steps"],
             )
             right = {
-                kind: f"{row[f'{kind}_promised']:,} {'=' if row[f'{kind}_promised'] == row[f'{kind}_counted'] else 'is not'} "
-                f"{row[f'{kind}_counted']:,} ({row[f'{kind}_counted'] / row[f'{kind}_before']:.4f})"
+                kind: f"{promised:,} {'=' if promised == counted else 'is not'} {counted:,} ({counted / before:.4f})"
                 for kind in ("macs", "params")
+                for promised, counted, before in [[row[f"{kind}_{what}"] for what in ("promised", "counted", "before")]]
             }
             lines.append(
                 (
@@ -269,47 +275,43 @@ def page(rows: Rows) -> None:
             ),
             lines,
         )
-        draws = [rows.get(f"{name}, {label}") for label in METHODS if label.startswith("Random")]
-        if len(draws) > 1 and all(draws):
-            text += (
-                "\n\nRandom over "
-                + str(len(draws))
-                + " seeds: "
-                + ", ".join(
-                    f"{said} {statistics.mean(d[what] for d in draws):.1f} ({min(d[what] for d in draws):.1f} - {max(d[what] for d in draws):.1f})"
-                    for what, said in (("cut", "cut"), ("batch_norm", "batch norm"))
-                )
-                + "."
+        draws = [row for label in METHODS if label.startswith("Random") and (row := rows.get(f"{name}, {label}"))]
+        if len(draws) > 1:
+            text += f"\n\nRandom over {len(draws)} seeds: " + ", ".join(
+                f"{said} {statistics.mean(values):.1f} ({min(values):.1f} - {max(values):.1f})"
+                for what, said in (("cut", "cut"), ("batch_norm", "batch norm"))
+                if (values := [row[what] for row in draws])
             )
+            text += "."
         found = [row for label in PEERS if (row := rows.get(f"{name}, {label}"))]
         if found:
-            text += (
-                "\n\nA peer in the same run, for orientation (group L2 norm, the same share of channels in every layer it may prune):\n\n"
-                + table(
+            text += "\n\n" + prose("""
+                A peer in the same run, for orientation (group L2 norm, the same share of channels in every layer
+                it may prune; as many batches for batch norm):
+            """)
+            lines = []
+            for row in found:
+                runs = row["runs"]
+                lines.append(
                     (
-                        "what",
-                        "channels removed",
-                        "convolutions made narrower",
-                        "cut network runs",
-                        "MACs kept",
-                        "cut",
-                        "batch norm",
-                    ),
-                    [
-                        (
-                            row["method"],
-                            f"{row['ratio']:.2f}",
-                            f"{row['changed']} of {row['convolutions']}" if "changed" in row else "-",
-                            "yes" if row["runs"] else f"**no**: {row['error']}",
-                            f"{row['share']:.4f}" if row["runs"] else "-",
-                            f"{row['cut']:.2f}" if row["runs"] else "-",
-                            f"{row['batch_norm']:.2f}" if row["runs"] else "-",
-                        )
-                        for row in found
-                    ],
+                        row["method"],
+                        f"{row['ratio']:.2f}",
+                        f"{row['changed']} of {row['convolutions']}" if "changed" in row else "-",
+                        "yes" if runs else f"**no**: {row['error']}",
+                        *((f"{row['share']:.4f}", f"{row['cut']:.2f}", f"{row['batch_norm']:.2f}") if runs else "---"),
+                    )
                 )
+            heads = (
+                "what",
+                "channels removed",
+                "narrower convolutions",
+                "cut network runs",
+                "MACs kept",
+                "cut",
+                "batch norm",
             )
-        text += "\n"
+            text += table(heads, lines)
+        text += "\n\n"
     rows.write(text)
 
 

@@ -32,6 +32,7 @@ class Rows:
                 json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()
             ]
         self.made: set[str] = set()
+        self.commit = commit()  # of the code this process has loaded, whatever happens to the files meanwhile
 
     def wanted(self, key: str) -> bool:
         """Whether this result has still to be made."""
@@ -48,7 +49,7 @@ class Rows:
             "seed": seed,
             "threads": threads,
             "command": command(),
-            **commit(),
+            **self.commit,
             "versions": {
                 "niwaki": _version("niwaki"),
                 "python": platform.python_version(),
@@ -94,6 +95,11 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
             *("| " + " | ".join(line) + " |" for line in cells),
         ]
     )
+
+
+def prose(text: str) -> str:
+    """Paragraphs of a page: lines joined, blank lines kept."""
+    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n")) + "\n\n"
 
 
 def command() -> str:

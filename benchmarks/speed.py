@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import ROOT, Rows, arguments, table
+from rows import ROOT, Rows, arguments, prose, table
 from torch import nn
 
 import niwaki
@@ -291,11 +291,17 @@ def page(rows: Rows) -> None:
         for r in rows.rows
         if r["what"] == "trace"
     ]
-    text = (
-        "# Speed\n\nWritten by `python benchmarks/speed.py --table`; do not edit.\n\n## Tracing and grouping on the meta device\n\n"
-        "One example of 1 x 3 x 224 x 224; the Llama-shaped network (80 layers, 64 heads on 8 key/value heads, width 8192) gets "
-        f"{TOKENS} tokens and a process of its own, whose peak of resident memory is given (imports and the model included).\n\n"
-    )
+    text = prose(f"""
+        # Speed
+
+        Written by `python benchmarks/speed.py --table`; do not edit.
+
+        ## Tracing and grouping on the meta device
+
+        One example of 1 x 3 x 224 x 224; the Llama-shaped network (80 layers, 64 heads on 8 key/value heads,
+        width 8192) gets {TOKENS} tokens and a process of its own, whose peak of resident memory is given (imports
+        and the model included).
+    """)
     text += table(
         ("model", "parameters", "median", "range", "peak memory", "groups", "unknown operations", "bar", "met"), lines
     )
@@ -320,12 +326,15 @@ def page(rows: Rows) -> None:
         for r in rows.rows
         if r["what"] == "beside"
     ]
-    text += (
-        "\n\n## Beside Torch-Pruning\n\nTrace, score, choose and cut on the CPU (for the peer: dependency graph, group norms, one pruning step). Both "
-        "take the same share of every group by the group's L2 norm; ours is asked for half of the MACs, the peer for a share of the channels. Runs "
-        "alternate in one process, medians, one thread for both. Our time includes making the new model; the peer cuts in place and its copy is not timed. Our cut "
-        "includes its check by a second trace.\n\n"
-    )
+    text += "\n\n" + prose("""
+        ## Beside Torch-Pruning
+
+        Trace, score, choose and cut on the CPU (for the peer: dependency graph, group norms, one pruning step).
+        Both take the same share of every group by the group's L2 norm; ours is asked for half of the MACs, the
+        peer for a share of the channels (it has no budget of MACs). Runs alternate in one process, medians, one
+        thread for both. Our time includes making the new model; the peer cuts in place and its copy is not timed.
+        Our cut includes its check by a second trace.
+    """)
     text += table(
         (
             "model",

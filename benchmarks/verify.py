@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rows import Rows, arguments, table
+from rows import Rows, arguments, prose, table
 from torch import Tensor, nn
 
 import niwaki
@@ -28,10 +28,10 @@ BAR = 1e-9
 
 
 def fill_(model: nn.Module, example: Any, *, seed: int) -> nn.Module:
-    """No parameter that is all zero or all one, and batch norms with statistics of real activations, disturbed; in place.
+    """No parameter that is all zero or all one, and batch norms with disturbed real statistics; in place.
 
-    Fresh networks have zero biases and unit statistics, behind which a wrong cut can hide; and a signal that dies on its
-    way through a deep network hides everything.
+    Fresh networks have zero biases and unit statistics, behind which a wrong cut can hide; and a signal that dies on
+    its way through a deep network hides everything.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -169,20 +169,26 @@ def look(name: str, *, seed: int, keep: float, exact_only: bool) -> dict[str, An
 
 def page(rows: Rows) -> None:
     """docs/benchmarks/verify.md from the rows."""
-    text = (
-        "# Cut equals mask\n\nWritten by `python benchmarks/verify.py --table`; do not edit.\n\n"
-        "Random weights, batch norms with disturbed statistics of real activations, budget 0.5 of the MACs, L2 norms, one ranking over all groups. The "
-        "difference is the largest absolute one of any output between the cut model and the masked original, both in float64 on an input neither "
-        "has seen; *scale* is the largest absolute output, *responds* by how much the cut model's outputs change from one input to another. *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes "
-        "are true `transformers` classes from small settings.\n"
-    )
+    text = prose("""
+        # Cut equals mask
+
+        Written by `python benchmarks/verify.py --table`; do not edit.
+
+        Random weights, batch norms with disturbed statistics of real activations, budget 0.5 of the MACs, L2
+        norms, one ranking over all groups. The difference is the largest absolute one of any output between the
+        cut model and the masked original, both in float64 on an input neither has seen; *scale* is the largest
+        absolute output, *responds* how much the outputs change from one input to another.
+        *Counted* is by PyTorch's own counter on the cut model. The small gpt2 and llama shapes are true
+        `transformers` classes from small settings.
+    """)
     for exact_only, head, said in (
         (True, "Groups whose removal is exact", f"`exact_only=True`; the bar is {BAR:g}."),
         (
             False,
             "All groups",
-            "Here groups are cut too whose removal changes more than zeroing does (a mean over channels, a softmax over them ...). "
-            "For these a difference is expected and declared: it is how much of the outputs depends on the width itself.",
+            "Here groups are cut too whose removal changes more than zeroing does (a mean over channels, a softmax "
+            "over them ...). For these a difference is expected and declared: it is how much of the outputs depends on the "
+            "width itself.",
         ),
     ):
         lines = []
@@ -217,7 +223,7 @@ def page(rows: Rows) -> None:
                 )
             )
         text += (
-            f"\n## {head}\n\n{said}\n\n"
+            f"## {head}\n\n{said}\n\n"
             + table(
                 (
                     "model",
@@ -234,7 +240,7 @@ def page(rows: Rows) -> None:
                 ),
                 lines,
             )
-            + "\n"
+            + "\n\n"
         )
     reasons = {reason for row in rows.rows for reason in row.get("reasons", ())}
     if reasons:

@@ -228,8 +228,12 @@ def trace(case: Case, *, exact: bool = False) -> tuple[nn.Module, Any, Any]:
 def apply_cuts(tensor: Tensor, entries: list[dict[str, Any]]) -> Tensor:
     """A plan's `cuts` of one tensor with nothing but `index_select`, as a stranger to niwaki would apply them.
 
-    With `blocks`, axis 0 is divided evenly into blocks and each has its own indices along the axis.
+    With `blocks`, axis 0 is divided evenly into blocks and each has its own indices along the axis. With `values` the
+    tensor is a table of positions, and these are what is left of it, renumbered.
     """
+    for entry in entries:
+        if "values" in entry:
+            return torch.tensor(entry["values"], dtype=tensor.dtype)
     whole = {entry["axis"]: torch.tensor(entry["keep"]) for entry in entries if entry.get("blocks", 1) == 1}
     blocked = [entry for entry in entries if entry.get("blocks", 1) > 1]
     if not blocked:
@@ -263,6 +267,7 @@ def cuts_by_tensor(plan: Any) -> dict[str, list[dict[str, Any]]]:
 def stays(tensor: Tensor, entries: list[dict[str, Any]]) -> Tensor:
     """Which elements of a tensor a plan keeps; bool, of the tensor's shape."""
     numbers = torch.arange(tensor.numel()).reshape(tensor.shape)
+    entries = [{key: value for key, value in entry.items() if key != "values"} for entry in entries]
     kept = torch.zeros(tensor.numel(), dtype=torch.bool)
     kept[apply_cuts(numbers, entries).flatten()] = True
     return kept.reshape(tensor.shape)

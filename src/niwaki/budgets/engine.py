@@ -21,8 +21,8 @@ class Ledger:
     @classmethod
     def of(cls, widths: Widths, costs: dict[str, Cost], chunks: list[np.ndarray], units: int) -> "Ledger":
         owner = np.full(units + 1, -1, dtype=np.int64)
-        for i, chunk in enumerate(chunks):
-            owner[chunk] = i
+        if chunks:
+            owner[np.concatenate(chunks)] = np.repeat(np.arange(len(chunks)), [chunk.size for chunk in chunks])
         held = owner[widths.units]
         hit = held >= 0
         takes = csr_matrix(
