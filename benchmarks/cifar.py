@@ -29,12 +29,15 @@ CALIBRATION = 16
 METHODS: dict[str, tuple[niwaki.methods.Method, int]] = {
     "Magnitude L2, uniform": (niwaki.methods.Magnitude(p=2, rule="uniform"), 0),
     "Magnitude L2, global rank": (niwaki.methods.Magnitude(p=2, rule="global_rank"), 0),
+    "Magnitude L2, uniform, inner widths": (niwaki.methods.Magnitude(p=2, rule="uniform"), 0),
     "NormScale": (niwaki.methods.NormScale(), 0),
     "Taylor": (niwaki.methods.Taylor(), 0),
     "Random, seed 0": (niwaki.methods.Random(), 0),
     "Random, seed 1": (niwaki.methods.Random(), 1),
     "Random, seed 2": (niwaki.methods.Random(), 2),
 }
+STREAMS = ("conv1", "layer*.conv2")
+"""What is protected where only inner widths are cut: what the shortcuts join keeps its width."""
 PEERS = {
     "Torch-Pruning L2, all widths": ("all", 0.29),
     "Torch-Pruning L2, inner widths": ("inner", 0.5),
@@ -81,6 +84,7 @@ def small(name: str, label: str, task: Classification, model: nn.Module) -> Any:
         budget=niwaki.Budget(keep=KEEP, of="macs"),
         task=task,
         repair=False,
+        protect=STREAMS if label.endswith("inner widths") else (),
         seed=seed,
         limit=1,
     )
@@ -194,7 +198,7 @@ def peer(rows: Rows, name: str, label: str, task: Classification, options: argpa
             pruning_ratio=ratio,
             ignored_layers=twins,
         ).step()
-        found["changed"] = sum(
+        found["narrower"] = sum(
             module.out_channels != widths[path]
             for path, module in pruned.named_modules()
             if isinstance(module, nn.Conv2d)
@@ -296,7 +300,7 @@ def page(rows: Rows) -> None:
                     (
                         row["method"],
                         f"{row['ratio']:.2f}",
-                        f"{row['changed']} of {row['convolutions']}" if "changed" in row else "-",
+                        f"{row['narrower']} of {row['convolutions']}" if "narrower" in row else "-",
                         "yes" if runs else f"**no**: {row['error']}",
                         *((f"{row['share']:.4f}", f"{row['cut']:.2f}", f"{row['batch_norm']:.2f}") if runs else "---"),
                     )

@@ -31,6 +31,8 @@ class Rows:
             self.rows = [
                 json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines() if line.strip()
             ]
+        for row in self.rows:
+            row.setdefault("dirty", row.pop("changed", False))
         self.made: set[str] = set()
         self.commit = commit()  # of the code this process has loaded, whatever happens to the files meanwhile
 
@@ -78,7 +80,7 @@ class Rows:
             versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
             origin = (
                 f"`{row['command']}`, seed {row['seed']}, {row['threads']} threads, commit {row['commit']}"
-                f"{' with uncommitted changes in src' if row['changed'] else ''}; {versions}; {row['machine']}"
+                f"{' with uncommitted changes in src' if row['dirty'] else ''}; {versions}; {row['machine']}"
             )
             listed.setdefault(origin, []).append(row["key"])
         lines = ["## Where the rows come from", "", f"Raw rows: `benchmarks/results/{self.path.name}`.", ""]
@@ -116,7 +118,7 @@ def commit() -> dict[str, Any]:
 
     return {
         "commit": git("rev-parse", "--short", "HEAD") or "none",
-        "changed": bool(git("status", "--short", "--", "src")),
+        "dirty": bool(git("status", "--short", "--", "src")),
     }
 
 

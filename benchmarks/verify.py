@@ -187,7 +187,8 @@ def page(rows: Rows) -> None:
             False,
             "All groups",
             "Here groups are cut too whose removal changes more than zeroing does (a mean over channels, a softmax "
-            "over them ...). For these a difference is expected and declared: it is how much of the outputs depends on the "
+            "over them ...). "
+            "For these a difference is expected and declared: it is how much of the outputs depends on the "
             "width itself.",
         ),
     ):

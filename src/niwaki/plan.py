@@ -106,6 +106,9 @@ class Plan:
         return plan
 
     def _check(self) -> None:
+        for part in (self.promised, self.decided_by, self.inexact):
+            if not isinstance(part, dict):
+                raise FileDamagedError("read a plan", found=f"{part!r} where a table is expected", do="make it again")
         for name, keep in self.kept.items():
             if (
                 not keep

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from costed import graph_of, scored
 from torch import nn
-from worked import graph_of, scored
 
 import niwaki
 from niwaki import Budget
@@ -18,7 +18,11 @@ class Heads(nn.Module):
 
     def __init__(self, kv: int = 2) -> None:
         super().__init__()
-        self.q, self.k, self.v = nn.Linear(4, 6, bias=False), nn.Linear(4, 3 * kv, bias=False), nn.Linear(4, 3 * kv, bias=False)
+        self.q, self.k, self.v = (
+            nn.Linear(4, 6, bias=False),
+            nn.Linear(4, 3 * kv, bias=False),
+            nn.Linear(4, 3 * kv, bias=False),
+        )
         self.out, self.repeat = nn.Linear(6, 4, bias=False), 2 // kv
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -29,7 +33,9 @@ class Heads(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def atoms_of(net: nn.Module, shape: tuple[int, ...], values: list[list[float]], **settings: Any) -> tuple[list[tuple[list[int], float]], Any]:
+def atoms_of(
+    net: nn.Module, shape: tuple[int, ...], values: list[list[float]], **settings: Any
+) -> tuple[list[tuple[list[int], float]], Any]:
     """(positions on the named axis's units, score) of every atom, and the graph."""
     graph = graph_of(net, *shape)
     fixed: dict[str, Any] = {"grids": "rows", "exact_only": False, "bundle": "mean"} | settings
@@ -58,7 +64,11 @@ def test_rows_are_whole_heads_with_queries_keys_and_values(bundle: str, expected
     held = [set(ids) for ids, _ in found]
     for head, ids in enumerate(held):
         for name in ("q", "v"):
-            group = next(g for g in graph.groups if g.fixed is None and any(m.tensor == f"{name}.weight" and m.axis == 0 for m in g.members))
+            group = next(
+                g
+                for g in graph.groups
+                if g.fixed is None and any(m.tensor == f"{name}.weight" and m.axis == 0 for m in g.members)
+            )
             member = next(m for m in group.members if m.tensor == f"{name}.weight")
             mine = {int(group.ids[u]) for i, u in zip(member.index, member.unit, strict=True) if i // 3 == head}
             assert mine <= ids
@@ -74,8 +84,10 @@ def test_columns_take_the_lowest_of_every_head_together() -> None:
 
 
 def test_columns_are_sorted_within_each_head() -> None:
-    """Head 0 (3, 1, 2), head 1 (10, 30, 20): lowest with lowest (1, 10), then (2, 20), then (3, 30): never position by position."""
-    found, (graph, _, _) = atoms_of(Heads(), (1, 5, 4), [[3.0, 1.0, 2.0, 10.0, 30.0, 20.0], V], grids="columns")
+    """Head 0 (3, 1, 2), head 1 (10, 30, 20): lowest with lowest (1, 10), then (2, 20), then (3, 30): never
+    position by position.
+    """
+    found, (_graph, _, _) = atoms_of(Heads(), (1, 5, 4), [[3.0, 1.0, 2.0, 10.0, 30.0, 20.0], V], grids="columns")
     assert sorted(score for _, score in found)[3:] == [5.5, 11.0, 16.5]
 
 
@@ -122,5 +134,7 @@ def test_a_single_unit_is_never_removed() -> None:
     net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 3, bias=False), nn.Linear(3, 1, bias=False))
     graph = graph_of(net, 1, 2)
     how = niwaki.scores.Random()
-    plan = niwaki.choose(graph, niwaki.score(graph, niwaki.collect(net, graph, how.needs), how=how), Budget(keep=2, of="units"))
+    plan = niwaki.choose(
+        graph, niwaki.score(graph, niwaki.collect(net, graph, how.needs), how=how), Budget(keep=2, of="units")
+    )
     assert list(plan.kept) == ["1"]

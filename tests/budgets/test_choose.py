@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from costed import chain, chosen, graph_of, scored
 from torch import nn
-from worked import chain, chosen, graph_of, scored
 
 import niwaki
 from niwaki import Budget
@@ -32,7 +32,9 @@ def test_a_budget_between_two_units_is_never_exceeded() -> None:
 
 
 def test_parameters_with_biases_by_hand() -> None:
-    """2 -> 4 -> 1 with biases: (8 + 4) + (4 + 1) = 17; a unit has 2 + 1 + 1 = 4, and one bias stays: 1 + 4 n <= 10 gives 2."""
+    """2 -> 4 -> 1 with biases: (8 + 4) + (4 + 1) = 17; a unit has 2 + 1 + 1 = 4, and one bias stays: 1 + 4
+    n <= 10 gives 2.
+    """
     plan = chosen(chain(2, 4, 1, bias=True), SHAPE, [[0.1, 0.4, 0.3, 0.2]], Budget(keep=10, of="params"))
     assert (plan.promised["params_before"], plan.promised["params"]) == (17, 9)
     assert plan.kept == {"0": (1, 2)}
@@ -44,10 +46,22 @@ def test_what_still_fits_comes_back() -> None:
     Scores: first layer (1, 2), second (3, 5, 4). Full: 4 + 6 + 3 = 13. Limit 8: removing unit 0 of the first layer
     (a = 1) leaves 2 + 3 + 3 = 8: enough, nothing else goes.
     """
-    plan = chosen(chain(2, 2, 3, 1), SHAPE, [[1.0, 2.0], [3.0, 5.0, 4.0]], Budget(keep=8, of="macs"), how=GlobalRank(normalise="none"))
+    plan = chosen(
+        chain(2, 2, 3, 1),
+        SHAPE,
+        [[1.0, 2.0], [3.0, 5.0, 4.0]],
+        Budget(keep=8, of="macs"),
+        how=GlobalRank(normalise="none"),
+    )
     assert (plan.kept, plan.promised["macs"]) == ({"0": (1,)}, 8)
     # limit 7: 2 + b + b with b = 2 is 6; nothing comes back (b = 3 would be 8, a = 2 would be 4 + 4 + 2 = 10)
-    plan = chosen(chain(2, 2, 3, 1), SHAPE, [[1.0, 2.0], [3.0, 5.0, 4.0]], Budget(keep=7, of="macs"), how=GlobalRank(normalise="none"))
+    plan = chosen(
+        chain(2, 2, 3, 1),
+        SHAPE,
+        [[1.0, 2.0], [3.0, 5.0, 4.0]],
+        Budget(keep=7, of="macs"),
+        how=GlobalRank(normalise="none"),
+    )
     assert (plan.kept, plan.promised["macs"]) == ({"0": (1,), "1": (1, 2)}, 6)
 
 
@@ -109,7 +123,9 @@ def test_several_budgets_hold_jointly() -> None:
 def test_floors(floor: Any) -> None:
     """Every group keeps 3 of 4 at least, as a count or a share."""
     values = [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]
-    plan = chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=6, of="units", floor=floor), how=GlobalRank(normalise="none"))
+    plan = chosen(
+        chain(2, 4, 4, 1), SHAPE, values, Budget(keep=6, of="units", floor=floor), how=GlobalRank(normalise="none")
+    )
     assert plan.kept == {"0": (1, 2, 3), "1": (1, 2, 3)}
     with pytest.raises(niwaki.errors.BudgetError, match="the least that floors, multiples and fixed groups allow is 6"):
         chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=5, of="units", floor=floor))
@@ -127,7 +143,12 @@ def test_multiples(keep: float, equal: bool) -> None:
 
 
 def test_groups_smaller_than_the_multiple_stay_whole() -> None:
-    plan = chosen(chain(2, 3, 16, 1), SHAPE, [[1.0, 2.0, 3.0], [float(i) for i in range(16)]], Budget(keep=0.6, of="units", multiple=8))
+    plan = chosen(
+        chain(2, 3, 16, 1),
+        SHAPE,
+        [[1.0, 2.0, 3.0], [float(i) for i in range(16)]],
+        Budget(keep=0.6, of="units", multiple=8),
+    )
     assert {name: len(k) for name, k in plan.kept.items()} == {"1": 8}
 
 
@@ -148,7 +169,9 @@ def test_keeping_everything_is_an_empty_plan() -> None:
 
 
 def test_the_plan_says_who_decided() -> None:
-    plan = chosen(chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=0.5, floor=2), how=GlobalRank(per="params"))
+    plan = chosen(
+        chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=0.5, floor=2), how=GlobalRank(per="params")
+    )
     assert plan.decided_by["rule"] == {"name": "GlobalRank", "normalise": "mean", "per": "params"}
     assert plan.decided_by["score"]["name"] == "Random"
     assert plan.budget == ({"keep": 0.5, "of": "macs", "floor": 2, "multiple": 1},)
@@ -156,7 +179,9 @@ def test_the_plan_says_who_decided() -> None:
 
 def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     """2 -> 4 -> 1: one unit is 3 MACs of 12."""
-    with pytest.raises(niwaki.errors.BudgetError, match=r"macs <= 2; found: the least .* allow is 3 \(0\.250\); where: 1 of 2 groups"):
+    with pytest.raises(
+        niwaki.errors.BudgetError, match=r"macs <= 2; found: the least .* allow is 3 \(0\.250\); where: 1 of 2 groups"
+    ):
         chosen(chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=2, of="macs"))
 
 
@@ -184,9 +209,24 @@ def test_unknown_grids_are_refused() -> None:
         chosen(chain(2, 4, 1), SHAPE, [[1.0] * 4], Budget(keep=0.5), grids="cells")
 
 
-WRONG = [{"keep": 0.0}, {"keep": 1.5}, {"keep": 0}, {"keep": -3}, {"keep": True}, {"keep": "half"}, {"keep": float("nan")}, {"keep": None},
-         {"keep": 0.5, "of": "joules"}, {"keep": 0.5, "floor": 0}, {"keep": 0.5, "floor": 1.5}, {"keep": 0.5, "floor": -0.1},
-         {"keep": 0.5, "multiple": 0}, {"keep": 0.5, "multiple": 1.5}, {"keep": 0.5, "floor": "x"}, {"keep": float("inf")}]  # fmt: skip
+WRONG = [
+    {"keep": 0.0},
+    {"keep": 1.5},
+    {"keep": 0},
+    {"keep": -3},
+    {"keep": True},
+    {"keep": "half"},
+    {"keep": float("nan")},
+    {"keep": None},
+    {"keep": 0.5, "of": "joules"},
+    {"keep": 0.5, "floor": 0},
+    {"keep": 0.5, "floor": 1.5},
+    {"keep": 0.5, "floor": -0.1},
+    {"keep": 0.5, "multiple": 0},
+    {"keep": 0.5, "multiple": 1.5},
+    {"keep": 0.5, "floor": "x"},
+    {"keep": float("inf")},
+]
 
 
 @pytest.mark.parametrize("settings", WRONG, ids=str)
@@ -204,4 +244,6 @@ def test_costs_are_exact_for_every_choice_of_widths() -> None:
         for group, width in zip(groups, widths, strict=True):
             alive[group.ids[width:]] = False
         found = graph.cost(alive)
-        assert {of: found[of] for of in ("macs", "params", "units")} == {of: cost(list(widths), of) for of in ("macs", "params", "units")}
+        assert {of: found[of] for of in ("macs", "params", "units")} == {
+            of: cost(list(widths), of) for of in ("macs", "params", "units")
+        }

@@ -3,21 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from costed import chain, graph_of
 from torch import nn
-from worked import chain, graph_of
 
 from niwaki.budgets.engine import Ledger, refill, remove
 
 
 def nets() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    grouped = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1))
+    grouped = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1)
+    )
     return {"chain": (chain(3, 6, 5, 2, bias=True), (2, 3)), "grouped": (grouped, (1, 3, 5, 5))}
 
 
 @pytest.mark.parametrize("name", nets())
 @pytest.mark.parametrize("size", [1, 2])
 def test_counts_savings_and_additions_are_exact(name: str, size: int) -> None:
-    """Random chunks of units go; what the ledger says equals the cost of the graph, before and after one more change."""
+    """Random chunks of units go; what the ledger says equals the cost of the graph, before and after one
+    more change.
+    """
     net, shape = nets()[name]
     graph = graph_of(net, *shape)
     random = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from worked import chain, chosen
+from costed import chain, chosen
 
 import niwaki
 from niwaki import Budget
@@ -15,19 +15,25 @@ SHAPE = (1, 2)
 def atoms(scores: list[float], pools: list[int], saves: list[float] | None = None) -> Atoms:
     n = len(scores)
     return Atoms(
-        units=tuple(np.array([i]) for i in range(n)), score=np.array(scores), pool=np.array(pools), width=np.ones(n, np.int64),
+        units=tuple(np.array([i]) for i in range(n)),
+        score=np.array(scores),
+        pool=np.array(pools),
+        width=np.ones(n, np.int64),
         saves={"macs": np.array(saves or [1.0] * n), "params": np.array(saves or [1.0] * n), "units": np.ones(n)},
-        least=np.ones(max(pools) + 1, np.int64), pools=tuple(str(p) for p in range(max(pools) + 1)),
-    )  # fmt: skip
+        least=np.ones(max(pools) + 1, np.int64),
+        pools=tuple(str(p) for p in range(max(pools) + 1)),
+    )
 
 
 @pytest.mark.parametrize(
     ("normalise", "expected"),
     [  # pools (1, 3) and (10, 30, 20): means 2 and 20, largest 3 and 30, sums 4 and 60
-        ("none", [1, 3, 10, 30, 20]), ("mean", [0.5, 1.5, 0.5, 1.5, 1.0]), ("max", [1 / 3, 1.0, 1 / 3, 1.0, 2 / 3]),
+        ("none", [1, 3, 10, 30, 20]),
+        ("mean", [0.5, 1.5, 0.5, 1.5, 1.0]),
+        ("max", [1 / 3, 1.0, 1 / 3, 1.0, 2 / 3]),
         ("sum", [0.25, 0.75, 1 / 6, 0.5, 1 / 3]),
     ],
-)  # fmt: skip
+)
 def test_normalisations_by_hand(normalise: str, expected: list[float]) -> None:
     found = GlobalRank(normalise=normalise)(atoms([1, 3, 10, 30, 20], [0, 0, 1, 1, 1]))
     assert found.tolist() == pytest.approx(expected)
@@ -44,7 +50,9 @@ def test_a_pool_of_zeros_is_not_divided_by_zero() -> None:
 
 
 def test_without_normalisation_the_small_group_goes_first() -> None:
-    """2 -> 4 -> 4 -> 1: scores 1 ... 4 and 10 ... 40; four of eight go: all but the floor of the first, one of the second."""
+    """2 -> 4 -> 4 -> 1: scores 1 ... 4 and 10 ... 40; four of eight go: all but the floor of the first,
+    one of the second.
+    """
     values = [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]
     plan = chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=4, of="units"), how=GlobalRank(normalise="none"))
     assert plan.kept == {"0": (3,), "1": (1, 2, 3)}

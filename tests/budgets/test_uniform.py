@@ -1,7 +1,7 @@
 """The same share of every group, by hand."""
 
 import torch  # noqa: F401
-from worked import chain, chosen
+from costed import chain, chosen
 
 from niwaki import Budget
 from niwaki.budgets import Uniform
@@ -17,7 +17,9 @@ def test_half_of_every_group_whatever_the_scales() -> None:
 
 
 def test_shares_that_do_not_divide_fill_up() -> None:
-    """Keep 7 of 12: ranks/size 1/8 ... 8/8 and 1/4 ... 4/4; the five lowest are 1/8, 2/8 = 1/4, 3/8, 4/8 = 2/4: one of the ties stays."""
+    """Keep 7 of 12: ranks/size 1/8 ... 8/8 and 1/4 ... 4/4; the five lowest are 1/8, 2/8 = 1/4, 3/8, 4/8 =
+    2/4: one of the ties stays.
+    """
     plan = chosen(chain(2, 8, 4, 1), SHAPE, [EIGHT, FOUR], Budget(keep=7, of="units"), how=Uniform())
     assert plan.promised["units"] == 7
     assert {name: len(keep) for name, keep in plan.kept.items()} in ({"0": 4, "1": 3}, {"0": 5, "1": 2})
@@ -30,5 +32,7 @@ def test_equal_scores_keep_the_lower_index() -> None:
 
 def test_scores_of_different_groups_are_never_compared() -> None:
     base = chosen(chain(2, 8, 4, 1), SHAPE, [EIGHT, FOUR], Budget(keep=0.5, of="macs"), how=Uniform())
-    scaled = chosen(chain(2, 8, 4, 1), SHAPE, [[1e6 * v for v in EIGHT], FOUR], Budget(keep=0.5, of="macs"), how=Uniform())
+    scaled = chosen(
+        chain(2, 8, 4, 1), SHAPE, [[1e6 * v for v in EIGHT], FOUR], Budget(keep=0.5, of="macs"), how=Uniform()
+    )
     assert base.kept == scaled.kept

@@ -30,7 +30,9 @@ class Net(nn.Module):
 class Seen:
     """What the recorder knows after `operator` ran on a tensor whose `axes` carry the labels 0, 1, 2, ..."""
 
-    def __init__(self, operator: Callable[..., Any], shape: Sequence[int], axes: Sequence[int], *, others: int = 0) -> None:
+    def __init__(
+        self, operator: Callable[..., Any], shape: Sequence[int], axes: Sequence[int], *, others: int = 0
+    ) -> None:
         self.space = LabelSpace()
         self.recorder = Recorder(self.space, {})
         ones = [n if a in axes else 1 for a, n in enumerate(shape)]
@@ -86,7 +88,9 @@ def coupled(graph: Any, *axes: str) -> bool:
     return all(owner == owners[0] for owner in owners) and bool(owners[0])
 
 
-def cut_and_judge(net: nn.Module, example: Any, *, keep: float = 0.5, of: str = "units", grids: Any = "rows", **budget: Any) -> Any:
+def cut_and_judge(
+    net: nn.Module, example: Any, *, keep: float = 0.5, of: str = "units", grids: Any = "rows", **budget: Any
+) -> Any:
     """Trace, random scores, choose, cut, verify -> (plan, small, receipt)."""
     graph = niwaki.trace(net, example)
     how = niwaki.scores.Random()

@@ -85,7 +85,7 @@ def test_grouped_queries_keep_their_ratio(kv: int, spelling: str) -> None:
     net, example = Attention(spelling, kv), torch.randn(2, 3, 6)
     graph = niwaki.trace(net, example)
     assert group_of(graph, "k.weight", 0).fixed is None
-    plan, small, receipt = cut_and_judge(net, example, keep=0.6)
+    _plan, small, receipt = cut_and_judge(net, example, keep=0.6)
     q, k, v = (small.get_parameter(f"{name}.weight").shape[0] for name in "qkv")
     assert q / k == 4 / kv and q < 16
     if kv == 2:  # one key/value head with its two queries went; a single one can't go, its columns can
@@ -104,10 +104,17 @@ def test_kernels_give_the_same_graph(backend: SDPBackend) -> None:
     assert real["macs"] == meta["macs"]
 
 
-@pytest.mark.parametrize("name", [n for n in (
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention", "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_attention_math", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable",
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_cudnn_attention",
+        "_scaled_dot_product_attention_math",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_fused_attention_overrideable",
+    ],
+)
 def test_kernels_of_other_devices(name: str) -> None:
     """Called by their own name on the meta device, as a CUDA forward would record them."""
     op = getattr(torch.ops.aten, name).default
@@ -181,5 +188,5 @@ def test_multi_head_attention_of_torch(kv: int | None) -> None:
     example = (torch.randn(2, 3, 16), torch.randn(2, 5, kv or 16))
     graph = niwaki.trace(net, example)
     assert any(g.kind == "grid" and g.fixed is None for g in graph.groups)
-    plan, small, receipt = cut_and_judge(net, example, keep=0.6)
+    plan, _small, receipt = cut_and_judge(net, example, keep=0.6)
     assert plan.kept and receipt.passed

@@ -36,7 +36,9 @@ def test_plain_convolutions(rank: int) -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_transposed_convolutions(rank: int) -> None:
-    """The weight is [in, out, ...]; each input position writes a whole kernel: MACs = in positions x in x out x kernel."""
+    """The weight is [in, out, ...]; each input position writes a whole kernel: MACs = in positions x in x
+    out x kernel.
+    """
     net = nn.Sequential(CONVS[rank](3, 8, 1), TRANSPOSED[rank](8, 6, 2, stride=2), CONVS[rank](6, 2, 1))
     graph = niwaki.trace(net, picture(rank, 3, 3))
     assert coupled(graph, "0.weight:0", "1.weight:0") and coupled(graph, "1.weight:1", "1.bias:0", "2.weight:1")
@@ -90,7 +92,10 @@ def test_grouped_transposed_convolution() -> None:
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_padding_of_every_mode(mode: str) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, padding_mode=mode), nn.Conv2d(8, 2, 3, padding="same", dilation=2, padding_mode=mode))
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode=mode),
+        nn.Conv2d(8, 2, 3, padding="same", dilation=2, padding_mode=mode),
+    )
     _, small, receipt = cut_and_judge(net, picture(2, 3))
     assert small[0].out_channels == 4 and receipt.passed
 
@@ -133,7 +138,9 @@ PRODUCTS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "product and sum": lambda n, a: (a.unsqueeze(-1) * n.w).sum(2),
     "inner": lambda n, a: torch.inner(a, n.w.t()),
     "chain": lambda n, a: torch.linalg.multi_dot([a.flatten(0, 1), n.w, n.square]).unflatten(0, (2, 3)),
-    "addmv": lambda n, a: torch.stack([torch.addmv(n.bias, n.w.t(), row) for row in a.flatten(0, 1)]).unflatten(0, (2, 3)),
+    "addmv": lambda n, a: torch.stack([torch.addmv(n.bias, n.w.t(), row) for row in a.flatten(0, 1)]).unflatten(
+        0, (2, 3)
+    ),
     "addmm_ in place": lambda n, a: a.new_zeros(6, 6).addmm_(a.flatten(0, 1), n.w).unflatten(0, (2, 3)),
 }
 
@@ -141,10 +148,14 @@ PRODUCTS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_every_spelling_of_a_product_ties_the_contracted_axis(name: str) -> None:
     net = Net(
-        lambda n, x: n.out(PRODUCTS[name](n, n.first(x))), first=nn.Linear(4, 8), out=nn.Linear(6, 2),
-        w=nn.Parameter(torch.randn(8, 6)), bias=nn.Parameter(torch.randn(6)), scale=nn.Parameter(torch.randn(8)),
+        lambda n, x: n.out(PRODUCTS[name](n, n.first(x))),
+        first=nn.Linear(4, 8),
+        out=nn.Linear(6, 2),
+        w=nn.Parameter(torch.randn(8, 6)),
+        bias=nn.Parameter(torch.randn(6)),
+        scale=nn.Parameter(torch.randn(8)),
         square=nn.Parameter(torch.randn(6, 6)),
-    )  # fmt: skip
+    )
     example = torch.randn(2, 3, 4)
     graph = niwaki.trace(net, example)
     assert not graph.unknown
@@ -154,7 +165,7 @@ def test_every_spelling_of_a_product_ties_the_contracted_axis(name: str) -> None
         assert coupled(graph, "w:1", "out.weight:1")
     if "chain" not in name and "three" not in name and "product and sum" not in name:
         assert graph.macs == 6 * 4 * 8 + 6 * 8 * 6 + 6 * 6 * 2
-    plan, small, receipt = cut_and_judge(net, example)
+    plan, _small, receipt = cut_and_judge(net, example)
     assert plan.promised["units"] == 0.5 * plan.promised["units_before"]
     assert receipt.passed, receipt
 
@@ -169,8 +180,11 @@ def test_outer_product_keeps_both_axes() -> None:
 def test_bilinear_einsum_over_two_axes() -> None:
     """b i, i j o, b j -> b o: both contracted axes are tied to their producers."""
     net = Net(
-        lambda n, x: torch.einsum("bi,ijo,bj->bo", n.a(x), n.w, n.b(x)), a=nn.Linear(4, 6), b=nn.Linear(4, 8), w=nn.Parameter(torch.randn(6, 8, 2))
-    )  # fmt: skip
+        lambda n, x: torch.einsum("bi,ijo,bj->bo", n.a(x), n.w, n.b(x)),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(4, 8),
+        w=nn.Parameter(torch.randn(6, 8, 2)),
+    )
     graph = niwaki.trace(net, torch.randn(3, 4))
     assert coupled(graph, "a.weight:0", "w:0")
     assert group_of(graph, "b.weight", 0).fixed is None and group_of(graph, "w", 2).fixed == "output of the model"
@@ -204,10 +218,15 @@ def test_a_norm_that_is_changed_by_zeros_is_declared(kind: str) -> None:
 def test_sums_are_exact_of_zeros_and_means_are_not() -> None:
     """sum over channels of relu(conv) is exact; of sigmoid (0.5 at zero) or a mean it is not."""
     for change, exact in (
-        (lambda y: y.relu().sum(1, keepdim=True), True), (lambda y: y.sigmoid().sum(1, keepdim=True), False),
-        (lambda y: y.mean(1, keepdim=True), False), (lambda y: y.amax(1, keepdim=True), False),
-        (lambda y: y.softmax(1), False), (lambda y: y.abs().sum((1, 2), keepdim=True), True),
-    ):  # fmt: skip
-        net = Net(lambda n, x, change=change: n.b(n.a(x)) + change(n.a(x)).sum(), a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(8, 2, 1))
+        (lambda y: y.relu().sum(1, keepdim=True), True),
+        (lambda y: y.sigmoid().sum(1, keepdim=True), False),
+        (lambda y: y.mean(1, keepdim=True), False),
+        (lambda y: y.amax(1, keepdim=True), False),
+        (lambda y: y.softmax(1), False),
+        (lambda y: y.abs().sum((1, 2), keepdim=True), True),
+    ):
+        net = Net(
+            lambda n, x, change=change: n.b(n.a(x)) + change(n.a(x)).sum(), a=nn.Conv1d(3, 8, 1), b=nn.Conv1d(8, 2, 1)
+        )
         graph = niwaki.trace(net, torch.randn(2, 3, 4))
         assert group_of(graph, "a.weight", 0).exact is (exact or False), change

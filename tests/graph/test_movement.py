@@ -120,7 +120,7 @@ CASES: dict[str, Case] = {
     "negative padding": (lambda x: F.pad(x, (-1, -2)), S, [(0,), (1,), (2,)]),
     "diagonal of other axes": (lambda x: x.diagonal(dim1=0, dim2=2), S, [(1,)]),
     "view_as_real": (lambda x: torch.view_as_real(x.to(torch.complex64))[..., 0], S, EACH),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
@@ -184,27 +184,58 @@ def test_every_movement_rule_is_tried() -> None:
         return packet is None or all(torch._C._dispatch_has_kernel_for_dispatch_key(n, IMPLICIT) for n in full(packet))
 
     def full(packet: Any) -> list[str]:
-        return [o for o in torch._C._dispatch_get_all_op_names() if o.split(".")[0] == f"aten::{packet.__name__}" and "." not in o
-                or o.startswith(f"aten::{packet.__name__}.") and not o.endswith(("out", "names", "Dimname"))]  # fmt: skip
+        return [
+            o
+            for o in torch._C._dispatch_get_all_op_names()
+            if (o.split(".")[0] == f"aten::{packet.__name__}" and "." not in o)
+            or (o.startswith(f"aten::{packet.__name__}.") and not o.endswith(("out", "names", "Dimname")))
+        ]
 
     writes = {"gather", "slice_scatter", "select_scatter", "masked_scatter"}
     writes |= {n for n in left if n.startswith(("scatter", "index_", "_index_put", "_unsafe_index"))}
     in_place = {n for n in left if n.endswith("_")}
-    layout = {"as_strided", "as_strided_copy", "_reshape_alias", "_reshape_copy", "resize_as_", "set_", "lift", "lift_fresh",
-              "lift_fresh_copy", "_pin_memory", "_conj", "view_as_complex", "constant_pad_nd", "expand", "view_of"}  # fmt: skip
-    other = {"alias_copy", "record_stream", "repeat_interleave", "diagonal_copy", "_to_dense", "native_dropout", "native_channel_shuffle", "split_with_sizes"}
+    layout = {
+        "as_strided",
+        "as_strided_copy",
+        "_reshape_alias",
+        "_reshape_copy",
+        "resize_as_",
+        "set_",
+        "lift",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "_pin_memory",
+        "_conj",
+        "view_as_complex",
+        "constant_pad_nd",
+        "expand",
+        "view_of",
+    }
+    other = {
+        "alias_copy",
+        "record_stream",
+        "repeat_interleave",
+        "diagonal_copy",
+        "_to_dense",
+        "native_dropout",
+        "native_channel_shuffle",
+        "split_with_sizes",
+    }
     untried = {name for name in left if not composite(name)} - writes - in_place - layout - other
     assert untried == set()
 
 
-# -- by hand: what brute force over one tensor can't show ---------------------------------------------------------------
+# -- by hand: what brute force over one tensor can't show ----------
 
 
 def test_two_labelled_axes_that_become_one_get_a_label_for_each_pair() -> None:
     """[2 heads, 3 channels] -> 6: unit (h, c) lies in slab h and in slab c."""
     heads, channels = torch.nn.Parameter(torch.ones(2, 1)), torch.nn.Parameter(torch.ones(1, 3))
     net = Net(
-        lambda n, x: n.out((n.heads * n.channels * x).flatten(0, 1)), heads=heads, channels=channels, out=torch.nn.Linear(6, 1)
+        lambda n, x: n.out((n.heads * n.channels * x).flatten(0, 1)),
+        heads=heads,
+        channels=channels,
+        out=torch.nn.Linear(6, 1),
     )
     graph = niwaki.trace(net, torch.ones(2, 3))
     units = {m.axis: m.index.tolist() for g in graph.groups for m in g.members if m.tensor == "out.weight"}
@@ -272,9 +303,20 @@ def test_interleaved_rows_of_a_merge_go_together() -> None:
         "slice_scatter": lambda x, i: torch.slice_scatter(x, x[1:3], 0, 1, 3),
         "select_scatter": lambda x, i: torch.select_scatter(x, x[0], 0, 2),
     }.values(),
-    ids=["gather", "scatter", "scatter_add", "index_add", "index_copy", "index_fill", "index_put", "take_along_dim",
-         "scatter_reduce", "slice_scatter", "select_scatter"],
-)  # fmt: skip
+    ids=[
+        "gather",
+        "scatter",
+        "scatter_add",
+        "index_add",
+        "index_copy",
+        "index_fill",
+        "index_put",
+        "take_along_dim",
+        "scatter_reduce",
+        "slice_scatter",
+        "select_scatter",
+    ],
+)
 def test_reads_and_writes_by_position_keep_the_other_axes_free_and_judged(operator: Callable[..., Any]) -> None:
     """Rows are addressed; channels pass, and the cut network computes what the masked one does."""
     index = torch.tensor([[2], [0], [1], [3]]).expand(4, 6).contiguous()
@@ -285,7 +327,7 @@ def test_reads_and_writes_by_position_keep_the_other_axes_free_and_judged(operat
         return net.b(operator(y, place))
 
     net = Net(forward, a=torch.nn.Linear(5, 6), b=torch.nn.Linear(6, 2))
-    plan, small, receipt = cut_and_judge(net, torch.randn(4, 5))
+    _plan, small, receipt = cut_and_judge(net, torch.randn(4, 5))
     assert small.a.weight.shape == (3, 5)
     assert receipt.exact and receipt.passed, receipt
 

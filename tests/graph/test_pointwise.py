@@ -15,16 +15,83 @@ from niwaki.graph.rules.pointwise import MISSING_TAG, is_pointwise
 
 aten = torch.ops.aten
 UNARY: dict[str, Callable[[torch.Tensor], Any]] = {
-    **{name: getattr(F, name) for name in (
-        "celu", "elu", "gelu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "relu",
-        "relu6", "selu", "sigmoid", "silu", "softplus", "softshrink", "softsign", "tanh", "tanhshrink", "rrelu",
-    )},
-    **{name: getattr(torch, name) for name in (
-        "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "deg2rad", "digamma", "erf", "erfc", "erfinv",
-        "exp", "exp2", "expm1", "fix", "floor", "frac", "i0", "isfinite", "isnan", "lgamma", "log", "log10", "log1p", "log2", "logit",
-        "nan_to_num", "neg", "rad2deg", "reciprocal", "round", "rsqrt", "sgn", "sign", "signbit", "sin", "sinc", "sinh", "sqrt",
-        "square", "tan", "trunc",
-    )},
+    **{
+        name: getattr(F, name)
+        for name in (
+            "celu",
+            "elu",
+            "gelu",
+            "hardshrink",
+            "hardsigmoid",
+            "hardswish",
+            "hardtanh",
+            "leaky_relu",
+            "logsigmoid",
+            "mish",
+            "relu",
+            "relu6",
+            "selu",
+            "sigmoid",
+            "silu",
+            "softplus",
+            "softshrink",
+            "softsign",
+            "tanh",
+            "tanhshrink",
+            "rrelu",
+        )
+    },
+    **{
+        name: getattr(torch, name)
+        for name in (
+            "abs",
+            "acos",
+            "acosh",
+            "asin",
+            "asinh",
+            "atan",
+            "atanh",
+            "ceil",
+            "cos",
+            "cosh",
+            "deg2rad",
+            "digamma",
+            "erf",
+            "erfc",
+            "erfinv",
+            "exp",
+            "exp2",
+            "expm1",
+            "fix",
+            "floor",
+            "frac",
+            "i0",
+            "isfinite",
+            "isnan",
+            "lgamma",
+            "log",
+            "log10",
+            "log1p",
+            "log2",
+            "logit",
+            "nan_to_num",
+            "neg",
+            "rad2deg",
+            "reciprocal",
+            "round",
+            "rsqrt",
+            "sgn",
+            "sign",
+            "signbit",
+            "sin",
+            "sinc",
+            "sinh",
+            "sqrt",
+            "square",
+            "tan",
+            "trunc",
+        )
+    },
     "threshold": lambda x: F.threshold(x, 0.1, 0.2),
     "clamp": lambda x: x.clamp(-1, 1),
     "clamp min": lambda x: x.clamp_min(0.1),
@@ -47,29 +114,65 @@ UNARY: dict[str, Callable[[torch.Tensor], Any]] = {
     "fill like": lambda x: torch.full_like(x, 3.0),
     "uniform like": torch.rand_like,
     "bernoulli": torch.bernoulli,
-}  # fmt: skip
+}
 IN_PLACE: dict[str, Callable[[torch.Tensor], Any]] = {
-    name: (lambda x, name=name: getattr(x, name)()) for name in ("relu_", "sigmoid_", "tanh_", "exp_", "zero_", "neg_", "abs_", "sqrt_")
+    name: (lambda x, name=name: getattr(x, name)())
+    for name in ("relu_", "sigmoid_", "tanh_", "exp_", "zero_", "neg_", "abs_", "sqrt_")
 } | {
-    "add_": lambda x: x.add_(1), "mul_": lambda x: x.mul_(2), "div_": lambda x: x.div_(2), "sub_": lambda x: x.sub_(1),
-    "clamp_": lambda x: x.clamp_(0, 1), "masked_fill_": lambda x: x.masked_fill_(x > 0, 1.0), "fill_": lambda x: x.fill_(2.0),
-    "hardswish_": lambda x: F.hardswish(x, inplace=True), "hardtanh_": lambda x: F.hardtanh(x, inplace=True),
-    "silu_": lambda x: F.silu(x, inplace=True), "elu_": lambda x: F.elu(x, inplace=True), "mish_": lambda x: F.mish(x, inplace=True),
-    "leaky_relu_": lambda x: F.leaky_relu(x, inplace=True), "relu6": lambda x: F.relu6(x, inplace=True),
-    "threshold_": lambda x: F.threshold(x, 0.1, 0.2, inplace=True), "lerp_": lambda x: x.lerp_(x, 0.5), "tril_": lambda x: x.tril_(),
-    "uniform_": lambda x: x.uniform_(), "normal_": lambda x: x.normal_(), "copy_": lambda x: x.copy_(x),
-}  # fmt: skip
+    "add_": lambda x: x.add_(1),
+    "mul_": lambda x: x.mul_(2),
+    "div_": lambda x: x.div_(2),
+    "sub_": lambda x: x.sub_(1),
+    "clamp_": lambda x: x.clamp_(0, 1),
+    "masked_fill_": lambda x: x.masked_fill_(x > 0, 1.0),
+    "fill_": lambda x: x.fill_(2.0),
+    "hardswish_": lambda x: F.hardswish(x, inplace=True),
+    "hardtanh_": lambda x: F.hardtanh(x, inplace=True),
+    "silu_": lambda x: F.silu(x, inplace=True),
+    "elu_": lambda x: F.elu(x, inplace=True),
+    "mish_": lambda x: F.mish(x, inplace=True),
+    "leaky_relu_": lambda x: F.leaky_relu(x, inplace=True),
+    "relu6": lambda x: F.relu6(x, inplace=True),
+    "threshold_": lambda x: F.threshold(x, 0.1, 0.2, inplace=True),
+    "lerp_": lambda x: x.lerp_(x, 0.5),
+    "tril_": lambda x: x.tril_(),
+    "uniform_": lambda x: x.uniform_(),
+    "normal_": lambda x: x.normal_(),
+    "copy_": lambda x: x.copy_(x),
+}
 BINARY: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "maximum": torch.maximum, "minimum": torch.minimum,
-    "atan2": torch.atan2, "hypot": torch.hypot, "pow": torch.pow, "logaddexp": torch.logaddexp, "fmax": torch.fmax,
-    "copysign": torch.copysign, "xlogy": torch.xlogy, "rsub": torch.rsub, "gt": lambda a, b: (a > b).float(),
-    "lerp": lambda a, b: torch.lerp(a, b, 0.3), "addcmul": lambda a, b: torch.addcmul(a, a, b), "addcdiv": lambda a, b: torch.addcdiv(a, a, b),
-    "where": lambda a, b: torch.where(a > 0, a, b), "floor_divide": torch.floor_divide, "ldexp": torch.ldexp,
-    "heaviside": torch.heaviside, "nextafter": torch.nextafter, "add_": lambda a, b: a.add_(b), "mul_": lambda a, b: a.mul_(b),
-    "copy_": lambda a, b: a.clone().copy_(b), "isclose": lambda a, b: torch.isclose(a, b).float(), "complex": lambda a, b: torch.complex(a, b).real,
-    "polar": lambda a, b: torch.polar(a, b).abs(), "sub alpha": lambda a, b: torch.sub(a, b, alpha=2),
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "atan2": torch.atan2,
+    "hypot": torch.hypot,
+    "pow": torch.pow,
+    "logaddexp": torch.logaddexp,
+    "fmax": torch.fmax,
+    "copysign": torch.copysign,
+    "xlogy": torch.xlogy,
+    "rsub": torch.rsub,
+    "gt": lambda a, b: (a > b).float(),
+    "lerp": lambda a, b: torch.lerp(a, b, 0.3),
+    "addcmul": lambda a, b: torch.addcmul(a, a, b),
+    "addcdiv": lambda a, b: torch.addcdiv(a, a, b),
+    "where": lambda a, b: torch.where(a > 0, a, b),
+    "floor_divide": torch.floor_divide,
+    "ldexp": torch.ldexp,
+    "heaviside": torch.heaviside,
+    "nextafter": torch.nextafter,
+    "add_": lambda a, b: a.add_(b),
+    "mul_": lambda a, b: a.mul_(b),
+    "copy_": lambda a, b: a.clone().copy_(b),
+    "isclose": lambda a, b: torch.isclose(a, b).float(),
+    "complex": lambda a, b: torch.complex(a, b).real,
+    "polar": lambda a, b: torch.polar(a, b).abs(),
+    "sub alpha": lambda a, b: torch.sub(a, b, alpha=2),
     "add out": lambda a, b: torch.add(a, b, out=torch.empty_like(a)),
-}  # fmt: skip
+}
 
 
 def test_every_tagged_operator_is_pointwise() -> None:
@@ -105,12 +208,21 @@ def test_other_overloads_of_what_is_known_are_known() -> None:
         if not hasattr(packet, "overloads") or name.startswith("__"):
             continue
         plain = name.removesuffix("_")
-        family = [packet, getattr(aten, plain)] if plain != name and hasattr(getattr(aten, plain, None), "overloads") else [packet]
+        family = (
+            [packet, getattr(aten, plain)]
+            if plain != name and hasattr(getattr(aten, plain, None), "overloads")
+            else [packet]
+        )
         tagged = any(torch.Tag.pointwise in getattr(p, o).tags for p in family for o in p.overloads())
         if tagged or plain in RULES:
             for overload in packet.overloads():
                 func = getattr(packet, overload)
-                if name not in RULES and not is_pointwise(func, name) and not composite(func) and "backward" not in name:
+                if (
+                    name not in RULES
+                    and not is_pointwise(func, name)
+                    and not composite(func)
+                    and "backward" not in name
+                ):
                     unknown.append(f"{name}.{overload}")
     assert unknown == []
 
@@ -148,8 +260,10 @@ def test_operands_broadcast() -> None:
     rows, columns = torch.nn.Linear(3, 4), torch.nn.Linear(3, 6)
     net = Net(
         lambda n, x: n.out((n.rows(x)[:, :, None] * n.columns(x)[:, None]).sum(1)),
-        rows=rows, columns=columns, out=torch.nn.Linear(6, 2),
-    )  # fmt: skip
+        rows=rows,
+        columns=columns,
+        out=torch.nn.Linear(6, 2),
+    )
     graph = niwaki.trace(net, torch.ones(2, 3))
     assert group_of(graph, "rows.weight", 0).units == 4
     assert coupled(graph, "columns.weight:0", "columns.bias:0", "out.weight:1")
@@ -166,9 +280,13 @@ def test_a_labelled_axis_that_meets_a_bare_one_is_fixed_with_the_reason() -> Non
 def test_activations_that_are_or_are_not_zero_at_zero_are_exact_all_the_same(name: str) -> None:
     """Removing is judged at the consumer, so exp(0) = 1 does no harm."""
     act: Any = torch.nn.PReLU(8) if name == "prelu" else UNARY[name]
-    net = Net(lambda n, x: n.b(act(n.a(x)) if name != "prelu" else n.act(n.a(x))), a=torch.nn.Linear(4, 8), b=torch.nn.Linear(8, 2),
-              **({"act": act} if name == "prelu" else {}))  # fmt: skip
-    plan, small, receipt = cut_and_judge(net, torch.randn(3, 4))
+    net = Net(
+        lambda n, x: n.b(act(n.a(x)) if name != "prelu" else n.act(n.a(x))),
+        a=torch.nn.Linear(4, 8),
+        b=torch.nn.Linear(8, 2),
+        **({"act": act} if name == "prelu" else {}),
+    )
+    _plan, small, receipt = cut_and_judge(net, torch.randn(3, 4))
     assert small.a.weight.shape == (4, 4)
     assert receipt.exact and receipt.passed
     if name == "prelu":

@@ -19,7 +19,9 @@ def real_only(net: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def norm_net(forward: Any = None) -> Net:
-    return Net(forward or (lambda n, x: n.b(n.bn(n.a(x)).relu())), a=nn.Linear(4, 8), bn=nn.BatchNorm1d(8), b=nn.Linear(8, 2))
+    return Net(
+        forward or (lambda n, x: n.b(n.bn(n.a(x)).relu())), a=nn.Linear(4, 8), bn=nn.BatchNorm1d(8), b=nn.Linear(8, 2)
+    )
 
 
 @pytest.mark.parametrize("forward", [None, real_only], ids=["meta", "real"])
@@ -79,7 +81,9 @@ def test_a_forward_that_changes_its_weights_changes_a_copy() -> None:
 
 def test_an_embedding_that_renormalises_its_rows_is_left_alone() -> None:
     net = Net(
-        lambda n, i: n.b(n.e(i)) if int(i.sum()) >= 0 else n.b(-n.e(i)), e=nn.Embedding(5, 6, max_norm=0.1), b=nn.Linear(6, 2)
+        lambda n, i: n.b(n.e(i)) if int(i.sum()) >= 0 else n.b(-n.e(i)),
+        e=nn.Embedding(5, 6, max_norm=0.1),
+        b=nn.Linear(6, 2),
     )
     before = net.e.weight.detach().clone()
     assert niwaki.trace(net, torch.arange(5)).device == "cpu"
@@ -89,11 +93,18 @@ def test_an_embedding_that_renormalises_its_rows_is_left_alone() -> None:
 @pytest.mark.parametrize("kind", ["torch", "python", "numpy"])
 def test_random_states_are_as_before(kind: str) -> None:
     """A forward that draws numbers."""
-    draw = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": lambda: float(np.random.rand())}[kind]
+    draw = {"torch": lambda: float(torch.rand(())), "python": random.random, "numpy": lambda: float(np.random.rand())}[
+        kind
+    ]
     net = Net(lambda n, x: n.b(n.a(x)) * (1 + 0 * draw()), a=nn.Linear(4, 8), b=nn.Linear(8, 2))
 
     def state() -> Any:
-        return (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2])
+        return (
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            np.random.get_state()[1].tolist(),
+            np.random.get_state()[2],
+        )
 
     before = state()
     niwaki.trace(net, torch.randn(1, 4))  # the example's own numbers are drawn before
@@ -140,5 +151,10 @@ def test_recurrent_and_training_only_parts() -> None:
 
     net = Aside().eval()
     graph = niwaki.trace(net, torch.randn(1, 4))
-    assert {m.tensor for m in group_of(graph, "a.weight", 0).members} == {"a.weight", "a.bias", "b.weight", "aside.weight"}
+    assert {m.tensor for m in group_of(graph, "a.weight", 0).members} == {
+        "a.weight",
+        "a.bias",
+        "b.weight",
+        "aside.weight",
+    }
     assert graph.macs == 32 + 16  # the second look is not counted

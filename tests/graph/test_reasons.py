@@ -43,8 +43,10 @@ def test_what_follows_an_unknown_operation_is_fixed_by_its_result() -> None:
 
 
 def test_an_unknown_operation_leaves_the_rest_free() -> None:
-    net = Net(lambda n, x: n.c(n.b(n.s(n.a(x))).relu()), a=nn.Linear(4, 8), s=Strange(), b=nn.Linear(3, 6), c=nn.Linear(6, 2))
-    plan, small, receipt = cut_and_judge(net, torch.randn(3, 4))
+    net = Net(
+        lambda n, x: n.c(n.b(n.s(n.a(x))).relu()), a=nn.Linear(4, 8), s=Strange(), b=nn.Linear(3, 6), c=nn.Linear(6, 2)
+    )
+    _plan, small, receipt = cut_and_judge(net, torch.randn(3, 4))
     assert small.b.weight.shape == (3, 3) and small.a.weight.shape == (8, 4)
     assert receipt.passed
 
@@ -69,12 +71,21 @@ def test_protected_by_the_user(name: str) -> None:
 
 def test_a_single_name_will_do() -> None:
     net = Net(lambda n, x: n.head(n.body(x)), body=nn.Linear(4, 8), head=nn.Linear(8, 2))
-    assert group_of(niwaki.trace(net, torch.randn(1, 4), protect="body"), "body.weight", 0).fixed == "protected by the user"
+    assert (
+        group_of(niwaki.trace(net, torch.randn(1, 4), protect="body"), "body.weight", 0).fixed
+        == "protected by the user"
+    )
 
 
 def test_protecting_a_layer_keeps_what_it_is_coupled_to() -> None:
     """a and b are added: protecting b keeps a's width, while c stays free."""
-    net = Net(lambda n, x: n.d(n.c(n.a(x) + n.b(x)).relu()), a=nn.Linear(4, 8), b=nn.Linear(4, 8), c=nn.Linear(8, 6), d=nn.Linear(6, 2))
+    net = Net(
+        lambda n, x: n.d(n.c(n.a(x) + n.b(x)).relu()),
+        a=nn.Linear(4, 8),
+        b=nn.Linear(4, 8),
+        c=nn.Linear(8, 6),
+        d=nn.Linear(6, 2),
+    )
     graph = niwaki.trace(net, torch.randn(1, 4), protect=("b",))
     assert group_of(graph, "a.weight", 0).fixed == "protected by the user"
     assert group_of(graph, "c.weight", 0).fixed is None
@@ -83,14 +94,18 @@ def test_protecting_a_layer_keeps_what_it_is_coupled_to() -> None:
 
 
 def test_protecting_a_container_protects_what_is_in_it() -> None:
-    net = Net(lambda n, x: n.head(n.body(x)), body=nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6)), head=nn.Linear(6, 2))
+    net = Net(
+        lambda n, x: n.head(n.body(x)), body=nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 6)), head=nn.Linear(6, 2)
+    )
     graph = niwaki.trace(net, torch.randn(1, 4), protect=("body",))
     assert all(group.fixed for group in graph.groups)
 
 
 def test_protecting_a_norm_protects_its_channels() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    assert group_of(niwaki.trace(net, torch.randn(2, 4), protect=("1",)), "0.weight", 0).fixed == "protected by the user"
+    assert (
+        group_of(niwaki.trace(net, torch.randn(2, 4), protect=("1",)), "0.weight", 0).fixed == "protected by the user"
+    )
 
 
 def test_protecting_a_module_without_parameters_is_not_silently_nothing() -> None:
@@ -103,7 +118,9 @@ def test_protecting_a_module_without_parameters_is_not_silently_nothing() -> Non
 
 
 def test_a_name_that_does_not_exist_is_refused_with_what_is_near() -> None:
-    with pytest.raises(niwaki.errors.InputError, match=r"protect 'body\.head'; found: no module or parameter of that name; near: head"):
+    with pytest.raises(
+        niwaki.errors.InputError, match=r"protect 'body\.head'; found: no module or parameter of that name; near: head"
+    ):
         niwaki.trace(Net(lambda n, x: n.head(x), head=nn.Linear(4, 2)), torch.randn(1, 4), protect=("body.head",))
 
 

@@ -23,7 +23,12 @@ def test_a_module_called_twice_ties_both_calls() -> None:
 
 def test_one_parameter_under_two_names() -> None:
     """Embedding and head share a [10, 6] table: counted once, listed under both names, one tensor after the cut."""
-    net = Net(lambda n, i: n.head(n.body(n.table(i))), table=nn.Embedding(10, 6), body=nn.Linear(6, 6), head=nn.Linear(6, 10, bias=False))
+    net = Net(
+        lambda n, i: n.head(n.body(n.table(i))),
+        table=nn.Embedding(10, 6),
+        body=nn.Linear(6, 6),
+        head=nn.Linear(6, 10, bias=False),
+    )
     net.head.weight = net.table.weight
     example = torch.arange(5)[None]
     graph = niwaki.trace(net, example)
@@ -61,9 +66,17 @@ def test_a_transposed_tie() -> None:
 
 def test_one_bias_in_two_places_ties_both_widths() -> None:
     shared = nn.Parameter(torch.randn(8))
-    net = Net(lambda n, x: n.c(n.a(x) + n.shared) + n.d(n.b(x) * n.shared), a=nn.Linear(4, 8), b=nn.Linear(4, 8), c=nn.Linear(8, 2),
-              d=nn.Linear(8, 2), shared=shared)  # fmt: skip
-    assert coupled(niwaki.trace(net, torch.randn(1, 4)), "a.weight:0", "b.weight:0", "shared:0", "c.weight:1", "d.weight:1")
+    net = Net(
+        lambda n, x: n.c(n.a(x) + n.shared) + n.d(n.b(x) * n.shared),
+        a=nn.Linear(4, 8),
+        b=nn.Linear(4, 8),
+        c=nn.Linear(8, 2),
+        d=nn.Linear(8, 2),
+        shared=shared,
+    )
+    assert coupled(
+        niwaki.trace(net, torch.randn(1, 4)), "a.weight:0", "b.weight:0", "shared:0", "c.weight:1", "d.weight:1"
+    )
     assert cut_and_judge(net, torch.randn(1, 4))[2].passed
 
 
@@ -103,7 +116,12 @@ def test_buffers_are_cut_and_not_counted(persistent: bool) -> None:
 def test_uniform_constants_of_forward_fit_any_width() -> None:
     """zeros, ones, full of the traced size: any number of them will do."""
     for make in (torch.zeros, torch.ones, lambda n, device: torch.full((n,), 2.0, device=device)):
-        net = Net(lambda n, x, make=make: n.b(n.a(x) + make(n.width, device=x.device)), a=nn.Linear(4, 8), b=nn.Linear(8, 2), width=8)
+        net = Net(
+            lambda n, x, make=make: n.b(n.a(x) + make(n.width, device=x.device)),
+            a=nn.Linear(4, 8),
+            b=nn.Linear(8, 2),
+            width=8,
+        )
         graph = niwaki.trace(net, torch.randn(1, 4))
         assert group_of(graph, "a.weight", 0).fixed is None
         _, small, receipt = cut_and_judge(net, torch.randn(1, 4))
@@ -118,7 +136,9 @@ def test_constants_that_vary_are_fixed_with_the_reason() -> None:
 
 def test_loose_tensors_are_constants_that_nobody_cuts() -> None:
     """A plain attribute is neither parameter nor buffer: what meets it is fixed, and it is copied all the same."""
-    net = Net(lambda n, x: n.b(n.a(x) * n.loose.to(x.device)), a=nn.Linear(4, 8), b=nn.Linear(8, 2), loose=torch.rand(8))
+    net = Net(
+        lambda n, x: n.b(n.a(x) * n.loose.to(x.device)), a=nn.Linear(4, 8), b=nn.Linear(8, 2), loose=torch.rand(8)
+    )
     graph = niwaki.trace(net, torch.randn(1, 4))
     assert (group_of(graph, "a.weight", 0).fixed or "").startswith("meets ")
 
@@ -134,5 +154,5 @@ def test_the_shortcut_that_is_padded_and_strided() -> None:
     graph = niwaki.trace(net, torch.randn(1, 3, 8, 8))
     parts = {m.tensor: m.index.tolist() for m in group_of(graph, "stem.weight", 0).members}
     assert parts["block.weight"] == [1, 2, 3, 4] or set(parts["block.weight"]) == {0, 1, 2, 3}
-    _, small, receipt = cut_and_judge(net, torch.randn(1, 3, 8, 8), keep=0.6)
+    _, _small, receipt = cut_and_judge(net, torch.randn(1, 3, 8, 8), keep=0.6)
     assert receipt.exact and receipt.passed

@@ -22,7 +22,11 @@ def made(model: nn.Module | None = None, keep: Any = 0.5) -> Plan:
     model = model or net()
     graph = niwaki.trace(model, torch.zeros(1, 2))
     how = niwaki.scores.Random()
-    return niwaki.choose(graph, niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how), niwaki.Budget(keep=keep, of="units"))
+    return niwaki.choose(
+        graph,
+        niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how),
+        niwaki.Budget(keep=keep, of="units"),
+    )
 
 
 def test_the_documented_form_by_hand() -> None:
@@ -30,7 +34,9 @@ def test_the_documented_form_by_hand() -> None:
     plan = made()
     data = json.loads(plan.to_json())
     kept = {name: list(keep) for name, keep in plan.kept.items()}
-    assert data["groups"] == {name: {"units": {"0#2": 4, "0": 4, "2": 3}[name], "keep": keep} for name, keep in kept.items()}
+    assert data["groups"] == {
+        name: {"units": {"0#2": 4, "0": 4, "2": 3}[name], "keep": keep} for name, keep in kept.items()
+    }
     wanted = []
     for name, first, second in (("0", "0", "2"), ("2", "2", "4")):
         group = next((k for k in kept if k.split("#")[0] == name), None)
@@ -87,7 +93,11 @@ def test_examples_keep_shapes_types_and_plain_values() -> None:
 
 def test_another_model_is_refused_before_anything_is_done() -> None:
     plan = made()
-    for other in (nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 1)), nn.Linear(2, 4), net().double()):
+    for other in (
+        nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 1)),
+        nn.Linear(2, 4),
+        net().double(),
+    ):
         for verb in (niwaki.cut, niwaki.cut_, niwaki.mask):
             with pytest.raises(niwaki.errors.PlanMismatchError, match="apply a plan made for Sequential"):
                 verb(other, plan)
@@ -96,7 +106,9 @@ def test_another_model_is_refused_before_anything_is_done() -> None:
         niwaki.cut(small, plan)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"plan"', "{}", '{"format": "niwaki plan 2"}', "\x00", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", "7", '"plan"', "{}", '{"format": "niwaki plan 2"}', "\x00", "[" * 100_000]
+)
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(niwaki.errors.FileDamagedError, match="read a plan"):
         Plan.from_json(text)
@@ -137,7 +149,9 @@ TAMPERED: dict[str, Any] = {
     "cut below zero": lambda d: d["cuts"][0].update(keep=[-1]),
     "cut beyond": lambda d: d["cuts"][0].update(keep=[0, 999]),
     "cut to nothing": lambda d: d["cuts"][0].update(keep=[]),
-    "cut of other positions": lambda d: d["cuts"][0].update(keep=[i for i in range(4) if i not in d["cuts"][0]["keep"]]),
+    "cut of other positions": lambda d: d["cuts"][0].update(
+        keep=[i for i in range(4) if i not in d["cuts"][0]["keep"]]
+    ),
     "axis text": lambda d: d["cuts"][0].update(axis="0"),
     "axis from the end": lambda d: d["cuts"][0].update(axis=-1),
     "axis far below zero": lambda d: d["cuts"][0].update(axis=-9),
@@ -155,7 +169,7 @@ TAMPERED: dict[str, Any] = {
     "another fingerprint": lambda d: d["model"].update(fingerprint="0" * 16),
     "model as a list": lambda d: d.update(model=["Sequential"]),
     "promised as a number": lambda d: d.update(promised=7),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TAMPERED)

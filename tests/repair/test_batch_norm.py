@@ -149,7 +149,9 @@ def test_through_the_exported_door() -> None:
     small = niwaki.cut(model, plan)
     assert niwaki.verify(model, small, plan, batches[0]).door == "exported"
     assert BatchNormStatistics()(small, batches) == 3
-    values = [batch @ small.get_parameter("a.weight").detach().T + small.get_parameter("a.bias").detach() for batch in batches]
+    values = [
+        batch @ small.get_parameter("a.weight").detach().T + small.get_parameter("a.bias").detach() for batch in batches
+    ]
     mean = torch.stack([v.mean(0) for v in values]).mean(0)
     variance = torch.stack([v.var(0) for v in values]).mean(0)
     assert torch.allclose(small.get_buffer("norm.running_mean"), mean, atol=1e-5)

@@ -35,9 +35,13 @@ def blocks(padding: int = 0, act: nn.Module | None = None, *, bias: bool = False
     torch.manual_seed(0)
     act = act or nn.LeakyReLU(0.1)
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=padding, bias=False), nn.BatchNorm2d(4), act,
-        nn.Conv2d(4, 5, 3, padding=padding, bias=bias), nn.BatchNorm2d(5), act,
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 4, 3, padding=padding, bias=False),
+        nn.BatchNorm2d(4),
+        act,
+        nn.Conv2d(4, 5, 3, padding=padding, bias=bias),
+        nn.BatchNorm2d(5),
+        act,
+    ).eval()
     with torch.no_grad():
         for norm in (model[1], model[4]):
             norm.weight.uniform_(0.5, 1.5)
@@ -48,8 +52,9 @@ def blocks(padding: int = 0, act: nn.Module | None = None, *, bias: bool = False
     return model
 
 
-def folded(model: nn.Module, example: Any, kept: dict[str, list[int]], how: FoldedConstants | None = None,
-           batches: Any = None) -> tuple[nn.Module, tuple[str, ...]]:  # fmt: skip
+def folded(
+    model: nn.Module, example: Any, kept: dict[str, list[int]], how: FoldedConstants | None = None, batches: Any = None
+) -> tuple[nn.Module, tuple[str, ...]]:
     plan = keeping(model, example, kept)
     small = niwaki.cut(model, plan)
     skipped = (how or FoldedConstants())(model, small, plan, batches=[example] if batches is None else batches)
@@ -93,7 +98,9 @@ def interior_only(model: nn.Module) -> Tensor:
     return torch.randn(1, 3, 24, 24)
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Mish(), nn.Identity(), nn.Sigmoid()], ids=str)
+@pytest.mark.parametrize(
+    "act", [nn.ReLU(), nn.ReLU6(), nn.Hardswish(), nn.Mish(), nn.Identity(), nn.Sigmoid()], ids=str
+)
 def test_every_activation(act: nn.Module) -> None:
     model, x = blocks(act=act), torch.randn(2, 3, 8, 8)
     small, _ = folded(model, x, KEEP)
@@ -163,7 +170,9 @@ def test_means_over_batches_are_the_best_constant() -> None:
 def test_a_consumer_that_loses_outputs_as_well() -> None:
     """The middle layer is cut on both sides: the constant goes into the rows that stay."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    model = nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)
+    ).eval()
     with torch.no_grad():
         for norm, value in ((model[1], 0.8), (model[4], 0.6)):
             norm.weight[2], norm.bias[2] = 0.0, value
@@ -174,12 +183,20 @@ def test_a_consumer_that_loses_outputs_as_well() -> None:
 
 
 def test_scaled_queries_take_a_scaled_constant() -> None:
-    """Columns of heads go, so queries are scaled to keep the old head size; the constant they take is scaled with them."""
+    """Columns of heads go, so queries are scaled to keep the old head size; the constant they take is
+    scaled with them.
+    """
 
     class Heads(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.q, self.k, self.v, self.out = nn.Linear(3, 4), nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+            self.a, self.q, self.k, self.v, self.out = (
+                nn.Linear(3, 4),
+                nn.Linear(4, 8),
+                nn.Linear(4, 8),
+                nn.Linear(4, 8),
+                nn.Linear(8, 2),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             y = torch.sigmoid(self.a(x))
@@ -205,7 +222,9 @@ def test_scaled_queries_take_a_scaled_constant() -> None:
 
 def test_depthwise_and_grouped_consumers_are_named_and_left_alone() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1)
+    ).eval()
     small, skipped = folded(model, torch.randn(1, 3, 4, 4), {"0": [0, 1, 2, 4, 5, 6]})
     assert skipped == ("2",)
     assert torch.equal(small[2].bias, model[2].bias)

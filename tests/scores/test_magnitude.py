@@ -12,7 +12,9 @@ from niwaki.scores import Magnitude
 
 
 def net() -> nn.Sequential:
-    """2 -> 3 -> 1: unit 0 has weights (3, 4), bias 1, read by 2; unit 1 all zero; unit 2 (1, -1), bias -5, read by -1."""
+    """2 -> 3 -> 1: unit 0 has weights (3, 4), bias 1, read by 2; unit 1 all zero; unit 2 (1, -1), bias -5,
+    read by -1.
+    """
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, -1.0]]))
@@ -55,14 +57,20 @@ def test_beside_a_plain_loop_on_a_convolution_with_norm() -> None:
     (found,) = scores(model, Magnitude(), torch.zeros(1, 3, 8, 8)).values()
     for unit in range(5):
         total = 0.0
-        for value in model[0].weight[unit].flatten().tolist() + [model[1].weight[unit].item()] + model[2].weight[:, unit].flatten().tolist():
+        for value in [
+            *model[0].weight[unit].flatten().tolist(),
+            model[1].weight[unit].item(),
+            *model[2].weight[:, unit].flatten().tolist(),
+        ]:
             total += value * value
         assert found[unit] == pytest.approx(total**0.5)
 
 
 def test_grouped_convolutions_read_by_block() -> None:
     """4 -> 2 in 2 groups: input channel 2 belongs to the second block, position 0 there."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.Conv2d(4, 1, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.Conv2d(4, 1, 1, bias=False)
+    )
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]]).reshape(4, 2, 1, 1))
     graph = niwaki.trace(model, torch.zeros(1, 1, 2, 2))

@@ -31,7 +31,12 @@ class Residual(nn.Module):
 @pytest.mark.parametrize(
     ("merge", "expected"),
     # |gamma| = (0.5, 2, 0) and (1.5, 1, 0.25)
-    [("mean", [1.0, 1.5, 0.125]), ("sum", [2.0, 3.0, 0.25]), ("max", [1.5, 2.0, 0.25]), ("joint", [2.5**0.5, 5**0.5, 0.25])],
+    [
+        ("mean", [1.0, 1.5, 0.125]),
+        ("sum", [2.0, 3.0, 0.25]),
+        ("max", [1.5, 2.0, 0.25]),
+        ("joint", [2.5**0.5, 5**0.5, 0.25]),
+    ],
 )
 def test_coupled_scales_by_hand(merge: str, expected: list[float]) -> None:
     (values,) = found(Residual().eval(), torch.zeros(1, 2, 4), NormScale(merge=merge)).values.values()
@@ -48,7 +53,9 @@ def test_any_norm_with_a_scale(norm: nn.Module) -> None:
 
 
 def test_groups_without_a_scale_are_missing_and_left_whole() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 1)
+    ).eval()
     graph = niwaki.trace(model, torch.zeros(1, 3, 4, 4))
     scores = found(model, torch.zeros(1, 3, 4, 4), NormScale())
     assert (list(scores.values), scores.missing) == (["2"], ("0#2",))

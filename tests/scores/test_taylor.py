@@ -90,7 +90,9 @@ def test_refusals() -> None:
             niwaki.collect(model, graph, needs, **given)
     with pytest.raises(niwaki.errors.InputError, match="no batches came"):
         niwaki.collect(model, graph, needs, batches=[], loss=loss)
-    with pytest.raises(niwaki.errors.NotFiniteError, match=r"gradients as evidence; found: NaN or infinity; where: 0\.weight"):
+    with pytest.raises(
+        niwaki.errors.NotFiniteError, match=r"gradients as evidence; found: NaN or infinity; where: 0\.weight"
+    ):
         niwaki.collect(model, graph, needs, batches=[torch.full((1, 1), float("nan"))], loss=loss)
     with pytest.raises(niwaki.errors.InputError, match="the model has no"):
         niwaki.collect(nn.Sequential(nn.ReLU(), nn.Linear(1, 1)), graph, needs)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from planned import Hard, Heads, keeping, mlp
 from torch import Tensor, nn
-from worked import Hard, Heads, keeping, mlp
 
 import niwaki
 from niwaki.surgery import surgery_of
@@ -76,7 +76,11 @@ def test_on_the_meta_device() -> None:
 DECLARED: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "conv": (lambda: nn.Conv2d(6, 4, 3), (1, 3, 5, 5), {"in_channels": 3, "out_channels": 4}),
     "transposed conv": (lambda: nn.ConvTranspose2d(6, 4, 3), (1, 3, 5, 5), {"in_channels": 3}),
-    "depthwise": (lambda: nn.Conv2d(6, 6, 3, groups=6), (1, 3, 5, 5), {"in_channels": 3, "out_channels": 3, "groups": 3}),
+    "depthwise": (
+        lambda: nn.Conv2d(6, 6, 3, groups=6),
+        (1, 3, 5, 5),
+        {"in_channels": 3, "out_channels": 3, "groups": 3},
+    ),
     "batch norm": (lambda: nn.BatchNorm2d(6), (1, 3, 5, 5), {"num_features": 3}),
     "instance norm": (lambda: nn.InstanceNorm2d(6, affine=True), (1, 3, 5, 5), {"num_features": 3}),
     "group norm": (lambda: nn.GroupNorm(6, 6), (1, 3, 5, 5), {"num_channels": 3, "num_groups": 3}),
@@ -186,7 +190,7 @@ def test_heads_of_the_same_number_as_their_size() -> None:
 def test_in_place_is_refused_where_only_the_exported_door_opens() -> None:
     model = Hard().eval()
     plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
-    with pytest.raises(niwaki.errors.CannotCutError, match="it only cuts by torch.export"):
+    with pytest.raises(niwaki.errors.CannotCutError, match=r"it only cuts by torch\.export"):
         niwaki.cut_(model, plan)
     assert model.a.out_features == 8
 
@@ -202,7 +206,9 @@ def test_what_neither_door_cuts_is_refused_with_both_reasons_and_what_to_protect
 
     model = Closed().eval()
     plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
-    with pytest.raises(niwaki.errors.CannotCutError, match=r"cut Closed; found: eager: .*; exported: .*; do: protect the groups"):
+    with pytest.raises(
+        niwaki.errors.CannotCutError, match=r"cut Closed; found: eager: .*; exported: .*; do: protect the groups"
+    ):
         niwaki.cut(model, plan)
     assert model.a.weight.shape == (8, 3)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from planned import Hard, keeping
 from torch import Tensor, nn
-from worked import Hard, keeping
 
 import niwaki
 from niwaki.surgery import surgery_of
@@ -29,7 +29,11 @@ def test_the_numbers_of_the_kept_units() -> None:
     hidden = (X @ model.a.weight[keep].T + model.a.bias[keep]).relu()
     assert torch.allclose(small(X), hidden @ model.b.weight[:, keep].T + model.b.bias, atol=1e-6)
     assert {name: tuple(p.shape) for name, p in small.named_parameters()} == {
-        "a.weight": (3, 3), "a.bias": (3,), "b.weight": (2, 3), "b.bias": (2,)}  # fmt: skip
+        "a.weight": (3, 3),
+        "a.bias": (3,),
+        "b.weight": (2, 3),
+        "b.bias": (2,),
+    }
     assert niwaki.verify(model, small, plan, X).passed
 
 
@@ -74,7 +78,9 @@ def test_parameters_keep_their_flags_and_ties() -> None:
     model = Hard()
     model.a.weight.requires_grad_(False)
     _, small, _ = made(model)
-    assert {name: p.requires_grad for name, p in small.named_parameters()} == {n: p.requires_grad for n, p in model.named_parameters()}
+    assert {name: p.requires_grad for name, p in small.named_parameters()} == {
+        n: p.requires_grad for n, p in model.named_parameters()
+    }
 
 
 def test_as_data_and_back_bit_for_bit() -> None:
@@ -103,7 +109,9 @@ def test_a_model_that_only_exports_for_evaluation_says_so_in_training() -> None:
     {
         "split": lambda n, y: torch.cat([p * (i + 1) for i, p in enumerate(y.split([5, 3], 1))], 1),
         "chunk": lambda n, y: torch.cat([c.relu() for c in y.chunk(2, 1)], 1),
-        "slice": lambda n, y: torch.cat([y[:, 5:], y[:, :5]], 1)[:, [*range(8)]] if False else torch.cat([y[:, :5].relu(), y[:, 5:]], 1),
+        "slice": lambda n, y: (
+            torch.cat([y[:, 5:], y[:, :5]], 1)[:, [*range(8)]] if False else torch.cat([y[:, :5].relu(), y[:, 5:]], 1)
+        ),
         "unflatten": lambda n, y: y.unflatten(1, (8, 1)).flatten(1),
         "expand": lambda n, y: y + torch.ones(1, 1, device=y.device).expand(1, 8),
         "zeros": lambda n, y: y + torch.zeros(8, device=y.device),

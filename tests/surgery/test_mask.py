@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from planned import Heads, keeping, mlp
 from torch import nn
-from worked import Heads, keeping, mlp
 
 import niwaki
 
@@ -27,13 +27,17 @@ def test_shapes_modes_flags_and_buffers_stay() -> None:
         model[1].running_mean.fill_(3.0)
     masked = niwaki.mask(model, keeping(model, torch.zeros(1, 1, 2, 2), {"0": [1]}))
     assert [p.shape for p in masked.parameters()] == [p.shape for p in model.parameters()]
-    assert masked.training and [p.requires_grad for p in masked.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert masked.training and [p.requires_grad for p in masked.parameters()] == [
+        p.requires_grad for p in model.parameters()
+    ]
     assert masked[1].running_mean.tolist() == [3.0] * 4 and masked[1].weight.tolist() == [0, 1, 0, 0]
 
 
 def test_blocks_of_grouped_convolutions() -> None:
     """[4, 2] in 2 groups: input channel 1 (group 0, place 1) and 2 (group 1, place 0) go."""
-    model = nn.Sequential(nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.Conv2d(4, 1, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1, bias=False), nn.Conv2d(4, 4, 1, groups=2, bias=False), nn.Conv2d(4, 1, 1, bias=False)
+    )
     with torch.no_grad():
         for layer in model:
             layer.weight.copy_(torch.arange(1.0, layer.weight.numel() + 1).reshape(layer.weight.shape))
@@ -43,7 +47,12 @@ def test_blocks_of_grouped_convolutions() -> None:
 
 
 def test_tied_parameters_are_masked_once() -> None:
-    model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
+    model = nn.Sequential(
+        nn.Linear(2, 4, bias=False),
+        nn.Linear(4, 4, bias=False),
+        nn.Linear(4, 4, bias=False),
+        nn.Linear(4, 1, bias=False),
+    )
     model[2].weight = model[1].weight
     masked = niwaki.mask(model, keeping(model, X, {"0": [0, 1]}))
     assert masked[2].weight is masked[1].weight

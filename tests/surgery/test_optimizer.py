@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from planned import keeping, mlp
 from torch import nn
-from worked import keeping, mlp
 
 import niwaki
 
@@ -19,7 +19,9 @@ def cut_with(optimizer: torch.optim.Optimizer, model: nn.Module) -> nn.Module:
 
 
 def test_momentum_of_sgd_by_hand() -> None:
-    """L = sum of outputs at x = (1, 2): dL/db0 = (v sums where h > 0) = (1, 10, 0); after one step that is the momentum."""
+    """L = sum of outputs at x = (1, 2): dL/db0 = (v sums where h > 0) = (1, 10, 0); after one step that is
+    the momentum.
+    """
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     model(X).sum().backward()
@@ -59,10 +61,15 @@ def test_moments_of_adam_by_hand() -> None:
 
 def test_groups_keep_their_settings_and_frozen_or_new_parameters_have_no_state() -> None:
     model = mlp()
-    optimizer = torch.optim.SGD([{"params": [model[0].weight], "lr": 0.5}, {"params": [model[2].bias]}], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [{"params": [model[0].weight], "lr": 0.5}, {"params": [model[2].bias]}], lr=0.1, momentum=0.9
+    )
     small = cut_with(optimizer, model)
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.1]
-    assert optimizer.param_groups[0]["params"][0] is small[0].weight and optimizer.param_groups[1]["params"][0] is small[2].bias
+    assert (
+        optimizer.param_groups[0]["params"][0] is small[0].weight
+        and optimizer.param_groups[1]["params"][0] is small[2].bias
+    )
     assert len(optimizer.state) == 0
 
 
@@ -99,9 +106,10 @@ def test_a_model_not_cut_by_this_plan_is_refused_and_nothing_changes(kind: str, 
         optimizer.step()
     plan = keeping(model, X, KEEP)
     small = {
-        "another plan": lambda: niwaki.cut(model, keeping(model, X, {"0": [1]})), "uncut": mlp,
+        "another plan": lambda: niwaki.cut(model, keeping(model, X, {"0": [1]})),
+        "uncut": mlp,
         "another architecture": lambda: nn.Sequential(nn.Linear(2, 2)),
-    }[kind]()  # fmt: skip
+    }[kind]()
     before = list(optimizer.param_groups[0]["params"])
     with pytest.raises(niwaki.errors.PlanMismatchError):
         niwaki.cut_optimizer_(optimizer, model, small, plan)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from planned import Hard, keeping, mlp
 from torch import Tensor, nn
-from worked import Hard, keeping, mlp
 
 import niwaki
 from niwaki.surgery.verify import fresh_like
@@ -24,7 +24,13 @@ def test_a_right_cut_passes_in_float64() -> None:
     model, small, plan = cut_mlp()
     receipt = niwaki.verify(model, small, plan, X)
     assert receipt.passed and receipt.difference < 1e-12 and receipt.scale > 0
-    assert (receipt.exact, receipt.inexact, receipt.door, receipt.inputs, receipt.physical) == (True, (), "eager", 1, True)
+    assert (receipt.exact, receipt.inexact, receipt.door, receipt.inputs, receipt.physical) == (
+        True,
+        (),
+        "eager",
+        1,
+        True,
+    )
     assert receipt.to_json()["passed"] is True
 
 
@@ -62,9 +68,15 @@ def test_models_and_random_state_stay() -> None:
 
 @pytest.mark.parametrize(
     ("difference", "scale", "exact", "passed"),
-    [(1e-10, 1.0, True, True), (1e-8, 1.0, True, False), (1e-8, 100.0, True, True), (0.5, 1.0, False, True),
-     (float("inf"), 1.0, False, False), (float("nan"), 1.0, False, False)],
-)  # fmt: skip
+    [
+        (1e-10, 1.0, True, True),
+        (1e-8, 1.0, True, False),
+        (1e-8, 100.0, True, True),
+        (0.5, 1.0, False, True),
+        (float("inf"), 1.0, False, False),
+        (float("nan"), 1.0, False, False),
+    ],
+)
 def test_receipts(difference: float, scale: float, exact: bool, passed: bool) -> None:
     """Within 1e-9, relative above a scale of 1; inexact plans must only be finite."""
     assert Receipt(difference, scale, exact, (), "eager", 1).passed is passed
@@ -127,7 +139,9 @@ def test_no_inputs_are_refused() -> None:
 def test_outputs_of_another_shape_are_refused() -> None:
     model, _, plan = cut_mlp()
     other = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
-    with pytest.raises(niwaki.errors.InputError, match=r"verify a cut model; found: outputs \[\(1, 3\)\]; where: expected \[\(1, 2\)\]"):
+    with pytest.raises(
+        niwaki.errors.InputError, match=r"verify a cut model; found: outputs \[\(1, 3\)\]; where: expected \[\(1, 2\)\]"
+    ):
         niwaki.verify(model, other, plan, X)
 
 

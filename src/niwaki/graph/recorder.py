@@ -220,13 +220,15 @@ class Recorder(TorchDispatchMode):
         return answer if isinstance(answer, Tensor) and answer.shape == first.shape else None
 
 
-@cache
+_is_pointwise = cache(is_pointwise)
+
+
 def find_rule(func: Any, name: str) -> Any:
     """The rule of an operator; an in-place variant takes the rule of the operator it is a variant of."""
     for known in (name, name.removesuffix("_")):
         if known in RULES:
             return RULES[known]
-    return meet if is_pointwise(func, name) else None
+    return meet if _is_pointwise(func, name) else None
 
 
 def _swap(value: Any, change: Any) -> Any:

@@ -155,10 +155,9 @@ def trace(
         except (InputError, CannotCutError):
             raise
         except torch.OutOfMemoryError as error:
+            text = str(error).strip().splitlines() or ["out of memory"]
             raise OutOfMemoryError(
-                f"trace {type(model).__name__}",
-                found=str(error),
-                do="use a smaller example, or another device (device=)",
+                f"trace {type(model).__name__}", found=text[0], do="use a smaller example or a smaller model"
             ) from error
         except Exception as error:
             log.debug("trace on %s failed: %s: %s", attempt, type(error).__name__, error)

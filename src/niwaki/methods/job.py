@@ -261,7 +261,11 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         write(aside)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.rename(folder, old / "run")
+            try:
+                os.rename(folder, old / "run")
+            except BaseException:
+                old.rmdir()
+                raise
             try:
                 os.rename(aside, folder)
             except BaseException:

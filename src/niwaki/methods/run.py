@@ -176,7 +176,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
         return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise FileDamagedError(
             "read tensors", found=f"{type(error).__name__}: {error}", where=str(path), do="save the run again"
         ) from error

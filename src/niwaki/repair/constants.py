@@ -11,6 +11,7 @@ from niwaki.errors import InputError
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.plan import Plan
 from niwaki.surgery.record import surgery_of
+from niwaki.surgery.verify import scale_slices
 from niwaki.units import device_of, map_tensors, run
 
 
@@ -51,12 +52,18 @@ class FoldedConstants:
         modules = dict(small.named_modules())
         before = dict(model.named_modules())
         follows = _norm_after(model, plan)
+        scaled: dict[str, Any] = {}
         for name, gone in consumers.items():
             layer: Any = modules[name]
             weight = before[name].weight.detach()  # type: ignore[union-attr]
+            for entry in surgery_of(small).scaled:
+                if entry["tensor"] == f"{name}.weight" and entry["axis"] == 0:
+                    scaled[name] = entry
             rows = next((c["keep"] for c in plan.by_tensor().get(f"{name}.weight", ()) if c["axis"] == 0), None)
             if rows is not None:
                 weight = weight.index_select(0, torch.tensor(rows, device=weight.device))
+            if name in scaled:
+                weight = scale_slices(weight.double(), scaled[name])
             taken = weight.index_select(1, gone.to(weight.device))
             share = taken.flatten(2).sum(2) if taken.dim() > 2 else taken  # [c_out, removed]
             delta = share.double() @ means[name][gone.cpu()].to(share.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from niwaki.errors import InputError
 from niwaki.evidence import GroupView
-from niwaki.scores.score import Merge, Score, merged
+from niwaki.scores.score import MERGES, Merge, Score, known, merged
 
 
 @final
@@ -31,6 +31,8 @@ class Magnitude(Score):
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
             raise InputError(f"Magnitude(p={self.p!r})", found="orders 1 and 2 are known", do="use p=1 or p=2")
+
+        known(self, over=("all", "out", "in"), merge=MERGES)
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         pairs = list(zip(view.weights, view.roles, strict=True))

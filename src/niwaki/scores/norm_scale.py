@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.evidence import GroupView
-from niwaki.scores.score import Merge, Score, merged
+from niwaki.scores.score import MERGES, Merge, Score, known, merged
 
 
 @final
@@ -24,6 +24,9 @@ class NormScale(Score):
 
     merge: Merge = "mean"
     """How the scales of coupled channels become one number."""
+
+    def __post_init__(self) -> None:
+        known(self, merge=MERGES)
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         scales = [w.double().abs().amax(1) for w, role in zip(view.weights, view.roles, strict=True) if role == "scale"]

@@ -82,6 +82,24 @@ def describe(block: Any) -> dict[str, Any]:
     return {"name": type(block).__name__, **settings}
 
 
+def known(block: Any, **choices: tuple[str, ...]) -> None:
+    """Refuse settings outside their known values.
+
+    Raises:
+        InputError: names the setting and what it may be.
+    """
+    for name, allowed in choices.items():
+        if getattr(block, name) not in allowed:
+            raise InputError(
+                f"{type(block).__name__}({name}={getattr(block, name)!r})",
+                found=f"known: {', '.join(allowed)}",
+                do="use one",
+            )
+
+
+MERGES = ("joint", "sum", "mean", "max")
+
+
 def merged(numbers: list[Tensor], how: Merge, power: float) -> Tensor:
     """Combine the numbers of coupled slices, each `[units]`, into one per unit.
 

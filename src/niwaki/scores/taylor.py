@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.evidence import GroupView, Need
-from niwaki.scores.score import Merge, Score, merged
+from niwaki.scores.score import MERGES, Merge, Score, known, merged
 
 
 @final
@@ -24,6 +24,9 @@ class Taylor(Score):
     """Which slices count; zeroing any one of producer and consumer removes the unit, so one of them tells it all."""
     merge: Merge = "mean"
     """How the estimates of coupled slices become one number."""
+
+    def __post_init__(self) -> None:
+        known(self, over=("all", "out", "in"), merge=MERGES)
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         triples = list(zip(view.weights, view.gradients or (), view.roles, strict=True))

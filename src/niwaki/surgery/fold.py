@@ -89,7 +89,11 @@ class Walk:
         """Whether nobody else reads what is scaled on the way."""
         for value, labels in self.touched:
             for record in self.readers.get(id(value), ()):
-                if id(record) not in self.visited and any(self._carries(out, labels) for out in record.outputs):
+                if id(record) in self.visited:
+                    continue
+                rule = RULES.get(record.name)
+                moved = rule is not None and rule.__module__ == MOVEMENT  # another part of it may be taken
+                if not moved or any(self._carries(out, labels) for out in record.outputs):
                     return False
         return True
 

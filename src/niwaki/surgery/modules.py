@@ -158,8 +158,17 @@ def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], .
     for mend in mends:
         module, value = modules[mend["module"]], mend["value"]
         now = getattr(module, mend["attribute"])
+        if not (_whole(now) and _whole(value)):
+            raise TypeError(f"{mend['module']}.{mend['attribute']} = {value!r} is no mend of a whole number")
         setattr(
             module,
             mend["attribute"],
             type(now)(value) if isinstance(now, (list, tuple)) and not isinstance(value, type(now)) else value,
         )
+
+
+def _whole(value: Any) -> bool:
+    """A whole number, or a list or tuple of them."""
+    if isinstance(value, (list, tuple)):
+        return all(type(item) is int for item in value)
+    return type(value) is int

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from laws.mutants.registry import Patch, module, mutant, wrap, wrap_rule
+from laws.mutants.registry import Patch, module, mutant, set_rule, wrap, wrap_rule
 from niwaki.graph.rules import RULES
 
 
@@ -33,7 +33,7 @@ def addition_ties_nothing(patch: Patch) -> None:
         return value.get(call.space)
 
     for name in ("add", "add_"):
-        patch.setitem(RULES, name, rule)
+        set_rule(patch, name, rule)
 
 
 @mutant("reach", "chain", "dense_concat", "perceptron")

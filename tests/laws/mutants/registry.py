@@ -43,10 +43,18 @@ def wrap(patch: Patch, place: Any, name: str, change: Callable[..., Any]) -> Non
     patch.setattr(place, name, partial(change, getattr(place, name)))
 
 
+def set_rule(patch: Patch, name: str, rule: Callable[..., Any]) -> None:
+    """Another rule for the calls of this name; rules already looked up are forgotten meanwhile."""
+    recorder = module("graph.recorder")
+    patch.setattr(recorder, "find_rule", getattr(recorder.find_rule, "__wrapped__", recorder.find_rule))
+    patch.setitem(RULES, name, rule)
+
+
 def wrap_rule(patch: Patch, names: tuple[str, ...], change: Callable[..., Any]) -> None:
+    """Replace the rules of calls by `change(original, call)`."""
     for name in names:
         if name in RULES:
-            patch.setitem(RULES, name, partial(change, RULES[name]))
+            set_rule(patch, name, partial(change, RULES[name]))
 
 
 def first_n(tensor: Tensor, cuts: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """Small networks whose units, costs and scores are known by hand."""
 
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import niwaki
 
 def chain(*widths: int, bias: bool = False) -> nn.Sequential:
     """Linear layers of these widths: MACs are the sum of products of neighbours."""
-    layers = [nn.Linear(a, b, bias=bias) for a, b in zip(widths, widths[1:], strict=False)]
+    layers = [nn.Linear(a, b, bias=bias) for a, b in pairwise(widths)]
     return nn.Sequential(*layers)
 
 

@@ -54,7 +54,9 @@ class Hard(nn.Module):
 class Heads(nn.Module):
     """Attention over `heads` x `size`, in one of two spellings."""
 
-    def __init__(self, heads: int = 2, size: int = 4, width: int = 3, *, spelling: str = "fused", bias: bool = True) -> None:
+    def __init__(
+        self, heads: int = 2, size: int = 4, width: int = 3, *, spelling: str = "fused", bias: bool = True
+    ) -> None:
         super().__init__()
         self.heads, self.spelling = heads, spelling
         self.q, self.k, self.v = (nn.Linear(width, heads * size, bias=bias) for _ in range(3))
