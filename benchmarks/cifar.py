@@ -226,7 +226,8 @@ def page(rows: Rows) -> None:
 
         Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once.
         Accuracies in percent on the 10 000 test pictures, which nothing was chosen on: scores, batch norm and
-        recovery see the training split (45 000 pictures) alone, and settings are the library's defaults. *Cut* is
+        recovery see the training split (45 000 pictures) alone, and settings not named are the library's defaults.
+        *Cut* is
         the network as cut, *batch norm* after re-estimating its statistics on 16 batches of 128, *recovered*
         after three passes of training from there (SGD, rate 0.01, cosine) with the number of steps of 128
         pictures that each pass was limited to; a full pass has 351. The binomial standard error of an accuracy of

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -107,7 +108,7 @@ def prose(text: str) -> str:
 def command() -> str:
     """What was typed, without the interpreter's place; `--fresh` left out, since it changes no result."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
 def commit() -> dict[str, Any]:

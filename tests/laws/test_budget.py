@@ -101,6 +101,10 @@ def clusters(graph: Any) -> np.ndarray:
 def is_grid(graph: Any, alive: np.ndarray, inside: np.ndarray) -> bool:
     """Whether the units inside are a grid still: rows live or die whole, or columns do and every row has as many."""
     units = graph.units
+    for view in units.grids:  # [rows, columns]: what a forward views as a grid must be one again
+        kept = alive[view].sum(1)
+        if np.unique(kept[kept > 0]).size > 1:
+            return False
     ids = np.flatnonzero(inside & units.in_row)
     if whole(units.row[ids], alive[ids]):
         return True

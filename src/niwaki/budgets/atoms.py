@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from niwaki.budgets.rule import Atoms
 from niwaki.graph import ChannelGraph
@@ -102,6 +103,8 @@ def make_atoms(
         saves={},
         least=np.array([least.get(n, 1) for n in sorted(names)], dtype=np.int64),
         pools=tuple(names[n] for n in sorted(names)),
+        takes=csr_matrix((counts, (pairs[0], pairs[1])), shape=(lengths.size, len(graph.groups)))[order_],
+        sizes=np.array([group.units for group in graph.groups], dtype=np.int64),
     )
     return atoms, skipped
 
@@ -182,7 +185,8 @@ def _balanced(
         rows = np.broadcast_to(np.arange(grid.shape[0])[:, None], grid.shape)
         np.add.at(taken, (held[held >= 0], rows[held >= 0]), 1)
         shapes[g] = grid.shape[0]
-        uneven = (taken != taken[:, :1]).any(1)
+        whole = ((taken == 0) | (taken == grid.shape[1])).all(1)  # rows that go as a whole disturb no other
+        uneven = (taken != taken[:, :1]).any(1) & ~whole
         even &= ~uneven
         for i in np.flatnonzero(uneven).tolist():
             marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))

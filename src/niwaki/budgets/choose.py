@@ -1,7 +1,6 @@
 """`choose`: scores and budgets become a plan."""
 
 from dataclasses import replace
-from math import gcd
 from typing import Literal
 
 import numpy as np
@@ -103,28 +102,29 @@ def _chunks(
     for pool in range(len(atoms.pools)):
         mine = np.flatnonzero(atoms.pool == pool)
         order = mine[np.lexsort((-mine, priority[mine]))]
-        n = order.size
-        floor = max(
-            int(atoms.least[pool]),
-            *(
-                int(np.ceil(b.floor * n)) if isinstance(b.floor, float) else -(-b.floor // int(atoms.width[mine[0]]))
-                for b in budgets
-            ),
-        )
-        width = int(atoms.width[mine[0]])
-        step = multiple // gcd(multiple, width)
-        if step == 1:
-            for atom in order[: n - min(floor, n)]:
-                chunks.append(atoms.units[atom])
-                priorities.append(float(priority[atom]))
-                chains.append(-1)
-            continue
-        start, stop = 0, n - floor
-        take = n % step or step  # first down to a multiple, then by whole steps
-        while start + take <= stop:
-            part = order[start : start + take]
+        stops = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
+        for start, stop in zip((0, *stops), stops, strict=False):
+            part = order[start:stop]
             chunks.append(np.concatenate([atoms.units[i] for i in part]))
             priorities.append(float(priority[part].max()))
-            chains.append(pool)
-            start, take = start + take, step
+            chains.append(pool if multiple > 1 else -1)
     return chunks, np.array(priorities), np.array(chains, dtype=np.int64)
+
+
+def _stops(atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int) -> list[int]:
+    """After how many atoms of a pool, in `order`, every group holds a multiple and no floor is undercut."""
+    if atoms.takes is None or atoms.sizes is None:
+        takes, sizes = np.full((order.size, 1), int(atoms.width[order[0]])), np.array([int(atoms.width[order].sum())])
+    else:
+        table = atoms.takes[order].tocsc()
+        held = np.flatnonzero(np.diff(table.indptr))
+        takes, sizes = table[:, held].toarray(), atoms.sizes[held]
+    floors = np.ones(sizes.size)
+    for budget in budgets:
+        share = isinstance(budget.floor, float)
+        wanted = np.ceil(budget.floor * sizes) if share else np.minimum(budget.floor, sizes)
+        floors = np.maximum(floors, wanted)
+    left = sizes - np.cumsum(takes, axis=0)  # [atoms, groups]
+    good = (left >= floors).all(1) & (left % multiple == 0).all(1)
+    good[max(0, order.size - least) :] = False
+    return (np.flatnonzero(good) + 1).tolist()

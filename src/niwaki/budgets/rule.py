@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 
 @final
@@ -29,6 +30,10 @@ class Atoms:
     """Atoms that every pool keeps at least; int64 `[pools]`. Two columns of a grid: one would no longer be an axis."""
     pools: tuple[str, ...]
     """Names of the pools (their first group)."""
+    takes: csr_matrix | None = None
+    """How many units of each group an atom takes; `[atoms, groups]`."""
+    sizes: np.ndarray | None = None
+    """Units of each group; int64 `[groups]`."""
 
 
 class Rule(ABC):

@@ -64,13 +64,15 @@ class Units:
     inexact_reasons: tuple[str, ...]
     classes: np.ndarray
     """Units of one viewed grid, or of grids that share units."""
+    slabs: tuple[np.ndarray, np.ndarray]
+    """Pairs of a slab and an element it spans, rows and columns together."""
     grids: tuple[np.ndarray, ...]
     """Every viewed grid as units `[rows, columns]`: all rows that keep anything keep equally many."""
 
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
     """Units from the ties, and the units along every labelled axis."""
-    _rows_of_grids(space)
+    rows_of_grids(space)
     component = components(space.count, space.strict)
     seeded = [(p, axis) for p in parameters.values() for axis in sorted(p.seeds)]
     used = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
@@ -86,18 +88,27 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
     count = int(used.sum())
 
     ends = {}
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     closure = {}
     for kind in ("row", "column"):
         edges = [(order[a], order[b]) for a, b in slabs[kind]]  # type: ignore[index]
         closure[kind] = components(count, edges)
+        pairs += edges
         is_slab, is_element = np.zeros(count, bool), np.zeros(count, bool)
         for a, b in edges:
             is_slab[a] = True
             is_element[b] = True
         ends[kind] = (is_slab, is_element)
+    outer = np.zeros(count, bool)
+    for a, b in slabs["outer"]:
+        outer[order[a]] = True
+        pairs.append((order[a], order[b]))
     in_row, in_column = ends["row"][0] | ends["row"][1], ends["column"][0] | ends["column"][1]
+    outer &= ~in_row & ~in_column
+    in_column |= outer
     row_frozen = ends["column"][0] & ~ends["column"][1] & ~in_row
     column_frozen = ends["row"][0] & ~ends["row"][1] & ~in_column
+    row_frozen, column_frozen = row_frozen | outer, column_frozen | outer
 
     reasons: dict[str, int] = {}
     reason = np.full(count, -1, dtype=np.int32)
@@ -141,6 +152,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
         inexact_reasons=tuple(inexact_reasons),
         classes=classes,
+        slabs=_pairs(pairs),
         grids=tuple(viewed.values()),
     )
     axes = []
@@ -160,7 +172,15 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
     return units, axes
 
 
-def _rows_of_grids(space: LabelSpace) -> None:
+def _pairs(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
+    if not edges:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    a, b = np.concatenate([e[0] for e in edges]), np.concatenate([e[1] for e in edges])
+    differ = a != b
+    return a[differ], b[differ]
+
+
+def rows_of_grids(space: LabelSpace) -> None:
     """Rows of every viewed grid as slabs. Of grids within each other (thirds, heads, channels) the innermost counts."""
     length = np.full(space.count, np.iinfo(np.int32).max, dtype=np.int32)
     for grid in space.grids:

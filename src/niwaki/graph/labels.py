@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-Direction = Literal["row", "column"]
+Direction = Literal["row", "column", "outer"]
 
 
 class Mark(NamedTuple):
@@ -26,7 +26,7 @@ class LabelSpace:
     def __init__(self, start: int = 0) -> None:
         self.count = start
         self.strict: list[tuple[np.ndarray, np.ndarray]] = []
-        self.slabs: dict[Direction, list[tuple[np.ndarray, np.ndarray]]] = {"row": [], "column": []}
+        self.slabs: dict[Direction, list[tuple[np.ndarray, np.ndarray]]] = {"row": [], "column": [], "outer": []}
         self.fixed: list[tuple[np.ndarray, str]] = []
         self.inexact: list[Mark] = []
         self.grids: list[np.ndarray] = []
@@ -71,6 +71,8 @@ class LabelSpace:
         """Tie slabs to the elements they span: `small` broadcasts to `large`."""
         axes = varying(small)
         direction: Direction = "column" if column_axis(large) in axes else "row"
+        if direction == "row" and len(varying(large)) > 2 and row_axis(large) not in axes:
+            direction = "outer"  # thirds of heads of channels: the thirds stay
         a, b = np.broadcast_arrays(small, large)
         self.slabs[direction].append((a.ravel(), b.ravel()))
 
@@ -136,6 +138,13 @@ def column_axis(labels: np.ndarray) -> int:
         steps.append(int(delta.min()) if delta.size else np.iinfo(np.int64).max)
     best = min(steps)
     return max(axis for axis, step in zip(axes, steps, strict=True) if step == best)
+
+
+def row_axis(labels: np.ndarray) -> int:
+    """The second innermost axis of a grid of three axes or more."""
+    column = column_axis(labels)
+    first = np.take(labels, [0], axis=column)
+    return column_axis(first) if len(varying(first)) else column
 
 
 def compress(labels: np.ndarray, axes: tuple[int, ...] | None = None) -> np.ndarray:

@@ -114,15 +114,24 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
 
 
 def with_slabs(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
-    """`alive`, with slabs that no parameter holds gone where all they span is gone."""
+    """`alive`, with units that no parameter holds as their grid has them (in place).
+
+    A slab goes when all it spans is gone; an element goes with any slab it lies in.
+    """
     units = graph.units
-    held = np.zeros(units.count, bool)
+    hidden = np.ones(units.count, bool)
     for group in graph.groups:
-        held[group.ids] = True
-    live_rows = np.zeros(int(units.row.max(initial=0)) + 1, bool)
-    live_rows[units.row[held & alive]] = True
-    has_held = np.zeros_like(live_rows)
-    has_held[units.row[held]] = True
-    hidden = ~held & units.in_row & has_held[units.row]
-    alive[hidden] = live_rows[units.row[hidden]]
-    return alive
+        hidden[group.ids] = False
+    slab, element = units.slabs
+    spans = np.zeros(units.count, bool)
+    spans[slab] = True
+    while True:
+        gone = np.zeros(units.count, bool)
+        gone[element[~alive[slab]]] = True
+        lives = np.zeros(units.count, bool)
+        lives[slab[alive[element]]] = True
+        gone |= spans & ~lives
+        gone &= hidden & alive
+        if not gone.any():
+            return alive
+        alive[gone] = False

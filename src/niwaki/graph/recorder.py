@@ -194,7 +194,7 @@ class Recorder(TorchDispatchMode):
             or len(outputs) != 1
         ):
             return None
-        if any(value.constant is None for value in inputs):
+        if any(value.constant is None for value in inputs) or call.func._schema.is_mutable:
             return None
         if not first.is_meta:
             return first.detach() if not inputs or call.name != "_local_scalar_dense" else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from niwaki.graph import ChannelGraph
-from niwaki.graph.groups import components
+from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, seed
 from niwaki.graph.skeleton import copy_with, to_meta
@@ -95,6 +95,7 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     if not labels:
         return None
     label, unit = np.concatenate(labels), np.concatenate(units)
+    rows_of_grids(space)
     component = components(space.count, space.strict)
     # what a column joins may meet directly once a single row is left
     wrong = _mixed(

@@ -20,6 +20,7 @@ from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fold import fold
 from niwaki.surgery.modules import Mend, apply_mends, attempts, declare, options
 from niwaki.surgery.record import Surgery, remember, surgery_of
+from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         CannotCutError: neither door opens; names the module and what to protect.
     """
     plan.bound(model, fingerprint(model))
-    graph = plan.graph if plan.graph is not None else trace(model, decode_example(plan.example))
+    graph = plan.graph if plan.graph is not None else trace(model, decode_example(plan.example, str(device_of(model))))
     alive = alive_of(graph, plan)
     if plan.graph is None:
         _consistent(plan, graph, alive)
@@ -117,7 +118,7 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module, str | None]:
     small = sliced(model, plan)
-    example = graph.example if graph.device == "meta" else decode_example(plan.example, "cpu")
+    example = graph.example if graph.device == "meta" else decode_example(plan.example, str(device_of(model)))
     sizes = Sizes(stays_of(graph, alive))
     groups = {r.module: groups_after(r, sizes) for r in graph.records if group_count(r) is not None}
     mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)

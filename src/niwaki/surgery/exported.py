@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from niwaki.graph import ChannelGraph
-from niwaki.graph.groups import components
+from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
@@ -27,7 +27,7 @@ from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.graph_json import Program, compile_program, program_of
 from niwaki.surgery.record import Surgery, remember
 from niwaki.surgery.rewrite import Refused, rewrite
-from niwaki.units import map_tensors
+from niwaki.units import device_of, map_tensors
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,16 @@ class Exported(nn.Module):
         self, tensors: dict[str, Tensor], trainable: dict[str, bool], programs: dict[bool, Program], note: str = ""
     ) -> None:
         super().__init__()
+        placed: dict[int, Tensor] = {}  # a tensor under two names stays one parameter
         for name, tensor in tensors.items():
-            _place(self, name, tensor, trainable.get(name))
+            if name in trainable and id(tensor) not in placed:
+                known = isinstance(tensor, nn.Parameter)
+                placed[id(tensor)] = tensor if known else nn.Parameter(tensor, requires_grad=trainable[name])
+            _place(self, name, placed.get(id(tensor), tensor), trainable.get(name))
         self._programs = programs
         self._note = note
         self._codes = {mode: compile_program(program) for mode, program in programs.items()}
-        first = next((t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()), None)
-        self._fit = (first.dtype, first.device) if first is not None else None
+        self._fit: tuple[torch.dtype, torch.device] | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         self._refit()
@@ -107,7 +110,7 @@ def _place(root: nn.Module, name: str, tensor: Tensor, trainable: bool | None) -
 
 def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module | None, str]:
     """The cut model through this door, or None with the reason."""
-    example = decode_example(plan.example, "cpu")
+    example = decode_example(plan.example, str(device_of(model)))
     programs: dict[bool, Program] = {}
     note = ""
     cuts = plan.by_tensor()
@@ -287,6 +290,7 @@ class _Traced(fx.Interpreter):
 
 def _stays(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
     """Whether each label of a trace stays, by the units of the graph's parameters it is tied to."""
+    rows_of_grids(space)
     component = components(space.count, space.strict)
     stays = np.ones(int(component.max(initial=0)) + 1, dtype=bool)
     padded = np.append(alive, True)

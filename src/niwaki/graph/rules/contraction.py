@@ -76,7 +76,7 @@ def term(shape: tuple[int, ...], fields: Labels, constant: int = 1) -> Term:
         if not any(axes <= set(varying(other)) for other in largest):
             largest.append(labels)
     covered: set[int] = set()
-    factors = []
+    factors: list[np.ndarray] = []
     for labels in largest:
         axes = set(varying(labels))
         if axes & covered:
