@@ -155,6 +155,10 @@ def _grid_atoms(
         else:
             why = why or "the score can't judge it"
     if mode == "rows":
+        if good:
+            even, _, _ = _takes(units.grids, good, rows_go=True)
+            why = why if even.all() else "rows of grids that lie across each other"
+            good = [part for part, fits in zip(good, even.tolist(), strict=True) if fits]
         return good, why
     if not good:
         return [], why
@@ -169,27 +173,7 @@ def _balanced(
     A part that does so is one by itself. Parts that take from one row only wait for their like in the other rows: the
     lowest-scored of every row go together, then the second lowest, and so on.
     """
-    mine = np.unique(np.concatenate(parts))
-    owner = np.full(mine.size, -1, dtype=np.int64)
-    for i, part in enumerate(parts):
-        owner[np.searchsorted(mine, part)] = i
-    marks: list[list[tuple[int, int, int]]] = [[] for _ in parts]
-    shapes: dict[int, int] = {}
-    even = np.ones(len(parts), bool)
-    for g, grid in enumerate(grids):
-        at = np.minimum(np.searchsorted(mine, grid), mine.size - 1)
-        held = np.where(mine[at] == grid, owner[at], -1)
-        if (held < 0).all():
-            continue
-        taken = np.zeros((len(parts), grid.shape[0]), dtype=np.int64)
-        rows = np.broadcast_to(np.arange(grid.shape[0])[:, None], grid.shape)
-        np.add.at(taken, (held[held >= 0], rows[held >= 0]), 1)
-        shapes[g] = grid.shape[0]
-        whole = ((taken == 0) | (taken == grid.shape[1])).all(1)  # rows that go as a whole disturb no other
-        uneven = (taken != taken[:, :1]).any(1) & ~whole
-        even &= ~uneven
-        for i in np.flatnonzero(uneven).tolist():
-            marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))
+    even, marks, shapes = _takes(grids, parts, rows_go=False)
     atoms = [parts[i] for i in np.flatnonzero(even)]
     lanes: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
     for i in np.flatnonzero(~even).tolist():
@@ -210,6 +194,35 @@ def _balanced(
             ranked = [[lanes[lane][j] for j in np.argsort(totals[lanes[lane]], kind="stable")] for lane in family]
             atoms += [np.unique(np.concatenate([parts[row[j]] for row in ranked])) for j in range(len(ranked[0]))]
     return atoms, why
+
+
+def _takes(
+    grids: tuple[np.ndarray, ...], parts: list[np.ndarray], *, rows_go: bool
+) -> tuple[np.ndarray, list[list[tuple[int, int, int]]], dict[int, int]]:
+    """Whether each part leaves every grid a grid; else what it takes, as (grid, row, count); rows of grids."""
+    mine = np.unique(np.concatenate(parts))
+    owner = np.full(mine.size, -1, dtype=np.int64)
+    for i, part in enumerate(parts):
+        owner[np.searchsorted(mine, part)] = i
+    marks: list[list[tuple[int, int, int]]] = [[] for _ in parts]
+    shapes: dict[int, int] = {}
+    even = np.ones(len(parts), bool)
+    for g, grid in enumerate(grids):
+        at = np.minimum(np.searchsorted(mine, grid), mine.size - 1)
+        held = np.where(mine[at] == grid, owner[at], -1)
+        if (held < 0).all():
+            continue
+        taken = np.zeros((len(parts), grid.shape[0]), dtype=np.int64)
+        rows = np.broadcast_to(np.arange(grid.shape[0])[:, None], grid.shape)
+        np.add.at(taken, (held[held >= 0], rows[held >= 0]), 1)
+        shapes[g] = grid.shape[0]
+        uneven = (taken != taken[:, :1]).any(1)
+        if rows_go:  # rows that go as a whole disturb no other
+            uneven &= ~((taken == 0) | (taken == grid.shape[1])).all(1)
+        even &= ~uneven
+        for i in np.flatnonzero(uneven).tolist():
+            marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))
+    return even, marks, shapes
 
 
 Lane = tuple[tuple[int, int, int], ...]

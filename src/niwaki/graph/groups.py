@@ -72,7 +72,7 @@ class Units:
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
     """Units from the ties, and the units along every labelled axis."""
-    rows_of_grids(space)
+    length = rows_of_grids(space)
     component = components(space.count, space.strict)
     seeded = [(p, axis) for p in parameters.values() for axis in sorted(p.seeds)]
     used = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
@@ -122,7 +122,10 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
     for mark in space.inexact:
         units = unit_of[mark.labels]
         units = units[units >= 0]
-        for kind in mark.along:
+        along = mark.along
+        if mark.columns and bool((length[mark.labels] < mark.columns).any()):
+            along = frozenset({"row", "column"})
+        for kind in along:
             inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
     classes = np.arange(count, dtype=np.int32)
     viewed: dict[bytes, np.ndarray] = {}
@@ -180,8 +183,11 @@ def _pairs(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
     return a[differ], b[differ]
 
 
-def rows_of_grids(space: LabelSpace) -> None:
-    """Rows of every viewed grid as slabs. Of grids within each other (thirds, heads, channels) the innermost counts."""
+def rows_of_grids(space: LabelSpace) -> np.ndarray:
+    """Rows of every viewed grid as slabs. Of grids within each other (thirds, heads, channels) the innermost counts.
+
+    Returns the length of the row each label lies in; int32 `[labels]`.
+    """
     length = np.full(space.count, np.iinfo(np.int32).max, dtype=np.int32)
     for grid in space.grids:
         np.minimum.at(length, grid.ravel(), np.int32(grid.shape[1]))
@@ -192,6 +198,7 @@ def rows_of_grids(space: LabelSpace) -> None:
             _, first, same = np.unique(rows[:, 0], return_index=True, return_inverse=True)
             slabs = space.new(first.size)[same]
             space.slabs["row"].append((np.repeat(slabs, rows.shape[1]), rows.ravel()))
+    return length
 
 
 def _role(space: LabelSpace, seeds: np.ndarray) -> str:

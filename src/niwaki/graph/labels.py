@@ -18,6 +18,8 @@ class Mark(NamedTuple):
     labels: np.ndarray
     reason: str
     along: frozenset[str]
+    columns: int = 0
+    """Length of a row of the grid the fact is about: shorter rows of another grid are parts of this one's rows."""
 
 
 class LabelSpace:
@@ -106,7 +108,10 @@ class LabelSpace:
             along = frozenset({"row", "column"})
         else:
             along = frozenset({"column" if column_axis(labels) in axes else "row"})
-        self.inexact.append(Mark(np.unique(labels), reason, along))
+        length = 1
+        for axis in axes:
+            length *= labels.shape[axis]
+        self.inexact.append(Mark(np.unique(labels), reason, along, length if others else 0))
 
     def role(self, labels: np.ndarray, role: str) -> None:
         """Note how a run of labels is used, under its first label; the first use counts."""

@@ -112,6 +112,8 @@ def merge(space: LabelSpace, kept: list[np.ndarray], labels: np.ndarray) -> None
             continue
         if axes == mine:
             space.unite(other, labels)
+            if space.is_free(other):  # what it met is not free any more
+                kept[i] = labels
             return
         if axes < mine:
             space.slab(labels, other)

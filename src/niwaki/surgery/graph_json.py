@@ -185,7 +185,6 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     for node in graph.nodes:  # a view that fits one kernel's memory layout does not fit another's
         if node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
-    graph.eliminate_dead_code(is_impure_node=_impure)
     for node in graph.nodes:
         node.meta = {}
         if node.op == "placeholder":
@@ -220,14 +219,6 @@ def _inline(graph: fx.Graph, owner: Any) -> None:
         graph.erase_node(node)
         if not wrapped.users:
             graph.erase_node(wrapped)
-
-
-def _impure(node: fx.Node) -> bool:
-    if node.op in ("placeholder", "output"):
-        return True
-    schema = getattr(node.target, "_schema", None)
-    writes = schema is not None and any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
-    return writes or "batch_norm" in str(node.target)
 
 
 def compile_program(program: Program) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:

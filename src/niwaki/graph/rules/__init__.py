@@ -1,5 +1,7 @@
 """The kinds of calls: one file per kind, none of which names a layer class or an architecture."""
 
+import torch
+
 from niwaki.graph.rules import (
     attention,
     contraction,
@@ -17,3 +19,7 @@ from niwaki.graph.rules.registry import RULES, Call, Rule
 __all__ = ["RULES", "Call", "Rule"]
 
 _ = (attention, contraction, convolution, factory, indexing, movement, normalisation, pointwise, reduction, spatial)
+
+for _name in list(RULES):  # an in-place variant takes the rule of the operator it is a variant of
+    if hasattr(torch.ops.aten, f"{_name}_"):
+        RULES.setdefault(f"{_name}_", RULES[_name])

@@ -138,6 +138,11 @@ def glu(call: Call) -> Labels:
     axis = call["dim"] % len(value.shape)
     half = value.shape[axis] // 2
     call.zero = value.zero
+    if half == 1:  # what is left has no axis to lose
+        for labels in value.get(call.space):
+            if labels.shape[axis] > 1:
+                call.fix(labels, "a gated pair of single channels")
+        return tuple(f for f in value.get(call.space) if f.shape[axis] == 1)
     pieces = []
     for part in (slice(0, half), slice(half, None)):
         fields = tuple(
