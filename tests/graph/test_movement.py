@@ -113,7 +113,7 @@ CASES: dict[str, Case] = {
     "unfold": (lambda x: x.unfold(2, 3, 2), S, [(0,), (1,)]),
     "unfold of elements": (lambda x: x.unfold(2, 3, 2), S, [(2,), (0, 1, 2)]),
     "unfold_copy": (lambda x: aten.unfold_copy(x, 2, 4, 4), S, [(0,), (1,), (2,)]),
-    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), (2, 8, 3, 3), [(0,), (0, 1, 2, 3)]),
+    "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2), (2, 8, 3, 3), [(0,)]),
     "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (2, 3, 4, 6), [(0,), (1,), (0, 1, 2, 3)]),
     "channel_shuffle": (lambda x: torch.channel_shuffle(x, 3), (2, 6, 3, 3), [(0,), (1,), (0, 1, 2, 3)]),
     "im2col": (lambda x: F.unfold(x, 2), (1, 3, 4, 4), [(1,)]),
@@ -139,6 +139,16 @@ def test_labels_move_as_index_numbers_do(name: str) -> None:
             (labels,) = fields
             assert labels.shape == tuple(n if n == m else 1 for n, m in zip(labels.shape, expected.shape, strict=True))
             assert np.array_equal(np.broadcast_to(labels, expected.shape), expected.numpy()), (name, axes, i)
+
+
+def test_pixel_shuffle_ties_the_phases_of_a_channel() -> None:
+    """8 channels become 2 of 2 x 2 phases in space: channels 0 to 3 are one unit, 4 to 7 the other."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.PixelShuffle(2), torch.nn.Conv2d(2, 5, 1))
+    graph = niwaki.trace(model, torch.zeros(1, 3, 2, 2))
+    (group,) = [g for g in graph.groups if g.fixed is None]
+    members = {(m.tensor, m.axis): (m.index.tolist(), m.unit.tolist()) for m in group.members}
+    assert members["0.weight", 0] == ([0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert members["2.weight", 1] == ([0, 1], [0, 1])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,9 @@ def test_unknown_operations_are_listed_and_hold_what_they_touch() -> None:
     assert "unknown operation" in group.fixed and "wobble" in group.fixed and "variations.py:" in group.fixed
 
 
-@pytest.mark.parametrize("case", ZOO, ids=str)
+@pytest.mark.parametrize(
+    "case", gaps(ZOO, {"linear_attention": "grids that share their rows are held as a whole"}), ids=str
+)
 def test_reach(case: Case) -> None:
     law(case)
 

@@ -489,6 +489,10 @@ def shuffle(call: Call) -> Labels:
     for labels in value.get(call.space):
         labels = view(call, labels, value.shape, middle)
         call.space.grid(labels)
+        if call.name == "pixel_shuffle":  # phases of a channel laid out in space go with their channel
+            for axis in (n + 1, n + 2):
+                call.space.tie(labels, axis)
+                labels = np.take(labels, [0], axis=axis)
         labels = labels.transpose(places)
         arrays.append(view(call, labels, tuple(middle[a] for a in places), call.shape))
     return separate(call, arrays)

@@ -1,5 +1,6 @@
 """Pooling, up-sampling, padding by reflection, sampling on a grid: the channel axis passes on."""
 
+import numpy as np
 from torch import Tensor
 
 from niwaki.graph.labels import varying
@@ -51,11 +52,12 @@ def spatial(call: Call) -> list[Labels]:
     kept = []
     for labels in value.get(call.space):
         inside = tuple(axis for axis in varying(labels) if axis >= first)
-        if inside:
-            call.fix(call.space.marker(labels, inside), "space")
-            if len(inside) == len(varying(labels)):
-                continue
-            labels = call.space.marker(labels, tuple(axis for axis in varying(labels) if axis < first))
+        if inside and len(inside) == len(varying(labels)):
+            call.fix(labels, "space")
+            continue
+        for axis in inside:  # phases of a channel laid out in space go with their channel
+            call.space.tie(labels, axis)
+            labels = np.take(labels, [0], axis=axis)
         kept.append(labels)
     call.zero = value.zero
     results = [call.result] if isinstance(call.result, Tensor) else [t for t in call.result if isinstance(t, Tensor)]
