@@ -25,7 +25,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest
 
 # `make fuzz N=100000` tries that many random architectures instead of the default suite's few hundred.
 fuzz: install

@@ -55,11 +55,13 @@ def cards_of(root: Path, role: str) -> list[Path]:
 
 
 def rows_of(root: Path) -> list[Row]:
-    """The benchmark's rows; none where it was not run."""
+    """The benchmark's rows of our own cuts; none where it was not run. A peer's rows stand in their own page."""
     path = root / RESULTS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    own = [row for row in listed if "dense" in row and "name" in (row.get("settings") or {})]
+    return [row for row in listed if row.get("what") != "cut" or row in own]
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, right: int = 99) -> str:
@@ -71,7 +73,7 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, right: int = 
 def measured(rows: Sequence[Row], title: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(network, label without its seed) -> accuracies by stage, over seeds, of the method whose card has this title."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    cuts = [row for row in rows if row.get("what") == "cut" and row["settings"]["name"] == title]
+    cuts = [row for row in rows if row.get("what") == "cut" and (row.get("settings") or {}).get("name") == title]
     for row in cuts:
         label = re.sub(r", seed \d+$", "", row["method"])
         entry = found.setdefault((row["network"], label), {})
@@ -152,7 +154,7 @@ def card_table(root: Path, title: str) -> str:
                 figures = (mean(entry["dense"][:1]), mean(entry["cut"]), mean(entry["batch norm"]), recovered(entry))
                 kept = f"{share:.4f}, promised {promised} counted"
                 lines.append((network, label, *figures, kept, f"{max(entry['difference']):.0e}"))
-    labels = {row["method"] for row in rows if row.get("what") == "cut" and row["settings"]["name"] == title}
+    labels = {row["method"] for row in rows if row.get("what") == "cut" and (row.get("settings") or {}).get("name") == title}
     used = [row for row in rows if row.get("what") in ("cut", "recovery") and row["method"] in labels]
     commands = sorted({row["command"] for row in used})
     commits = sorted({row["commit"] + (" with uncommitted changes" if row.get("changed") else "") for row in used})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 import niwaki
+from laws.common import gaps
 from zoo import ZOO, Case, named
 
 
