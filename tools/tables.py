@@ -154,9 +154,8 @@ def card_table(root: Path, title: str) -> str:
                 figures = (mean(entry["dense"][:1]), mean(entry["cut"]), mean(entry["batch norm"]), recovered(entry))
                 kept = f"{share:.4f}, promised {promised} counted"
                 lines.append((network, label, *figures, kept, f"{max(entry['difference']):.0e}"))
-                worst = f"{max(entry['difference']):.0e}"
-                taken_line = (network, label, *figures, kept, worst)
-                lines.append(taken_line)
+    mine = [row for row in rows if row.get("what") == "cut" and (row.get("settings") or {}).get("name") == title]
+    labels = {row["method"] for row in mine}
     used = [row for row in rows if row.get("what") in ("cut", "recovery") and row["method"] in labels]
     commands = sorted({row["command"] for row in used})
     commits = sorted({row["commit"] + (" with uncommitted changes" if row.get("changed") else "") for row in used})
