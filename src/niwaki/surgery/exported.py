@@ -71,6 +71,7 @@ class Exported(nn.Module):
 
     def set_momentum(self, momentum: float | None) -> None:
         """Weight of the next batch in running statistics; None brings the exported one back."""
+        self._refit()
         code = self._programs.get(True)
         if code is not None:
             self._codes[True] = compile_program(code if momentum is None else code.with_momentum(momentum))
