@@ -69,6 +69,12 @@ class Said:
 Run = Callable[..., Said]
 
 
+@pytest.fixture(scope="session")
+def networks() -> str:
+    """The text of a file of networks."""
+    return NETS
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder with a file of networks."""

@@ -17,13 +17,11 @@ QUICK = ("--runs", "0", "--limit-test", "40", "--calibrate", "2")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def saved(tmp_path_factory: pytest.TempPathFactory, networks: str) -> Iterator[Path]:
     """A run with every stage, made once."""
     folder = tmp_path_factory.mktemp("compress")
     with pytest.MonkeyPatch.context() as patch:
-        from conftest import NETS
-
-        (folder / "nets.py").write_text(NETS)
+        (folder / "nets.py").write_text(networks)
         patch.chdir(folder)
         arguments = [
             "--data",
