@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from planned import Hard, Heads, keeping, mlp
 from torch import Tensor, nn
 
@@ -227,3 +228,34 @@ def test_a_plan_from_a_file_cuts_without_the_graph() -> None:
     again = niwaki.cut(model, niwaki.Plan.from_json(plan.to_json()))
     first = niwaki.cut(model, plan)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_strides_are_no_widths() -> None:
+    """Two groups, a kernel of two and a stride of two: only the groups are halved."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 2, 1)
+    ).eval()
+    small = niwaki.cut(model, keeping(model, torch.randn(1, 3, 4, 4), {"0": [0, 1, 2, 3], "1.bias": [0, 1]}))
+    assert (small[1].groups, small[1].kernel_size, small[1].stride) == (1, (2, 2), (2, 2))
+
+
+class Strided(nn.Module):
+    """Keeps its stride as a plain integer that equals its number of groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=2, groups=2), nn.Conv2d(4, 2, 1)
+        self.groups = self.dilation = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.a(x), self.b.weight, padding=2, dilation=self.dilation, groups=self.groups)
+        return self.c(x.mean((2, 3), keepdim=True))
+
+
+def test_a_check_of_windows_finds_the_right_integer() -> None:
+    model = Strided().double().eval()
+    example = torch.randn(1, 3, 6, 6).double()
+    plan = keeping(model, example, {"a": [0, 1, 2, 3], "b": [0, 1]})
+    small = niwaki.cut(model, plan)
+    assert (small.groups, small.dilation) == (1, 2)
+    assert niwaki.verify(model, small, plan, example).difference < 1e-12

@@ -10,8 +10,9 @@ from planned import Hard, keeping
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.graph.plans import alive_of
 from niwaki.surgery import surgery_of
-from niwaki.surgery.exported import Exported, rebuild
+from niwaki.surgery.exported import Exported, cut_exported, rebuild
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
@@ -135,3 +136,12 @@ def test_sizes_in_a_forward_are_corrected(forward: Any) -> None:
     small = niwaki.cut(model, plan)
     receipt = niwaki.verify(model, small, plan, X)
     assert plan.kept and receipt.passed
+
+
+def test_an_argument_named_like_a_builtin() -> None:
+    """`nn.Sequential` calls its argument `input`, a name that a copied graph does not keep."""
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    plan = keeping(model, X, {"0": [0, 2, 5]})
+    small, reason = cut_exported(model, plan, plan.graph, alive_of(plan.graph, plan))
+    assert small is not None, reason
+    assert torch.allclose(small(X), niwaki.cut(model, plan)(X), atol=1e-6)

@@ -14,13 +14,16 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Record, Recorder, seed
+from niwaki.graph.recorder import Record, Recorder, find_rule, seed
+from niwaki.graph.rules import convolution, spatial
 from niwaki.graph.skeleton import copy_with, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter, Value
+from niwaki.surgery.evidence import Sizes, stays_of
 from niwaki.units import map_tensors, run, tensors_in
 
 SCALARS = ("mul", "div", "mul_", "div_", "true_divide")
+WINDOWED = (convolution.__name__, spatial.__name__)
 ATTENTION = "_scaled_dot_product"
 
 
@@ -74,9 +77,47 @@ def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs:
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
-    problem = _compare(space, parameters, graph, alive)
+    problem = _calls(recorder.records, graph, Sizes(stays_of(graph, alive))) or _compare(
+        space, parameters, graph, alive
+    )
     scales = () if problem else _scales(recorder.records, graph)
     return Retrace(recorder.records, parameters, problem, scales)
+
+
+def _calls(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> str | None:
+    """Where a module makes the calls it made: shapes must be the traced ones cut down, windows as they were."""
+
+    def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Record]]:
+        table: dict[str, list[Record]] = {}
+        for record in listing:
+            table.setdefault(record.module, []).append(record)
+        return table
+
+    before = by_module(graph.records)
+    for module, made in by_module(records).items():
+        old = before.get(module, [])
+        if [record.name for record in old] != [record.name for record in made]:
+            continue
+        for was, now in zip(old, made, strict=True):
+            for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
+                # what a call gives besides (saved statistics, indices of a maximum) carries no labels
+                if (i == 0 or value.fields) and small.shape != sizes.of(value):
+                    return f"{now.name} in {module or 'the model'} gives {small.shape}, not {sizes.of(value)}"
+            if window(was) != window(now):
+                return f"{now.name} in {module or 'the model'} runs with {window(now)}, not {window(was)}"
+    return None
+
+
+def window(record: Record) -> tuple[Any, ...] | None:
+    """Strides, paddings and the like of a convolution, pooling or resizing: what no cut of channels may change."""
+    rule = find_rule(record.func, record.name)
+    if rule is None or rule.__module__ not in WINDOWED:
+        return None
+    return tuple(
+        item
+        for argument, item in zip(record.func._schema.arguments, record.args, strict=False)
+        if not isinstance(item, Value) and argument.name != "groups"
+    )
 
 
 def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray) -> str | None:

@@ -148,10 +148,9 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
     _inline(graph, exported.graph_module)
     signature = exported.graph_signature
     constants: dict[str, Tensor] = {}
-    by_name = {spec.arg.name: spec for spec in signature.input_specs}
     users: list[fx.Node] = []
-    for node in [n for n in graph.nodes if n.op == "placeholder"]:
-        spec = by_name[node.name]
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, spec in zip(given, signature.input_specs, strict=True):  # in order: a copied graph may rename them
         if spec.kind == InputKind.USER_INPUT:
             users.append(node)
             continue

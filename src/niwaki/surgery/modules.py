@@ -1,6 +1,8 @@
 """Integers that modules keep: the declared sizes of torch's own modules, and mends of anybody's by evidence."""
 
+import inspect
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -50,8 +52,8 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
             "groups": g,
         }
     if isinstance(module, (nn.modules.batchnorm._NormBase,)):
-        size = next((t.shape[0] for t in (module.weight, module.running_mean) if t is not None), module.num_features)
-        return {"num_features": size}
+        size = next((t.shape[0] for t in (module.weight, module.running_mean) if t is not None), None)
+        return {"num_features": size} if size is not None else {}
     if isinstance(module, nn.LayerNorm) or (hasattr(nn, "RMSNorm") and isinstance(module, nn.RMSNorm)):
         return {"normalized_shape": tuple(weight.shape)} if weight is not None else {}
     if isinstance(module, nn.GroupNorm):
@@ -82,6 +84,17 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
     return {}
 
 
+@cache
+def _settings(kind: type[nn.Module]) -> frozenset[str]:
+    own = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn."))
+    return frozenset(inspect.signature(own.__init__).parameters) | {"_reversed_padding_repeated_twice"}
+
+
+def settings(module: nn.Module) -> frozenset[str]:
+    """Attributes of a torch module that `declared` answers for: its widths, and what is none (stride, layers)."""
+    return _settings(type(module)) if declared(module) else frozenset()
+
+
 Option = tuple[tuple[str, str, Any], list[Any]]
 
 
@@ -96,7 +109,7 @@ def options(
     found: dict[Any, tuple[list[tuple[nn.Module, str, str]], list[Any]]] = {}
     for path, module in model.named_modules():
         table = changes.get(path, {})
-        fixed = declared(module)
+        fixed = settings(module)
         for attribute, value in list(vars(module).items()):
             if attribute in fixed or attribute in ("training", "_version", "_is_full_backward_hook"):
                 continue
