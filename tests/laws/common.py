@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -56,19 +55,6 @@ def method_blocks() -> list[Any]:
 
 def needs_gradients(block: Any) -> bool:
     return any("grad" in need.name.lower() for need in block.needs)
-
-
-def gaps(cases: Any, known: dict[str, str]) -> list[Any]:
-    """The cases, those of `known` as strict expected failures: what the graph can't do yet, said aloud.
-
-    Strict: the day one of them holds, the test fails until its entry is taken out.
-    """
-    listed = []
-    for case in cases:
-        reason = known.get(str(case))
-        marks = [pytest.mark.xfail(reason=f"known gap: {reason}", strict=True)] if reason else []
-        listed.append(pytest.param(case, marks=marks))
-    return listed
 
 
 def random_scores(model: nn.Module, graph: Any, seed: int, *, uneven: bool = True) -> Any:

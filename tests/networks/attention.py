@@ -250,7 +250,7 @@ class Baddbmm(nn.Module):
         return x + self.dense(y)
 
 
-@case(TOKENS, *HEADS, "inexact", free={"to_qkv.weight:0": 0, "to_out.weight:1": 0})
+@case(TOKENS, *HEADS, "inexact", free={"to_qkv.weight:0": 16, "to_out.weight:1": 8})
 class LinearAttention(nn.Module):
     """Attention without a token-by-token matrix: softmax over the features of a key, context first."""
 

@@ -309,3 +309,18 @@ class BareBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.batch(self.conv2(torch.relu(self.bn(self.conv1(x))))))
         return self.fc(torch.selu(self.free(self.conv3(x))).mean((2, 3)))
+
+
+@case(reals(2, 3, 6, 6), "grid", free={"squeeze.weight:0": 0, "up.weight:0": 0})
+class StridedGroups(nn.Module):
+    """Groups, kernel and stride are all two; what is strided is averaged, so that its size does not show outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(3, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, stride=2, groups=2)
+        self.dilated = nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=2)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.dilated(F.relu(self.up(self.squeeze(x))))).mean((2, 3)))

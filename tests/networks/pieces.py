@@ -167,7 +167,7 @@ def widths(limit: int = 10) -> list[int]:
 
 
 def conv_settings(shape: Shape, draw: Draw) -> Settings:
-    groups = draw(divisors(shape[0]))
+    groups = draw([g for g in divisors(shape[0]) if g <= 12])
     return {
         "out": groups * draw([n for n in range(1, 11) if groups * n <= 12]),
         "groups": groups,

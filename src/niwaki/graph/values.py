@@ -123,9 +123,7 @@ def merge(space: LabelSpace, kept: list[np.ndarray], labels: np.ndarray) -> None
             del kept[i]
             merge(space, kept, labels)
             return
+        # two grids with common rows (keys and values of a head): the rows are the same, the columns their own
         shared = tuple(sorted(axes & mine))
         space.unite(space.marker(other, shared), space.marker(labels, shared))
-        for array in (labels, other):
-            space.fix(array, "two grids cross on one axis")
-        return
     kept.append(labels)

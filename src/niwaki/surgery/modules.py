@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator, Mapping
-from functools import cache
 from itertools import product
 from typing import Any
 
@@ -84,15 +83,12 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
     return {}
 
 
-@cache
-def _settings(kind: type[nn.Module]) -> frozenset[str]:
-    own = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn."))
-    return frozenset(inspect.signature(own.__init__).parameters) | {"_reversed_padding_repeated_twice"}
-
-
 def settings(module: nn.Module) -> frozenset[str]:
     """Attributes of a torch module that `declared` answers for: its widths, and what is none (stride, layers)."""
-    return _settings(type(module)) if declared(module) else frozenset()
+    if not declared(module):
+        return frozenset()
+    own = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    return frozenset(inspect.signature(own).parameters) | {"_reversed_padding_repeated_twice"}
 
 
 Option = tuple[tuple[str, str, Any], list[Any]]

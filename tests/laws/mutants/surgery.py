@@ -135,3 +135,10 @@ def mask_changes_what_stays(patch: Patch) -> None:
         return masked
 
     wrap(patch, niwaki.surgery, "mask", mask)
+
+
+@mutant("cut equals mask", "strided_groups")
+def integers_of_windows_are_mended_too(patch: Patch) -> None:
+    """A stride equal to a number of groups shrinks with it, and the check on the spot does not look."""
+    patch.setattr(module("surgery.modules"), "settings", lambda module: frozenset())
+    patch.setattr(module("surgery.check"), "_calls", lambda *args: None)

@@ -1,5 +1,6 @@
 """Matrix products, and what linear, matmul, einsum and tensordot become: tied along the contracted axis."""
 
+from collections import Counter
 from math import prod
 
 import numpy as np
@@ -75,14 +76,14 @@ def term(shape: tuple[int, ...], fields: Labels, constant: int = 1) -> Term:
         axes = set(varying(labels))
         if not any(axes <= set(varying(other)) for other in largest):
             largest.append(labels)
-    covered: set[int] = set()
-    factors: list[np.ndarray] = []
-    for labels in largest:
-        axes = set(varying(labels))
-        if axes & covered:
-            continue
-        covered |= axes
-        factors.append(labels.reshape(1, -1))
+    covered = Counter(axis for labels in largest for axis in varying(labels))
+    shared = {axis for axis, times in covered.items() if times > 1}
+    factors = []
+    for labels in largest:  # grids that share rows are counted row by row
+        rows = tuple(axis for axis in varying(labels) if axis in shared)
+        rest = tuple(axis for axis in range(labels.ndim) if axis not in rows)
+        count = prod(labels.shape[axis] for axis in rows)
+        factors.append(labels.transpose(rows + rest).reshape(count, -1))
     return Term(constant * prod(size for axis, size in enumerate(shape) if axis not in covered), tuple(factors))
 
 

@@ -21,7 +21,7 @@ def separate(call: Call, arrays: list[np.ndarray]) -> Labels:
         if not axes:
             call.fix(labels, PICKED)
             continue
-        clash = [other for other in kept if axes & set(varying(other))]
+        clash = [other for other in kept if axes & set(varying(other)) and not crossing(labels, other)]
         if clash:
             for other in (labels, *clash):
                 call.fix(other, "two labelled axes are viewed as one")
@@ -29,6 +29,12 @@ def separate(call: Call, arrays: list[np.ndarray]) -> Labels:
             continue
         kept.append(labels)
     return tuple(kept)
+
+
+def crossing(labels: np.ndarray, other: np.ndarray) -> bool:
+    """Whether these are two grids that share their rows and have columns of their own."""
+    mine, theirs = set(varying(labels)), set(varying(other))
+    return bool(mine & theirs) and not mine <= theirs and not theirs <= mine
 
 
 def move(call: Call, change: Callable[[np.ndarray], np.ndarray], *, source: str = "self") -> Labels:
@@ -120,9 +126,9 @@ def view(call: Call, labels: np.ndarray, before: tuple[int, ...], after: tuple[i
         spread = [axis for axis in big if labels.shape[axis] > 1]
         if len(big) > 1 and len(spread) > 1 and len([a for a in right if after[a] > 1]) < len(big):
             column = column_axis(labels)
-            if column in spread:
-                for axis in spread[spread.index(column) + 1 :]:  # rows interleaved inside columns: columns go together
-                    call.space.tie(labels, axis)
+            inside = spread[spread.index(column) + 1 :] if column in spread else []
+            if inside:  # rows interleaved inside columns: columns go together
+                call.space.marker(labels, tuple(axis for axis in varying(labels) if axis not in inside))
     sizes: list[int] = []
     target: list[int] = []
     split: list[int] = []
@@ -161,9 +167,13 @@ def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[in
             continue
         kept = [f for f in kept if not any(f is other for other in free)]
         inside = [f for f in inside if not any(f is other for other in free)]
-        if len(inside) > 1:
+        if len({tuple(axis for axis in varying(f) if axis in big) for f in inside}) > 1:
             shape = np.broadcast_shapes(*(f.shape for f in inside))
-            product = call.space.new(int(np.prod(shape))).reshape(shape)
+            first = {axis: int(f.min()) for f in sorted(inside, key=np.min, reverse=True) for axis in varying(f)}
+            # the axis that was labelled first is the outer one, however the axes stand now
+            order = sorted(range(len(shape)), key=lambda axis: (first.get(axis, -1), axis))
+            sizes = [shape[axis] for axis in order]
+            product = call.space.new(int(np.prod(shape))).reshape(sizes).transpose(np.argsort(order))
             for f in inside:
                 call.space.slab(f, product)
             call.space.grid(product)
