@@ -155,6 +155,8 @@ def test_export(run: Run, here: Path) -> None:
     found = run("compress", MODEL, "--input", "1x1x8x8", "--out", "r", "--runs", "0", "--export", "onnx", "--json")
     assert found.code == 0
     assert found.data["onnx"]["difference"]["value"] < 1e-4
+    saved = json.loads((here / "r" / "report.json").read_text())
+    assert saved["exports"]["onnx"] == found.data["onnx"] == found.data["report"]["exports"]["onnx"]
     assert (here / "r" / "model.onnx").is_file()
 
 

@@ -1,8 +1,8 @@
 """Help and the list of methods come at once and without torch."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,9 +14,11 @@ CALL = (
 
 
 def start(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    began = time.perf_counter()
+    """What was said, and the seconds of processor time it took: the clock on the wall counts other programs too."""
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", CALL, *arguments], capture_output=True, text=True, timeout=60)
-    return done, time.perf_counter() - began
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def start(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
 )
 def test_in_half_a_second_without_torch(arguments: tuple[str, ...]) -> None:
     tries = []
-    for _ in range(3):  # the machine may be busy with other tests: the best of three counts
+    for _ in range(3):  # the best of three: the first may have to write compiled files
         done, seconds = start(*arguments)
         assert done.returncode == 0, done.stderr
         assert done.stderr == "imported:\n"

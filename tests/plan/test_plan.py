@@ -96,7 +96,6 @@ def test_another_model_is_refused_before_anything_is_done() -> None:
     for other in (
         nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 1)),
         nn.Linear(2, 4),
-        net().double(),
     ):
         for verb in (niwaki.cut, niwaki.cut_, niwaki.mask):
             with pytest.raises(niwaki.errors.PlanMismatchError, match="apply a plan made for Sequential"):
@@ -104,6 +103,15 @@ def test_another_model_is_refused_before_anything_is_done() -> None:
     small = niwaki.cut(net(), plan)
     with pytest.raises(niwaki.errors.PlanMismatchError):  # a cut model is another model, too
         niwaki.cut(small, plan)
+
+
+def test_a_plan_fits_its_model_in_any_precision() -> None:
+    """Which positions stay says nothing of how they are stored."""
+    plan = made()
+    for kind in (torch.float64, torch.bfloat16):
+        small = niwaki.cut(net().to(kind), niwaki.Plan.from_json(plan.to_json()))
+        assert {p.dtype for p in small.parameters()} == {kind}
+        assert [p.shape for p in small.parameters()] == [p.shape for p in niwaki.cut(net(), plan).parameters()]
 
 
 @pytest.mark.parametrize(

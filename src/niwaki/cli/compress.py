@@ -11,6 +11,7 @@ from niwaki.cli.options import (
     AsJson,
     Checkpoint,
     Data,
+    Device,
     Input,
     Model,
     Normalisation,
@@ -63,6 +64,7 @@ def compress(
     export: Annotated[str | None, typer.Option(help="onnx: write model.onnx into DIR, too.")] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is at DIR.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -96,6 +98,7 @@ def compress(
 
     if export is not None:
         from niwaki.export.onnx import export_onnx, need_packages
+        from niwaki.methods.job import note_export
 
         need_packages()
     budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
@@ -110,8 +113,9 @@ def compress(
         split_seed=split_seed,
         seed=seed,
         threads=threads,
+        device=device,
     )
-    with stages() as hear:
+    with stages() as (hear, step):
         outcome = niwaki.compress(
             asked.loaded.model,
             asked.example,
@@ -126,15 +130,18 @@ def compress(
             limit=limit_test,
             meters=(Latency(runs=runs, warm_up=3, threads=threads),) if runs else (),
             progress=hear,
+            steps=step,
             source=model,
             command=context.obj,
         )
     outcome.save(out, force=force)
-    result: dict[str, Any] = {"folder": str(out), "page": str(niwaki.report.write(out))}
+    result: dict[str, Any] = {"folder": str(out)}
     if export is not None:
         taken = export_onnx(outcome.model, asked.example, out / "model.onnx")
         result["onnx"] = {name: measurement.to_json() for name, measurement in taken.items()}
+        note_export(out, "onnx", result["onnx"])
         say(f"onnx: {out / 'model.onnx'}, {taken['difference'].value:.1e} from PyTorch")
+    result["page"] = str(niwaki.report.write(out))
     say(f"saved: {out}; page: {result['page']}")
     result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)

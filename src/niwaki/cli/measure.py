@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.cli.options import AsJson, Checkpoint, Data, Input, Normalisation, Seed, SplitSeed, Threads
+from niwaki.cli.options import AsJson, Checkpoint, Data, Device, Input, Normalisation, Seed, SplitSeed, Threads
 from niwaki.cli.talk import show
 from niwaki.errors import InputError
 
@@ -24,6 +24,7 @@ def measure(
     runs: Annotated[int, typer.Option(min=0, help="Timed passes; 0 leaves latency out.")] = 30,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in a timed pass.")] = None,
     threads: Threads = None,
+    device: Device = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -52,9 +53,12 @@ def measure(
         split_seed=split_seed,
         seed=seed,
         threads=threads,
+        device=device,
         own_weights=folder is None,
     )
     network = asked.loaded.model if folder is None else niwaki.load(str(folder), asked.loaded.factory).eval()
+    if device is not None:
+        network.to(device)
     meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
     taken = take(network, asked.example, meters=meters)
     if asked.splits is not None:

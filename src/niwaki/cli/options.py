@@ -25,6 +25,9 @@ Protect = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of random weights, random scores and fresh inputs.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads inside an operation.")]
+Device = Annotated[
+    str | None, typer.Option(help="Where the model runs: cpu (unless said), cuda, cuda:1, ...", metavar="NAME")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Data = Annotated[str | None, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR or npz:FILE.", metavar="SPEC")]
 Normalisation = Annotated[

@@ -12,6 +12,7 @@ from niwaki.data import Splits
 from niwaki.errors import InputError
 from niwaki.measure.latency import at_batch
 from niwaki.models import Loaded
+from niwaki.units import map_tensors
 
 
 @final
@@ -34,6 +35,7 @@ def ask(
     split_seed: int = 0,
     seed: int = 0,
     threads: int | None = None,
+    device: str | None = None,
     own_weights: bool = True,
 ) -> Asked:
     """The model, an example, and the data if a `spec` is given.
@@ -46,6 +48,7 @@ def ask(
         raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
     if threads is not None:
         torch.set_num_threads(threads)
+    place = _device(device)
     wanted = shape_of(shape)
     splits = None
     if spec is not None and wanted is None:
@@ -57,7 +60,30 @@ def ask(
     example = loaded.example if not wanted or wanted[0] == 1 else at_batch(loaded.example, wanted[0])
     if own_weights and loaded.weights == "random":
         say(f"{source}: the weights are random (no --checkpoint)")
+    if place is not None:
+        loaded.model.to(place)
+        example = map_tensors(example, lambda tensor: tensor.to(place))
     return Asked(loaded, example, splits)
+
+
+def _device(name: str | None) -> torch.device | None:
+    """The device of this name.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name is None:
+        return None
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        found = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise InputError(f"--device {name}", found=lines[0], do=f"give a device of this machine: {found}") from error
+    if place.type == "meta":
+        raise InputError("--device meta", found="it holds no numbers", do="give a device that computes")
+    return place
 
 
 def shape_text(example: Any) -> str | None:

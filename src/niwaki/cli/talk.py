@@ -95,21 +95,24 @@ def translated(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, float], None]]:
-    """Inside, a function that hears of each finished stage and its seconds; a live display on a terminal."""
+def stages() -> Iterator[tuple[Callable[[str, float], None], Callable[[int, int, str], None]]]:
+    """Inside, two functions: one hears of each finished stage, one of each training step; bars on a terminal."""
     log = logging.getLogger("niwaki")
     if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
-        yield lambda stage, seconds: say(f"{stage}: {seconds:.2f} s")
+        yield lambda stage, seconds: say(f"{stage}: {seconds:.2f} s"), lambda step, steps, epoch: None
         return
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as live:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as live:
         task = live.add_task("at work", total=None)
 
         def hear(stage: str, seconds: float) -> None:
             live.console.print(f"[green]done[/green] {stage} [dim]{seconds:.2f} s[/dim]", highlight=False)
-            live.update(task, description=f"after {stage}")
+            live.update(task, description=f"after {stage}", total=None)
 
-        yield hear
+        def step(number: int, steps: int, epoch: str) -> None:
+            live.update(task, description=f"training, {epoch}", completed=number, total=steps)
+
+        yield hear, step

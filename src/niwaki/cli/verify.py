@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from niwaki.cli.options import AsJson, Checkpoint, Input, Model, Seed
+from niwaki.cli.options import AsJson, Checkpoint, Device, Input, Model, Seed
 from niwaki.cli.talk import show
 from niwaki.errors import InputError
 
@@ -16,6 +16,7 @@ def verify(
     checkpoint: Checkpoint = None,
     shape: Input = None,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a saved plan. Cuts MODEL by it, compares with the masked original in float64; exit 1 if they differ."""
@@ -32,7 +33,7 @@ def verify(
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"verify {plan}", found=str(error), where=str(file), do="give a readable plan") from error
     made = niwaki.Plan.from_json(text)
-    asked = ask(model, checkpoint=checkpoint, shape=shape or shape_text(made.example), seed=seed)
+    asked = ask(model, checkpoint=checkpoint, shape=shape or shape_text(made.example), seed=seed, device=device)
     small = niwaki.cut(asked.loaded.model, made)
     receipt = niwaki.verify(asked.loaded.model, small, made, asked.example, seed=seed)
     data = receipt.to_json()

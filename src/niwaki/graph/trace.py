@@ -344,10 +344,10 @@ def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Digest of the model's class and the names, shapes and types of its tensors; values do not count."""
+    """Digest of the model's class and the names and shapes of its tensors; values and types do not count."""
     listing = [type(model).__qualname__]
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        listing.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")
+        listing.append(f"{name} {tuple(tensor.shape)}")
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
 
 

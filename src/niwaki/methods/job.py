@@ -52,6 +52,9 @@ class Job:
     meters: tuple[Meter, ...] = ()
     """Meters beside parameters, MACs and bytes."""
     progress: Callable[[str, float], None] | None = None
+    """Hears of each finished stage and its seconds."""
+    steps: Callable[[int, int, str], None] | None = None
+    """Hears of each training step: its number from 1, how many there are, which epoch."""
     source: str = ""
     """Where the model came from, for the report."""
     command: str | None = None
@@ -279,6 +282,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
+
+
+def note_export(folder: Path, kind: str, measurements: dict[str, Any]) -> None:
+    """Add what an export of a saved run measured to its report.json (written aside and renamed)."""
+    path = folder / "report.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data.setdefault("exports", {})[kind] = measurements
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:

@@ -102,7 +102,7 @@ def one_shot(
         if task is None:
             raise InputError("recovery without data", found="no task", do="give a task (--data on the command line)")
         small.train()
-        history = job.recovery(small, task).to_json()
+        history = job.recovery(small, task, progress=job.steps).to_json()
         small.train(model.training)
         done("recover")
         stages.append(Stage("recovery", look(small, job)))

@@ -37,6 +37,7 @@ def compress(
     limit: int | None = None,
     meters: tuple[Meter, ...] = (),
     progress: Callable[[str, float], None] | None = None,
+    steps: Callable[[int, int, str], None] | None = None,
     source: str = "",
     command: str | None = None,
 ) -> Outcome:
@@ -47,6 +48,8 @@ def compress(
         recovery: a short training after the cut.
         calibration: batches for the re-estimation of batch norm.
         limit: test samples to evaluate on (all by default).
+        progress: called after each stage with its name and seconds.
+        steps: called after each training step with its number, the number of steps and the epoch in words.
 
     Raises:
         InputError and its kin: a budget that can't be met, a protected name that does not exist, weights with NaN, ...
@@ -81,6 +84,7 @@ def compress(
             limit=limit,
             meters=meters,
             progress=progress,
+            steps=steps,
             source=source,
             command=command,
         )
