@@ -126,3 +126,30 @@ def test_a_saved_surgery_scales_again_without_a_trace() -> None:
     small = niwaki.cut(model, plan)
     again = redo(model, plan, surgery_of(small))
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
+
+
+class Twice(nn.Module):
+    """Attention called twice; `alike` False lets a plain layer read the query's and key's weights too."""
+
+    def __init__(self, *, alike: bool = True) -> None:
+        super().__init__()
+        self.heads, self.alike = Heads(heads=1, size=4), alike
+        self.own = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.heads(self.heads(x))
+        if self.alike:
+            return x
+        return x + self.own(self.heads.q(x).relu() + self.heads.k(x).relu())
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_weight_used_twice_takes_the_factor_once(alike: bool) -> None:
+    model = Twice(alike=alike).double().eval()
+    plan = keeping(model, X.double(), {"heads.q": [0, 1, 3]})
+    small = niwaki.cut(model, plan)
+    receipt = niwaki.verify(model, small, plan, X.double())
+    assert receipt.exact and receipt.passed and receipt.door == ("eager" if alike else "exported")
+    if alike:
+        # the fused call scales queries and keys by the root each: weight and bias of both
+        assert [entry["factor"] for entry in surgery_of(small).scaled] == pytest.approx([(3 / 4) ** 0.25] * 4)

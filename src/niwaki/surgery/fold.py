@@ -39,6 +39,7 @@ class Walk:
                 self.producer.setdefault(id(value), record)
             for value in values_in(record):
                 self.readers.setdefault(id(value), []).append(record)
+        self.parameters = {id(v): v for r in seen.records for v in values_in(r) if v.parameter is not None}
         self.visited: set[int] = {id(until)}
         self.touched: list[tuple[Value, np.ndarray]] = []
         self.slices: dict[tuple[str, int], np.ndarray] = {}
@@ -89,13 +90,19 @@ class Walk:
         """Whether nobody else reads what is scaled on the way."""
         for value, labels in self.touched:
             for record in self.readers.get(id(value), ()):
-                if id(record) in self.visited:
-                    continue
-                rule = RULES.get(record.name)
-                moved = rule is not None and rule.__module__ == MOVEMENT  # another part of it may be taken
-                if not moved or any(self._carries(out, labels) for out in record.outputs):
+                if id(record) not in self.visited and self.passes(record, labels):
                     return False
         return True
+
+    def passes(self, record: Record, labels: np.ndarray) -> bool:
+        """Whether a call uses what is labelled so: all do that read it, but those that take another part of it."""
+        rule = RULES.get(record.name)
+        moved = rule is not None and rule.__module__ == MOVEMENT
+        return not moved or any(self._carries(out, labels) for out in record.outputs)
+
+    def read_parameters(self) -> list[tuple[Value, list[Record]]]:
+        """Parameters and the calls that read them."""
+        return [(value, self.readers[key]) for key, value in self.parameters.items()]
 
     def _carries(self, value: Value, labels: np.ndarray, near: Value | None = None) -> bool:
         fields = value.fields if value.parameter is None else tuple(value.parameter.seeds.values())
@@ -136,34 +143,64 @@ def fold(model: nn.Module, seen: Retrace) -> tuple[list[dict[str, object]], str 
     """Undo every changed factor by scaling weights of `model` in place; what could not be undone is named."""
     done: list[dict[str, object]] = []
     parameters = dict(model.named_parameters())
-    for scale in seen.scales:
-        slices = _slices(seen, scale)
-        if slices is None:
-            return (
-                done,
-                f"{scale.record.name} in {scale.record.module or 'the model'} has a factor that depends on the width",
-            )
-        for (name, axis), positions in slices.items():
-            with torch.no_grad():
-                data = parameters[name].detach()
-                shape = [1] * data.dim()
-                shape[axis] = data.shape[axis]
-                factor = torch.ones(data.shape[axis], dtype=torch.float64)
-                factor[torch.from_numpy(positions)] = scale.factor
-                data.copy_(data.double() * factor.to(data.device).reshape(shape)) if not data.is_meta else None
-            done.append({"tensor": name, "axis": axis, "positions": positions.tolist(), "factor": scale.factor})
+    listed = [(scale, _walks(seen, scale)) for scale in seen.scales]
+    stuck = next((scale for scale, walks in listed if not walks), None)
+    if stuck is not None:
+        return done, f"{_place(stuck)} has a factor that depends on the width"
+    factors: dict[tuple[str, int], tuple[np.ndarray, float]] | None = {}
+    for pick in range(max((len(walks) for _, walks in listed), default=0)):
+        factors = _joined([(scale, walks[min(pick, len(walks) - 1)]) for scale, walks in listed])
+        if factors is not None:
+            break
+    if factors is None:
+        return done, f"{_place(listed[0][0])} has a factor that depends on the width, and its weights serve others too"
+    for (name, axis), (positions, value) in factors.items():
+        with torch.no_grad():
+            data = parameters[name].detach()
+            shape = [1] * data.dim()
+            shape[axis] = data.shape[axis]
+            factor = torch.ones(data.shape[axis], dtype=torch.float64)
+            factor[torch.from_numpy(positions)] = value
+            data.copy_(data.double() * factor.to(data.device).reshape(shape)) if not data.is_meta else None
+        done.append({"tensor": name, "axis": axis, "positions": positions.tolist(), "factor": value})
     return done, None
 
 
-def _slices(seen: Retrace, scale: Scale) -> dict[tuple[str, int], np.ndarray] | None:
+def _place(scale: Scale) -> str:
+    return f"{scale.record.name} in {scale.record.module or 'the model'}"
+
+
+def _walks(seen: Retrace, scale: Scale) -> list[Walk]:
+    """Ways back from a scale to slices that can carry it."""
     candidates = [scale.value]
     if scale.record.name.startswith("_scaled_dot_product"):
         candidates = [v for v in scale.record.args[:2] if isinstance(v, Value)]
+    found = []
     for value in candidates:
-        if not value.fields:
-            continue
-        walk = Walk(seen, scale.record)
-        labels = np.unique(np.concatenate([f.ravel() for f in value.fields]))
-        if walk.back(value, labels) and walk.alone():
-            return walk.slices
-    return None
+        if value.fields:
+            walk = Walk(seen, scale.record)
+            labels = np.unique(np.concatenate([f.ravel() for f in value.fields]))
+            if walk.back(value, labels) and walk.alone():
+                found.append(walk)
+    return found
+
+
+def _joined(chosen: list[tuple[Scale, Walk]]) -> dict[tuple[str, int], tuple[np.ndarray, float]] | None:
+    """One factor for each slice, where a weight that is used several times needs the same at every use."""
+    factors: dict[tuple[str, int], tuple[np.ndarray, float]] = {}
+    reached: set[int] = set()
+    for scale, walk in chosen:
+        reached |= walk.visited
+        for key, positions in walk.slices.items():
+            known = factors.setdefault(key, (positions, scale.factor))
+            if known[1] != scale.factor or not np.array_equal(known[0], positions):
+                return None
+    for _, walk in chosen:
+        for value, readers in walk.read_parameters():
+            for (name, axis), (positions, _) in factors.items():
+                if value.parameter is None or value.parameter.name != name:
+                    continue
+                labels = value.parameter.seeds[axis][positions]
+                if any(id(r) not in reached and walk.passes(r, labels) for r in readers):
+                    return None
+    return factors
