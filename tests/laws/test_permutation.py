@@ -52,12 +52,24 @@ def blocks_last(flat: Tensor, member: Any, like: Tensor) -> Tensor:
 
 
 def orders_of(graph: Any, seed: int) -> dict[str, np.ndarray]:
-    """A random order of the units of every group of plain channels."""
+    """A random order of the units of every group of plain channels.
+
+    Not of units that lie partly on padding: two of them may look alike, and yet one has its channel where the other
+    has its zeros. They are told by having fewer positions on an axis than other units have there.
+    """
     random = np.random.default_rng(seed)
+    most: dict[tuple[str, int], int] = {}
+    for group in graph.groups:
+        for member in group.members:
+            place = member.tensor, member.axis
+            most[place] = max(most.get(place, 0), int(np.bincount(member.unit).max()))
     return {
         group.name: random.permutation(group.units)
         for group in graph.groups
-        if group.fixed is None and group.kind == "channels" and group.units > 1
+        if group.fixed is None
+        and group.kind == "channels"
+        and group.units > 1
+        and all(np.bincount(m.unit).max() == most[m.tensor, m.axis] for m in group.members)
     }
 
 

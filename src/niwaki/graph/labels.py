@@ -136,9 +136,9 @@ def column_axis(labels: np.ndarray) -> int:
     if len(axes) == 1:
         return axes[0]
     steps = []
+    corner = labels[(slice(0, 4),) * labels.ndim].astype(np.int64)  # more than one run: the first may be padding
     for axis in axes:
-        lead = tuple(slice(None, 4) if a == axis else slice(0, 1) for a in range(labels.ndim))
-        delta = np.abs(np.diff(labels[lead].astype(np.int64), axis=axis))
+        delta = np.abs(np.diff(corner, axis=axis))
         delta = delta[delta > 0]
         steps.append(int(delta.min()) if delta.size else np.iinfo(np.int64).max)
     best = min(steps)
