@@ -172,7 +172,7 @@ def test_the_plan_says_who_decided() -> None:
     plan = chosen(
         chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=0.5, floor=2), how=GlobalRank(per="params")
     )
-    assert plan.decided_by["rule"] == {"name": "GlobalRank", "normalise": "mean", "per": "params"}
+    assert plan.decided_by["rule"] == {"name": "GlobalRank", "normalise": "max", "per": "params"}
     assert plan.decided_by["score"]["name"] == "Random"
     assert plan.budget == ({"keep": 0.5, "of": "macs", "floor": 2, "multiple": 1},)
 

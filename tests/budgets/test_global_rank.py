@@ -46,7 +46,16 @@ def test_per_cost_by_hand() -> None:
 
 
 def test_a_pool_of_zeros_is_not_divided_by_zero() -> None:
-    assert GlobalRank()(atoms([0, 0, 2, 4], [0, 0, 1, 1])).tolist() == pytest.approx([0, 0, 2 / 3, 4 / 3])
+    pools = atoms([0, 0, 2, 4], [0, 0, 1, 1])
+    assert GlobalRank(normalise="mean")(pools).tolist() == pytest.approx([0, 0, 2 / 3, 4 / 3])
+    assert GlobalRank(normalise="max")(pools).tolist() == pytest.approx([0, 0, 0.5, 1])
+
+
+def test_dead_units_do_not_lift_the_others_of_their_pool() -> None:
+    """Two pools alike but for three dead units: their live units are worth the same, unless the mean is the scale."""
+    pools = atoms([4, 3, 2, 0, 0, 0, 4, 3, 2], [0] * 6 + [1] * 3)
+    assert GlobalRank()(pools).tolist() == [1, 0.75, 0.5, 0, 0, 0, 1, 0.75, 0.5]
+    assert GlobalRank(normalise="mean")(pools)[2] > GlobalRank(normalise="mean")(pools)[7]  # the worst above a middling
 
 
 def test_without_normalisation_the_small_group_goes_first() -> None:

@@ -44,24 +44,91 @@ def test_the_mean_gradient_over_batches() -> None:
     assert scores(net(), Taylor(), [torch.ones(1, 1), -torch.ones(1, 1)]) == [0.0, 0.0, 0.0]
 
 
-def test_beside_finite_differences() -> None:
-    """A slice scaled by 1 - h changes the loss by -h times the estimate, to first order."""
+@pytest.mark.parametrize("over", ["out", "in"])
+def test_beside_finite_differences(over: Any) -> None:
+    """A slice scaled by 1 - h changes the loss by -h times the estimate, to first order; also past a bend (tanh)."""
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Tanh(), nn.Linear(5, 2, bias=False)).double()
     batch, h = torch.randn(4, 3, dtype=torch.float64), 1e-6
-
-    def square(m: nn.Module, b: Tensor) -> Tensor:
-        return m(b).pow(2).mean()
-
-    found = scores(model, Taylor(), [batch], square)
+    found = scores(model, Taylor(over=over), [batch], square)
     for unit in range(5):
+        piece = model[0].weight[unit] if over == "out" else model[2].weight[:, unit]
+        assert found[unit] == pytest.approx(abs(slope(model, [piece], batch, h)), rel=1e-4)
+
+
+def square(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).pow(2).mean()
+
+
+def slope(model: nn.Module, pieces: list[Tensor], batch: Tensor, h: float) -> float:
+    """Change of the loss per h when all `pieces` of parameters are scaled by 1 - h."""
+    with torch.no_grad():
+        kept = [piece.clone() for piece in pieces]
+        before = square(model, batch).item()
+        for piece in pieces:
+            piece *= 1 - h
+        change = (square(model, batch).item() - before) / h
+        for piece, old in zip(pieces, kept, strict=True):
+            piece.copy_(old)
+    return change
+
+
+class Stream(nn.Module):
+    """Two blocks write to one stream through batch norms; three layers read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(2, 4, 1), nn.Conv1d(4, 4, 1)
+        self.na, self.nb = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.c, self.d = nn.Conv1d(4, 3, 1), nn.Conv1d(4, 3, 1)
         with torch.no_grad():
-            before = square(model, batch).item()
-            kept = model[0].weight[unit].clone()
-            model[0].weight[unit] *= 1 - h
-            change = (square(model, batch).item() - before) / h
-            model[0].weight[unit] = kept
-        assert found[unit] == pytest.approx(abs(change), rel=1e-4)
+            for norm in (self.na, self.nb):
+                for tensor in (norm.weight, norm.bias, norm.running_mean):
+                    tensor.normal_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.na(self.a(x)).relu()
+        x = x + self.nb(self.b(x)).relu()
+        return self.c(x) + self.d(x)
+
+
+def test_a_stream_is_judged_by_all_who_read_it_at_once() -> None:
+    """The removal of a unit silences every reader, so their parts add up with their signs; batch norm included."""
+    torch.manual_seed(4)
+    model = Stream().double().eval()
+    batch = torch.randn(5, 2, 6, dtype=torch.float64)
+    graph = niwaki.trace(model, batch)
+    how = Taylor()
+    evidence = niwaki.collect(model, graph, how.needs, batches=[batch], loss=square)
+    values = niwaki.score(graph, evidence, how=how).values
+    (stream,) = (group for group in graph.groups if not group.fixed)
+    for unit in range(4):
+        pieces = [layer.weight[:, unit] for layer in (model.b, model.c, model.d)]
+        wanted = abs(slope(model, pieces, batch, 1e-6))
+        assert values[stream.name][unit].item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_signed_parts_may_cancel_and_others_may_not() -> None:
+    """y = (v + u) h with v = 1, u = -1: the unit does nothing; readers judged one by one do not see it."""
+    model = Twice()
+    assert scores(model, Taylor(), [torch.ones(1, 1)]) == [0.0, 8.0]
+    assert scores(model, Taylor(over="in", merge="mean"), [torch.ones(1, 1)]) == [2.0, 4.0]
+
+
+class Twice(nn.Module):
+    """h = (2, 2) x, read by (1, 1) and by (-1, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.h, self.v, self.u = (nn.Linear(*sizes, bias=False) for sizes in ((1, 2), (2, 1), (2, 1)))
+        with torch.no_grad():
+            self.h.weight.copy_(torch.tensor([[2.0], [2.0]]))
+            self.v.weight.copy_(torch.tensor([[1.0, 1.0]]))
+            self.u.weight.copy_(torch.tensor([[-1.0, 3.0]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.h(x)
+        return self.v(x) + self.u(x)
 
 
 def test_the_model_is_as_before_and_old_gradients_do_not_enter() -> None:

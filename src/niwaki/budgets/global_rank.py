@@ -17,8 +17,9 @@ class GlobalRank(Rule):
     Scores of different groups have different scales; `normalise` brings them together, `per` weighs them by cost.
     """
 
-    normalise: Literal["none", "mean", "max", "sum"] = "mean"
-    """Divide a pool's scores by their mean, largest or sum before comparing pools."""
+    normalise: Literal["none", "mean", "max", "sum"] = "max"
+    """Divide a pool's scores by their mean, largest or sum before comparing pools. The largest, by measurement: dead
+    units pull the mean of their pool down and so lift its other units; see the card."""
     per: Literal["unit", "macs", "params"] = "unit"
     """Compare scores as they are, or per multiply-add or parameter that removing the unit saves."""
 

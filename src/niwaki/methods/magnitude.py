@@ -21,7 +21,7 @@ class Magnitude(Method):
     over: Literal["all", "out", "in"] = "all"
     """Which slices of a unit count."""
     rule: RuleName = "global_rank"
-    """"global_rank" (one ranking, scores divided by their group's mean) or "uniform" (one share for all groups)."""
+    """"global_rank" (one ranking, scores divided by their group's largest) or "uniform" (one share for all groups)."""
     grids: Grids = "rows"
     """Where an axis is a grid: whole rows (heads, groups) or equally many columns of every row."""
     exact_only: bool = False

@@ -31,7 +31,7 @@ def one_shot(
     rule: RuleName,
     grids: Grids,
     exact_only: bool,
-    normalise: Normalise = "mean",
+    normalise: Normalise = "max",
     batches: int = 16,
     bundle: Literal["sum", "mean", "max"] = "mean",
 ) -> Outcome:

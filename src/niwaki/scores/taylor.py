@@ -3,33 +3,48 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.evidence import GroupView, Need
-from niwaki.scores.score import MERGES, Merge, Score, known, merged
+from niwaki.scores.score import MERGES, Score, known, merged
+
+SIDES = ("in", "out", "norm")
 
 
 @final
 @dataclass(frozen=True)
 class Taylor(Score):
-    """|sum of weight x gradient| over a unit's slice: the first-order change of the loss when the slice becomes zero.
+    """|sum of weight x gradient| over the slices that read a unit: the first-order change of the loss when it goes.
 
-    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8 (with the mean gradient over the batches seen).
-    Differs: every coupled slice gives one estimate and they are merged; the paper uses one layer or a gate.
+    With all its readers at zero a unit has no effect left, so their estimates, added with their signs, are that of the
+    removal, past batch norm, bends and shortcuts. A producer tells less: in front of a batch norm its zero leaves the
+    norm's shift, and of the several producers of a stream each tells only its own part.
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, sec. 3 (group contribution; the sum over readers is the paper's
+    gate behind the norm, and its shared gate where shortcuts join, computed without one).
+    Differs: size of the mean over the batches seen; the paper squares per batch and averages the squares, and its code
+    divides a shared gate's score by the number of blocks that share it.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.WEIGHT, Need.GRADIENT})
-    over: Literal["all", "out", "in"] = "out"
-    """Which slices count; zeroing any one of producer and consumer removes the unit, so one of them tells it all."""
-    merge: Merge = "mean"
-    """How the estimates of coupled slices become one number."""
+    over: Literal["all", "out", "in"] = "in"
+    """Which slices count: those that read the unit, those that produce it, or all. A unit without such slices (queries
+    and keys meet each other, no weight reads them) is judged by the mean size of the estimates of the slices it has."""
+    merge: Literal["signed", "joint", "sum", "mean", "max"] = "signed"
+    """How the estimates of coupled slices become one number: size of their sum (side by side where `over` is "all",
+    and then the mean of the sides), or one of the merges of their sizes."""
 
     def __post_init__(self) -> None:
-        known(self, over=("all", "out", "in"), merge=MERGES)
+        known(self, over=("all", "out", "in"), merge=("signed", *MERGES))
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
-        triples = list(zip(view.weights, view.gradients or (), view.roles, strict=True))
-        chosen = [(w, g) for w, g, role in triples if self.over == "all" or role == self.over]
-        chosen = chosen or [(w, g) for w, g, _ in triples]
-        return merged([(w.double() * g.double()).sum(1).abs() for w, g in chosen], self.merge, 2)
+        parts = [(w.double() * g.double()).sum(1) for w, g in zip(view.weights, view.gradients or (), strict=True)]
+        chosen = [(part, role) for part, role in zip(parts, view.roles, strict=True) if self.over in ("all", role)]
+        if self.merge != "signed":
+            return merged([part.abs() for part, _ in chosen] or [part.abs() for part in parts], self.merge, 2)
+        # readers, producers and norms each tell the whole when all of them are taken together
+        sides = [[part for part, role in chosen if (role if role in SIDES else "norm") == side] for side in SIDES]
+        sums = [torch.stack(side).sum(0).abs() for side in sides if side]
+        return merged(sums or [part.abs() for part in parts], "mean", 2)
