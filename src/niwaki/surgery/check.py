@@ -138,10 +138,11 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     label, unit = np.concatenate(labels), np.concatenate(units)
     rows_of_grids(space)
     component = components(space.count, space.strict)
-    # what a column joins may meet directly once a single row is left
-    wrong = _mixed(
-        component[label], np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit)
-    )
+    # what a column joins may meet directly once a single row is left, and what a row joins once a single column is
+    means = np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit)
+    wrong = _mixed(component[label], means)
+    if wrong is not None:
+        wrong = _scattered(component[label], means, unit, graph)
     if wrong is not None:
         return (
             f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
@@ -161,6 +162,27 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     return None
+
+
+def _scattered(component: np.ndarray, means: np.ndarray, unit: np.ndarray, graph: ChannelGraph) -> int | None:
+    """Where units meet that do not lie whole in that one place, or in no common grid, or None.
+
+    In a row of a single column everything is one, and nothing of it is found elsewhere; of columns mixed up it is.
+    """
+    several = np.zeros(int(component.max()) + 1, bool)
+    order = np.argsort(component, kind="stable")
+    c, m = component[order], means[order]
+    several[c[1:][(c[1:] == c[:-1]) & (m[1:] != m[:-1])]] = True
+    met = np.flatnonzero(several[component])
+    units = graph.units
+    every = np.arange(units.count)
+    tied = components(3 * units.count, [(every, units.count + units.row), (every, 2 * units.count + units.column)])
+    wrong = _mixed(component[met], tied[unit[met]])
+    if wrong is not None:
+        return int(met[wrong])
+    parts = np.flatnonzero(np.isin(unit, unit[met]))
+    wrong = _mixed(unit[parts], component[parts])
+    return None if wrong is None else int(parts[wrong])
 
 
 def _mixed(key: np.ndarray, value: np.ndarray) -> int | None:
