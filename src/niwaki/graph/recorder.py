@@ -147,12 +147,12 @@ class Recorder(TorchDispatchMode):
         written = _written(func, args, kwargs)
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
-            old = self.seen(tensor) if any(tensor is item for item in given) else None
+            old = self.seen(tensor) if _among(tensor, given) else None
             if old is not None:  # in place: the tensor stays the tensor it was
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
                 old.zero = call.zero
-                old.constant = old.constant if not any(tensor is item for item in written) else None
+                old.constant = None if _among(tensor, written) else old.constant
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
@@ -161,11 +161,10 @@ class Recorder(TorchDispatchMode):
             made.append(value)
         self.terms.extend(call.terms)
         swap = self.value
-        self.records.append(
-            Record(name, func, self.stack[-1], _swap(args, swap), {k: _swap(v, swap) for k, v in kwargs.items()}, made)
-        )
+        named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
+        self.records.append(Record(name, func, self.stack[-1], _swap(args, swap), named, made))
         for mutated in written:  # out= variants and in-place calls on a list
-            if not any(mutated is tensor for tensor in outputs):
+            if not _among(mutated, outputs):
                 self.value(mutated).constant = None
         return result
 
@@ -238,6 +237,10 @@ def find_rule(func: Any, name: str) -> Any:
     return meet if _is_pointwise(func, name) else None
 
 
+def _among(tensor: Tensor, listed: list[Tensor]) -> bool:
+    return id(tensor) in map(id, listed)
+
+
 def _tensors(value: Any) -> list[Tensor]:
     """Tensors among arguments or results of an operator, in order: those nest in lists and tuples only."""
     if isinstance(value, Tensor):
@@ -245,6 +248,9 @@ def _tensors(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     if isinstance(value, (list, tuple)):
         for item in value:
+            kind = type(item)
+            if kind is int or kind is bool or kind is float or item is None:
+                continue
             if isinstance(item, Tensor):
                 found.append(item)
             elif isinstance(item, (list, tuple)):
@@ -253,10 +259,13 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _swap(value: Any, change: Any) -> Any:
+    kind = type(value)
+    if kind is int or kind is bool or kind is float or value is None:
+        return value
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):
-        return type(value)([_swap(item, change) for item in value])
+        return kind([_swap(item, change) for item in value])
     return value
 
 

@@ -43,8 +43,9 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 note(tensor)
-        for value in list(vars(module).values()):
-            if type(value) not in ATOMS:
+        for name, value in list(vars(module).items()):
+            kind = type(value)
+            if kind not in ATOMS and name not in OWNED and not (kind in TABLES and not value):
                 for tensor in _loose(value, 3):
                     note(tensor)
     try:
@@ -99,8 +100,14 @@ def identity(tensor: Tensor) -> Any:
         tuple(tensor.shape),
         tensor.stride(),
         tensor.dtype,
-        isinstance(tensor, nn.Parameter),
+        is_parameter(tensor),
     )
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """The same as `isinstance`, which is Python code for parameters, where the type alone tells."""
+    kind = type(tensor)
+    return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def _loose(value: Any, depth: int) -> list[Tensor]:
@@ -116,7 +123,7 @@ def _loose(value: Any, depth: int) -> list[Tensor]:
 
 def like(tensor: Tensor, data: Tensor) -> Tensor:
     """`data` as the same kind of tensor (parameter or plain) with the same `requires_grad`."""
-    if isinstance(tensor, nn.Parameter):
+    if is_parameter(tensor):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
 
