@@ -230,8 +230,8 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     sizes = np.array([axis.units.size for axis in axes], dtype=np.int64)
     of_axis = np.repeat(np.arange(sizes.size), sizes)
     at = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    held = flat >= 0
-    flat, of_axis, at = flat[held], of_axis[held], at[held]
+    owned = flat >= 0
+    flat, of_axis, at = flat[owned], of_axis[owned], at[owned]
     codes = random.integers(1, 1 << 62, len(axes), dtype=np.uint64)
     np.add.at(signature, flat, codes[of_axis])
     present[flat] = True
@@ -260,8 +260,9 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     order = np.argsort(of_axis * (len(ids) + 1) + owner, kind="stable")
     flat, of_axis, owner = flat[order], of_axis[order], owner[order]
     index, unit = at[order].astype(np.int32), local[flat].astype(np.int32)
-    starts = np.flatnonzero(np.diff(of_axis, prepend=-1) | np.diff(owner, prepend=-1))
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), flat.size], strict=True):
+    starts = np.flatnonzero((np.diff(of_axis, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
+    stops = np.append(starts, flat.size)[1:]
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         axis = axes[of_axis[start]]
         members[owner[start]].append(
             Member(axis.tensor, axis.axis, axis.role, axis.blocks, index[start:stop], unit[start:stop])

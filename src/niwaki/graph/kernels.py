@@ -43,7 +43,8 @@ def _made(layout: Layout) -> Tensor:
 
 def like_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a batch normalisation gives outside training: a tensor like its contiguous input, and two empty ones."""
-    return _made((x.shape, x.stride(), x.dtype)), *(_made((torch.Size([0]), (1,), x.dtype)) for _ in range(2))
+    empty = torch.Size([0]), (1,), x.dtype
+    return _made((x.shape, x.stride(), x.dtype)), _made(empty), _made(empty)
 
 
 @cache

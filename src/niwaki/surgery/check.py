@@ -157,7 +157,8 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
         return (
             f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
         )
-    rows = components(space.count, [*space.strict, *space.slabs["row"]])
+    slabs = space.slabs["row"]
+    rows = components(space.count, [*space.strict, *slabs]) if slabs else component
     old = graph.units.row[unit]
     inside = np.flatnonzero(graph.units.in_row[unit] & ~graph.units.row_frozen[unit])
     # a grid with a single row left is no grid any more: what was its row axis may meet anything
