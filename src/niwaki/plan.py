@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -172,7 +173,7 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
             tensor = torch.tensor(cut["values"], dtype=tensor.dtype, device=tensor.device)
             continue
         if blocks == 1:
-            tensor = tensor.index_select(axis, torch.tensor(keep, dtype=torch.long, device=tensor.device))
+            tensor = tensor.index_select(axis, _positions(keep, tensor))
             continue
         per = tensor.shape[0] // blocks
         stay = range(tensor.shape[0]) if rows is None else rows
@@ -186,6 +187,12 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
         cuts = [c for c in cuts if c is not cut and not (c["axis"] == 0 and c.get("blocks", 1) == 1)]
         return apply_cuts(tensor, cuts, name) if cuts else tensor
     return tensor
+
+
+def _positions(keep: list[int], tensor: Tensor) -> Tensor:
+    return torch.from_numpy(np.array(keep, dtype=np.int64)).to(
+        tensor.device
+    )  # a list read by torch takes twice as long
 
 
 def encode_example(example: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from niwaki.budgets.rule import Atoms
+from niwaki.budgets.rule import Atoms, Parts
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components
 from niwaki.scores import Scores
@@ -40,8 +40,9 @@ def make_atoms(
     in_grid = units.in_row | units.in_column
     inexact = {kind: marks >= 0 for kind, marks in units.inexact.items()}
 
-    lists: list[np.ndarray] = []
-    pools: list[int] = []
+    lists: list[np.ndarray] = []  # units, atom by atom
+    lengths: list[np.ndarray] = []  # of the atoms
+    pools: list[np.ndarray] = []
     names: dict[int, str] = {}
     for number, group in enumerate(graph.groups):
         if group.name in skipped or in_grid[group.ids[0]]:
@@ -52,8 +53,9 @@ def make_atoms(
         if group.units < 2:
             skipped[group.name] = "a single unit"
             continue
-        lists.extend(group.ids[:, None])
-        pools.extend([number] * group.units)
+        lists.append(group.ids)
+        lengths.append(np.ones(group.units, np.int64))
+        pools.append(np.full(group.units, number, np.int64))
         names[number] = group.name
 
     least: dict[int, int] = {}
@@ -61,6 +63,9 @@ def make_atoms(
     closures = {"rows": units.row, "columns": units.column}
     members = np.flatnonzero(in_grid)
     cluster = _clusters(graph)
+    grids_of: dict[int, list[np.ndarray]] = {}
+    for grid in units.grids:  # the units of a grid are of one class, and so in one cluster
+        grids_of.setdefault(int(cluster[grid.flat[0]]), []).append(grid)
     for c in np.unique(cluster[members]):
         mine = members[cluster[members] == c]
         held = [graph.groups[g].name for g in np.unique(group_of[mine]) if g >= 0]
@@ -69,7 +74,8 @@ def make_atoms(
         why = "a slab that stays with its grid"
         mode: Grids = grids
         for mode in order:
-            found, reason = _grid_atoms(graph, mine, closures[mode], mode, judged, value, exact_only, inexact)
+            viewed = tuple(grids_of.get(int(c), ()))
+            found, reason = _grid_atoms(graph, mine, viewed, closures[mode], mode, judged, value, exact_only, inexact)
             why = reason or why
             if len(found) > 1:
                 break
@@ -83,27 +89,35 @@ def make_atoms(
             names[number] = graph.groups[touched[0]].name
             least[number] = 2 if mode == "columns" else 1
             lists.append(atom)
-            pools.append(number)
+            lengths.append(np.array([atom.size]))
+            pools.append(np.array([number]))
 
-    known = {number: i for i, number in enumerate(sorted(names))}
-    lengths = np.array([a.size for a in lists], dtype=np.int64)
-    owner = np.repeat(np.arange(lengths.size), lengths)
-    flat = np.concatenate(lists) if lists else np.zeros(0, np.int64)
-    score = _bundled(value[flat], judged[flat], owner, lengths.size, bundle)
-    groups = group_of[flat]
-    pairs, counts = np.unique(np.stack([owner, groups])[:, groups >= 0], axis=1, return_counts=True)
-    spans = np.ones(lengths.size, dtype=np.int64)
-    np.maximum.at(spans, pairs[0], counts)
-    order_ = np.argsort([known[p] for p in pools], kind="stable") if pools else np.zeros(0, int)
+    shown = np.array(sorted(names), dtype=np.int64)
+    empty = [np.zeros(0, np.int64)]
+    parts = Parts(
+        np.concatenate([*empty, *lists]).astype(np.int64),
+        np.concatenate([[0], np.cumsum(np.concatenate(lengths or empty))]),
+    )
+    pool = np.searchsorted(shown, np.concatenate(pools or empty))
+    score = _bundled(value[parts.flat], judged[parts.flat], parts.owner, len(parts), bundle)
+    groups = group_of[parts.flat]
+    takes = csr_matrix(
+        (np.ones(int((groups >= 0).sum()), np.int64), (parts.owner[groups >= 0], groups[groups >= 0])),
+        shape=(len(parts), len(graph.groups)),
+    )
+    takes.sum_duplicates()
+    spans = np.ones(len(parts), dtype=np.int64)
+    np.maximum.at(spans, np.repeat(np.arange(len(parts)), np.diff(takes.indptr)), takes.data)
+    order_ = np.argsort(pool, kind="stable")
     atoms = Atoms(
-        units=tuple(lists[i] for i in order_),
+        units=parts.pick(order_),
         score=score[order_],
-        pool=np.array([known[pools[i]] for i in order_], dtype=np.int64),
+        pool=pool[order_],
         width=spans[order_],
         saves={},
         least=np.array([least.get(n, 1) for n in sorted(names)], dtype=np.int64),
         pools=tuple(names[n] for n in sorted(names)),
-        takes=csr_matrix((counts, (pairs[0], pairs[1])), shape=(lengths.size, len(graph.groups)))[order_],
+        takes=takes[order_],
         sizes=np.array([group.units for group in graph.groups], dtype=np.int64),
     )
     return atoms, skipped
@@ -125,6 +139,7 @@ def _clusters(graph: ChannelGraph) -> np.ndarray:
 def _grid_atoms(
     graph: ChannelGraph,
     mine: np.ndarray,
+    viewed: tuple[np.ndarray, ...],
     closure: np.ndarray,
     mode: Grids,
     judged: np.ndarray,
@@ -156,13 +171,13 @@ def _grid_atoms(
             why = why or "the score can't judge it"
     if mode == "rows":
         if good:
-            even, _, _ = _takes(units.grids, good, rows_go=True)
+            even, _, _ = _takes(viewed, good, rows_go=True)
             why = why if even.all() else "rows of grids that lie across each other"
             good = [part for part, fits in zip(good, even.tolist(), strict=True) if fits]
         return good, why
     if not good:
         return [], why
-    return _balanced(units.grids, good, np.array([value[part[judged[part]]].sum() for part in good]), why)
+    return _balanced(viewed, good, np.array([value[part[judged[part]]].sum() for part in good]), why)
 
 
 def _balanced(

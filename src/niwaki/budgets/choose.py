@@ -8,7 +8,7 @@ import numpy as np
 from niwaki.budgets.atoms import make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
-from niwaki.budgets.rule import Atoms, Rule
+from niwaki.budgets.rule import Atoms, Parts, Rule, runs
 from niwaki.errors import BudgetError, InputError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import plan_of
@@ -49,7 +49,7 @@ def choose(
     atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle)
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
-    single = Ledger.of(graph.widths, graph.costs, list(atoms.units), graph.units.count)
+    single = Ledger.of(graph.widths, graph.costs, atoms.units, graph.units.count)
     atoms = replace(atoms, saves={name: single.savings(name, full) for name in graph.costs})
     priority = how(atoms)
     chunks, chunk_priority, chained = _chunks(atoms, priority, budgets)
@@ -59,7 +59,7 @@ def choose(
     for one in budgets:
         limits[one.of] = min(limits.get(one.of, np.inf), one.limit(before[one.of]))
     number = np.arange(len(chunks))  # of equal priorities the lower index stays; a chain goes in its own order
-    first = np.array([int(chunk.min()) for chunk in chunks], dtype=np.int64)
+    first = chunks.each(np.minimum)
     order = np.lexsort((np.where(chained >= 0, number, -first), chunk_priority))
     gone = remove(ledger, full, order, limits)
     if gone is None:
@@ -75,8 +75,7 @@ def choose(
         )
     refill(ledger, full, gone, order, limits, chained)
     alive = np.ones(graph.units.count, bool)
-    for i in np.flatnonzero(gone):
-        alive[chunks[i]] = False
+    alive[chunks.pick(np.flatnonzero(gone)).flat] = False
     decided = {
         "score": scores.how,
         "rule": describe(how),
@@ -88,37 +87,42 @@ def choose(
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
 
 
-def _chunks(
-    atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> tuple[Parts, np.ndarray, np.ndarray]:
     """Atoms that may go, joined where multiples ask for it; what floors protect is left out.
 
     Returns units per chunk, priority per chunk, and the chain of each chunk (or -1): chunks of a chain go in order.
     """
-    chunks: list[np.ndarray] = []
-    priorities: list[float] = []
-    chains: list[int] = []
+    orders: list[np.ndarray] = []
+    firsts: list[np.ndarray] = []
+    chains: list[np.ndarray] = []
     multiple = int(np.lcm.reduce([b.multiple for b in budgets]))
+    count = 0
+    ranked = np.lexsort((-np.arange(priority.size), priority, atoms.pool))  # of equal ones the lower index stays
+    bounds = np.searchsorted(atoms.pool[ranked], np.arange(len(atoms.pools) + 1))
     for pool in range(len(atoms.pools)):
-        mine = np.flatnonzero(atoms.pool == pool)
-        order = mine[np.lexsort((-mine, priority[mine]))]
+        order = ranked[bounds[pool] : bounds[pool + 1]]
         stops = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
-        for start, stop in zip((0, *stops), stops, strict=False):
-            part = order[start:stop]
-            chunks.append(np.concatenate([atoms.units[i] for i in part]))
-            priorities.append(float(priority[part].max()))
-            chains.append(pool if multiple > 1 else -1)
-    return chunks, np.array(priorities), np.array(chains, dtype=np.int64)
+        if stops.size:
+            orders.append(order[: stops[-1]])
+            firsts.append(count + np.append(0, stops[:-1]))
+            chains.append(np.full(stops.size, pool if multiple > 1 else -1, dtype=np.int64))
+            count += int(stops[-1])
+    if not orders:
+        return Parts.of([]), np.zeros(0), np.zeros(0, np.int64)
+    order, first = np.concatenate(orders), np.concatenate(firsts)
+    chunks = Parts.of(atoms.units).pick(order).join(first)
+    return chunks, np.maximum.reduceat(priority[order], first), np.concatenate(chains)
 
 
-def _stops(atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int) -> list[int]:
+def _stops(atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int) -> np.ndarray:
     """After how many atoms of a pool, in `order`, every group holds a multiple and no floor is undercut."""
     if atoms.takes is None or atoms.sizes is None:
         takes, sizes = np.full((order.size, 1), int(atoms.width[order[0]])), np.array([int(atoms.width[order].sum())])
     else:
-        table = atoms.takes[order].tocsc()
-        held = np.flatnonzero(np.diff(table.indptr))
-        takes, sizes = table[:, held].toarray(), atoms.sizes[held]
+        at, bounds = runs(atoms.takes.indptr, order)
+        held, place = np.unique(atoms.takes.indices[at], return_inverse=True)
+        takes, sizes = np.zeros((order.size, held.size), dtype=np.int64), atoms.sizes[held]
+        takes[np.repeat(np.arange(order.size), np.diff(bounds)), place] = atoms.takes.data[at]
     floors = np.ones(sizes.size)
     for budget in budgets:
         share = isinstance(budget.floor, float)
@@ -127,4 +131,4 @@ def _stops(atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, .
     left = sizes - np.cumsum(takes, axis=0)  # [atoms, groups]
     good = (left >= floors).all(1) & (left % multiple == 0).all(1)
     good[max(0, order.size - least) :] = False
-    return (np.flatnonzero(good) + 1).tolist()
+    return np.flatnonzero(good) + 1

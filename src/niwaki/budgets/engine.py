@@ -1,11 +1,27 @@
 """Removes as little as the budgets allow: exact costs, updated as atoms come and go, never a cut."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from niwaki.budgets.rule import Parts, runs
 from niwaki.graph.cost import Cost, Widths
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Every product of a cost that a kind of chunk takes from, kind by kind."""
+
+    starts: np.ndarray
+    """Where each kind's pairs begin; `[kinds + 1]`."""
+    constants: np.ndarray
+    """The product's constant; `[pairs]`."""
+    factors: np.ndarray
+    """Its widths; `[pairs, slots]`."""
+    moved: np.ndarray
+    """How many positions of each the chunk takes; `[pairs, slots]`."""
 
 
 @dataclass(eq=False)
@@ -16,18 +32,30 @@ class Ledger:
     costs: dict[str, Cost]
     takes: csr_matrix
     """How many positions of each width a chunk removes; `[chunks, widths + 1]`."""
-    touch: dict[str, csr_matrix] = field(default_factory=dict)
+    pairs: dict[str, Pairs] = field(default_factory=dict)
+    kind: np.ndarray = field(init=False)
+    """Chunks of one number take the same from every width, so they always cost the same; `[chunks]`."""
+    first: np.ndarray = field(init=False)
+    """One chunk of every kind."""
+
+    def __post_init__(self) -> None:
+        takes = self.takes
+        codes = np.random.default_rng(0).integers(1, 1 << 62, takes.shape[1])  # a sum of 62-bit codes names a row
+        with np.errstate(over="ignore"):
+            sums = np.concatenate([[0], np.cumsum(codes[takes.indices] * takes.data)])
+            names = sums[takes.indptr[1:]] - sums[takes.indptr[:-1]]
+        _, self.first, self.kind = np.unique(names, return_index=True, return_inverse=True)
 
     @classmethod
-    def of(cls, widths: Widths, costs: dict[str, Cost], chunks: list[np.ndarray], units: int) -> "Ledger":
+    def of(cls, widths: Widths, costs: dict[str, Cost], chunks: Iterable[np.ndarray], units: int) -> "Ledger":
+        parts = Parts.of(chunks)
         owner = np.full(units + 1, -1, dtype=np.int64)
-        if chunks:
-            owner[np.concatenate(chunks)] = np.repeat(np.arange(len(chunks)), [chunk.size for chunk in chunks])
+        owner[parts.flat] = parts.owner
         held = owner[widths.units]
         hit = held >= 0
         takes = csr_matrix(
             (np.ones(int(hit.sum()), dtype=np.int64), (held[hit], widths.owner[hit])),
-            shape=(len(chunks), widths.rows + 1),
+            shape=(len(parts), widths.rows + 1),
         )
         takes.sum_duplicates()
         return cls(widths, costs, takes)
@@ -38,39 +66,37 @@ class Ledger:
 
     def additions(self, name: str, chunks: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """What adding back each of `chunks` alone would cost at these counts; exact; float64 `[chunks]`."""
-        return self._change(name, self.takes[chunks], counts, 1)
+        kinds, place = np.unique(self.kind[chunks], return_inverse=True)
+        return self._change(name, kinds, counts, 1)[place]
 
     def savings(self, name: str, counts: np.ndarray) -> np.ndarray:
         """What removing each chunk alone would save at these counts; exact; float64 `[chunks]`."""
-        return self._change(name, self.takes, counts, -1)
+        return self._change(name, np.arange(self.first.size), counts, -1)[self.kind]
 
-    def _change(self, name: str, taken: csr_matrix, counts: np.ndarray, sign: int) -> np.ndarray:
-        cost = self.costs[name]
-        products, slots = cost.factors.shape
-        if taken.shape[0] == 0 or products == 0:
-            return np.zeros(taken.shape[0])
-        padded = np.append(counts, 1).astype(np.float64)
-        pairs = (taken @ self._touch(name)).tocoo()
-        if pairs.nnz == 0:
-            return np.zeros(taken.shape[0])
-        factors = cost.factors[pairs.col]  # [pairs, slots]
-        moved = np.asarray(taken[np.repeat(pairs.row, slots), factors.ravel()]).reshape(-1, slots)
-        moved[factors == counts.size] = 0
-        change = cost.constants[pairs.col] * ((padded[factors] + sign * moved).prod(1) - padded[factors].prod(1))
-        return sign * np.bincount(pairs.row, weights=change, minlength=taken.shape[0])
+    def _change(self, name: str, kinds: np.ndarray, counts: np.ndarray, sign: int) -> np.ndarray:
+        pairs = self._pairs(name)
+        at, bounds = runs(pairs.starts, kinds)
+        now = np.append(counts, 1).astype(np.float64)[pairs.factors[at]]  # [pairs, slots]
+        change = pairs.constants[at] * ((now + sign * pairs.moved[at]).prod(1) - now.prod(1))
+        owner = np.repeat(np.arange(kinds.size), np.diff(bounds))
+        return sign * np.bincount(owner, weights=change, minlength=kinds.size)
 
-    def _touch(self, name: str) -> csr_matrix:
-        """Which products each width is a factor of."""
-        if name not in self.touch:
-            cost = self.costs[name]
+    def _pairs(self, name: str) -> Pairs:
+        if name not in self.pairs:
+            cost, taken = self.costs[name], self.takes[self.first]
             products, slots = cost.factors.shape
             rows = cost.factors.ravel()
             real = rows < self.widths.rows
-            self.touch[name] = csr_matrix(
+            touch = csr_matrix(  # which products each width is a factor of
                 (np.ones(int(real.sum()), np.int8), (rows[real], np.repeat(np.arange(products), slots)[real])),
                 shape=(self.widths.rows + 1, products),
             )
-        return self.touch[name]
+            both = taken @ touch
+            factors = cost.factors[both.indices]
+            owner = np.repeat(np.arange(self.first.size), np.diff(both.indptr) * slots)
+            moved = np.asarray(taken[owner, factors.ravel()]).reshape(-1, slots) if owner.size else factors
+            self.pairs[name] = Pairs(both.indptr.astype(np.int64), cost.constants[both.indices], factors, moved)
+        return self.pairs[name]
 
     def totals(self, counts: np.ndarray) -> dict[str, int]:
         return {name: cost.total(counts) for name, cost in self.costs.items()}
@@ -111,7 +137,7 @@ def refill(
     counts = ledger.counts(gone, full)
     totals = ledger.totals(counts)
     slack = {name: limits[name] - totals[name] for name in limits}
-    candidates = np.array([i for i in order[::-1] if gone[i]], dtype=np.int64)
+    candidates = order[::-1][gone[order[::-1]]]
     blocked: set[int] = set()
     while candidates.size:
         ok = np.ones(candidates.size, bool)
@@ -133,7 +159,8 @@ def refill(
             price = {name: float(ledger.additions(name, one, counts)[0]) for name in slack}
             if all(price[name] <= slack[name] for name in slack):
                 gone[i] = False
-                counts = counts + np.asarray(ledger.takes[i].todense()).ravel()[:-1]
+                held = slice(ledger.takes.indptr[i], ledger.takes.indptr[i + 1])
+                counts[ledger.takes.indices[held]] += ledger.takes.data[held]
                 slack = {name: slack[name] - price[name] for name in slack}
             elif chained[i] >= 0:
                 blocked.add(int(chained[i]))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.evidence.powers import Powers
 from niwaki.graph import ChannelGraph
 from niwaki.units import Group, Member
 
@@ -34,16 +36,45 @@ class Evidence:
 @final
 @dataclass(frozen=True, eq=False)
 class GroupView:
-    """One group as a score sees it: for each parameter axis, the slices of its units as rows."""
+    """One group as a score sees it: for each parameter axis, the slices of its units as rows.
+
+    Rows are made when they are read; a score that only sums powers of weights (norms) needs none.
+    """
 
     group: Group
-    weights: tuple[Tensor, ...]
-    """One `[units, rest]` per member (parameters only; buffers are left out)."""
-    gradients: tuple[Tensor, ...] | None
-    roles: tuple[str, ...]
-    """The members' roles, in the same order."""
-    biases: tuple[bool, ...]
-    """Whether a member is a vector (bias, scale, shift) and not a matrix or kernel."""
+    members: tuple[Member, ...]
+    """The group's axes of parameters (buffers are left out)."""
+    evidence: Evidence
+    sums: Powers
+
+    @cached_property
+    def weights(self) -> tuple[Tensor, ...]:
+        """One `[units, rest]` per member."""
+        return tuple(rows(self.evidence.weights[m.tensor], m, self.group.units) for m in self.members)
+
+    @cached_property
+    def gradients(self) -> tuple[Tensor, ...] | None:
+        """The same of the gradients, where there are any."""
+        known, units = self.evidence.gradients, self.group.units
+        if known is None:
+            return None
+        return tuple(
+            rows(known[m.tensor], m, units) if m.tensor in known else torch.zeros(units, 1) for m in self.members
+        )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The members' roles, in the same order."""
+        return tuple(m.role for m in self.members)
+
+    @property
+    def biases(self) -> tuple[bool, ...]:
+        """Whether a member is a vector (bias, scale, shift) and not a matrix or kernel."""
+        return tuple(self.evidence.weights[m.tensor].dim() == 1 for m in self.members)
+
+    def powers(self, p: float) -> tuple[Tensor, ...]:
+        """Per member, the sum of `|w|^p` over each unit's row; float64 `[units]`, on the CPU."""
+        return tuple(self.sums.of(m, self.group.units, p) for m in self.members)
 
 
 def collect(
@@ -111,8 +142,10 @@ def collect(
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, in one pass without a temporary."""
+    """Whether all numbers are finite, in one pass without a temporary (two where their sum overflows)."""
     if tensor.numel() == 0 or not tensor.dtype.is_floating_point:
+        return True
+    if bool(torch.isfinite(tensor.detach().sum())):  # anything not finite would have spread to the sum
         return True
     low, high = torch.aminmax(tensor.detach())
     return bool(torch.isfinite(low) & torch.isfinite(high))
@@ -120,24 +153,11 @@ def finite(tensor: Tensor) -> bool:
 
 def views(graph: ChannelGraph, evidence: Evidence) -> Iterator[GroupView]:
     """Every group that can be cut, as rows of units."""
-    for group in graph.groups:
-        if group.fixed is not None:
-            continue
-        members = [m for m in group.members if m.tensor in evidence.weights]
-        yield GroupView(
-            group=group,
-            weights=tuple(rows(evidence.weights[m.tensor], m, group.units) for m in members),
-            gradients=None
-            if evidence.gradients is None
-            else tuple(
-                rows(evidence.gradients[m.tensor], m, group.units)
-                if m.tensor in evidence.gradients
-                else torch.zeros(group.units, 1)
-                for m in members
-            ),
-            roles=tuple(m.role for m in members),
-            biases=tuple(evidence.weights[m.tensor].dim() == 1 for m in members),
-        )
+    free = [group for group in graph.groups if group.fixed is None]
+    members = [tuple(m for m in group.members if m.tensor in evidence.weights) for group in free]
+    sums = Powers(evidence.weights, [m for listed in members for m in listed])
+    for group, listed in zip(free, members, strict=True):
+        yield GroupView(group, listed, evidence, sums)
 
 
 def rows(tensor: Tensor, member: Member, units: int) -> Tensor:

@@ -226,24 +226,25 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     random = np.random.default_rng(0)
     signature = np.zeros(units.count, dtype=np.uint64)
     present = np.zeros(units.count, dtype=bool)
-    for axis in axes:
-        code = np.uint64(random.integers(1, 1 << 62))
-        held, times = np.unique(axis.units[axis.units >= 0], return_counts=True)
-        with np.errstate(over="ignore"):
-            signature[held] += code * times.astype(np.uint64)
-        present[held] = True
-    keys = np.stack(
-        [
-            signature,
-            (units.reason + 1).astype(np.uint64),
-            (units.in_row * 4 + units.in_column * 2 + units.row_frozen).astype(np.uint64),
-            (units.row_reason + 1).astype(np.uint64),
-            (units.inexact["column"] + 1).astype(np.uint64),
-        ],
-        axis=1,
-    )
+    flat = np.concatenate([np.zeros(0, np.int32), *(axis.units for axis in axes)])  # positions of all axes, end to end
+    sizes = np.array([axis.units.size for axis in axes], dtype=np.int64)
+    of_axis = np.repeat(np.arange(sizes.size), sizes)
+    at = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    owned = flat >= 0
+    flat, of_axis, at = flat[owned], of_axis[owned], at[owned]
+    codes = random.integers(1, 1 << 62, len(axes), dtype=np.uint64)
+    np.add.at(signature, flat, codes[of_axis])
+    present[flat] = True
+    with np.errstate(over="ignore"):
+        for mark in (
+            units.reason,
+            units.in_row * 4 + units.in_column * 2 + units.row_frozen,
+            units.row_reason,
+            units.inexact["column"],
+        ):
+            signature += random.integers(1, 1 << 62, dtype=np.uint64) * (mark + 1).astype(np.uint64)
     shown = np.flatnonzero(present)
-    _, first, inverse = np.unique(keys[shown], axis=0, return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(signature[shown], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))  # groups in the order of their first unit
     number = rank[inverse.reshape(-1)]
     group_of = np.full(units.count + 1, -1, dtype=np.int64)
@@ -255,13 +256,17 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     for held in ids:
         local[held] = np.arange(held.size)
     members: list[list[Member]] = [[] for _ in ids]
-    for axis in axes:
-        owner = group_of[axis.units]
-        for g in np.unique(owner[owner >= 0]):
-            index = np.flatnonzero(owner == g).astype(np.int32)
-            members[g].append(
-                Member(axis.tensor, axis.axis, axis.role, axis.blocks, index, local[axis.units[index]].astype(np.int32))
-            )
+    owner = group_of[flat]
+    order = np.argsort(of_axis * (len(ids) + 1) + owner, kind="stable")
+    flat, of_axis, owner = flat[order], of_axis[order], owner[order]
+    index, unit = at[order].astype(np.int32), local[flat].astype(np.int32)
+    starts = np.flatnonzero((np.diff(of_axis, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
+    stops = np.append(starts, flat.size)[1:]
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        axis = axes[of_axis[start]]
+        members[owner[start]].append(
+            Member(axis.tensor, axis.axis, axis.role, axis.blocks, index[start:stop], unit[start:stop])
+        )
     groups = []
     taken: dict[str, int] = {}
     buffers = {axis.tensor for axis in axes if axis.buffer}

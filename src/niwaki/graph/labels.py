@@ -99,7 +99,7 @@ class LabelSpace:
 
     def fix(self, labels: np.ndarray, reason: str) -> None:
         """These can't be removed."""
-        self.fixed.append((np.unique(labels), reason))
+        self.fixed.append((labels.ravel(), reason))
 
     def mark_inexact(self, labels: np.ndarray, axes: tuple[int, ...], reason: str) -> None:
         """A value is computed across `axes` of `labels`: removing along them changes more than zeroing does."""
@@ -111,7 +111,7 @@ class LabelSpace:
         length = 1
         for axis in axes:
             length *= labels.shape[axis]
-        self.inexact.append(Mark(np.unique(labels), reason, along, length if others else 0))
+        self.inexact.append(Mark(labels.ravel(), reason, along, length if others else 0))
 
     def role(self, labels: np.ndarray, role: str) -> None:
         """Note how a run of labels is used, under its first label; the first use counts."""
@@ -127,7 +127,7 @@ class LabelSpace:
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:
     """Axes along which the labels vary: those that are not of size 1."""
-    return tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
+    return tuple([axis for axis, size in enumerate(labels.shape) if size > 1])
 
 
 def column_axis(labels: np.ndarray) -> int:

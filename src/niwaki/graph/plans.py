@@ -92,9 +92,10 @@ def plan_of(
 
 def _manner(graph: ChannelGraph, gone: np.ndarray, alive: np.ndarray) -> str:
     """Whether removed grid units went as whole rows or as columns."""
-    rows = graph.units.row[gone]
-    touched = np.isin(graph.units.row, rows) & graph.units.in_row
-    return "column" if alive[touched].any() else "row"
+    row = graph.units.row
+    hit = np.zeros(row.max(initial=-1) + 1, bool)
+    hit[row[gone]] = True
+    return "column" if (hit[row] & graph.units.in_row & alive).any() else "row"
 
 
 def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:

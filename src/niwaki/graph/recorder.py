@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph.cost import Term
+from niwaki.graph.kernels import Kernels, like_input
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.rules import RULES, Call
 from niwaki.graph.rules import movement as movement_rules
@@ -67,6 +68,8 @@ class Recorder(TorchDispatchMode):
         self.handles: list[Any] = []
         self.ran: set[str] = set()
         self.tables: list[tuple[str, Any, Any]] = []
+        self.kernels = Kernels()
+        self.rules: dict[Any, Any] = {}
 
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
@@ -117,12 +120,13 @@ class Recorder(TorchDispatchMode):
             if known is not None:  # a constant of the model's own making: its number is known without data
                 return known.item()
         trains = name in TRAINED and len(args) > 5 and args[5]
-        if name in NORMS and args[0].is_meta and not trains:  # torch decomposes these in Python, slowly
-            result: Any = (torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0))
+        if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains:
+            result: Any = like_input(args[0])  # torch decomposes these in Python, slowly
         else:
-            result = func(*args, **kwargs)
-        outputs = tensors_in(result)
-        inputs = [self.value(t) for t in tensors_in(args)] + [self.value(t) for t in tensors_in(kwargs)]
+            result = self.kernels(func, args, kwargs)
+        outputs = _tensors(result)
+        given = _tensors((*args, *kwargs.values())) if kwargs else _tensors(args)
+        inputs = [self.value(tensor) for tensor in given]
         if not outputs:
             if name in RULES:
                 RULES[name](Call(func, args, kwargs, result, self))
@@ -131,25 +135,24 @@ class Recorder(TorchDispatchMode):
             return result
         call = Call(func, args, kwargs, result, self)
         self.why = ""
-        labels = self._apply(call, name, inputs)
+        rule = self._rule(func, name)
+        labels = self._apply(call, name, inputs, rule)
         constant = self._constant(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
         )
-        rule = find_rule(func, name)
         direct = rule is not None and rule.__module__ == MOVEMENT and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(func, args, kwargs)
-        given = tensors_in(args) + tensors_in(kwargs)
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
-            old = self.seen(tensor) if any(tensor is item for item in given) else None
+            old = self.seen(tensor) if _among(tensor, given) else None
             if old is not None:  # in place: the tensor stays the tensor it was
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
                 old.zero = call.zero
-                old.constant = old.constant if not any(tensor is item for item in written) else None
+                old.constant = None if _among(tensor, written) else old.constant
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
@@ -158,16 +161,19 @@ class Recorder(TorchDispatchMode):
             made.append(value)
         self.terms.extend(call.terms)
         swap = self.value
-        self.records.append(
-            Record(name, func, self.stack[-1], _swap(args, swap), {k: _swap(v, swap) for k, v in kwargs.items()}, made)
-        )
+        named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
+        self.records.append(Record(name, func, self.stack[-1], _swap(args, swap), named, made))
         for mutated in written:  # out= variants and in-place calls on a list
-            if not any(mutated is tensor for tensor in outputs):
+            if not _among(mutated, outputs):
                 self.value(mutated).constant = None
         return result
 
-    def _apply(self, call: Call, name: str, inputs: list[Value]) -> list[Labels]:
-        rule = find_rule(call.func, name)
+    def _rule(self, func: Any, name: str) -> Any:
+        if func not in self.rules:
+            self.rules[func] = find_rule(func, name)
+        return self.rules[func]
+
+    def _apply(self, call: Call, name: str, inputs: list[Value], rule: Any) -> list[Labels]:
         if rule is None and not any(value.fields or value.parameter for value in inputs):
             return []
         labels = rule(call) if rule is not None else None
@@ -231,20 +237,52 @@ def find_rule(func: Any, name: str) -> Any:
     return meet if _is_pointwise(func, name) else None
 
 
+def _among(tensor: Tensor, listed: list[Tensor]) -> bool:
+    return id(tensor) in map(id, listed)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Tensors among arguments or results of an operator, in order: those nest in lists and tuples only."""
+    if isinstance(value, Tensor):
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            kind = type(item)
+            if kind is int or kind is bool or kind is float or item is None:
+                continue
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, (list, tuple)):
+                found += _tensors(item)
+    return found
+
+
 def _swap(value: Any, change: Any) -> Any:
+    kind = type(value)
+    if kind is int or kind is bool or kind is float or value is None:
+        return value
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):
-        return type(value)(_swap(item, change) for item in value)
+        return kind([_swap(item, change) for item in value])
     return value
 
 
+@cache
+def _slots(func: Any) -> tuple[tuple[int | None, str], ...]:
+    """Place and name of every argument that an operator writes to; no place where it is given by name only."""
+    return tuple(
+        (None if argument.kwarg_only else i, argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    found = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = kwargs.get(argument.name, args[i] if i < len(args) and not argument.kwarg_only else None)
-            found += tensors_in(given)
+    found: list[Tensor] = []
+    for place, name in _slots(func):
+        found += _tensors(kwargs.get(name, args[place] if place is not None and place < len(args) else None))
     return found
 
 

@@ -1,6 +1,8 @@
 """Copies of a model that share nothing with it but what they are told to: the one way niwaki copies models."""
 
 import copy
+import copyreg
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError
+
+ATOMS = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device})
+"""Types whose values are copies of themselves."""
+META = torch.device("meta")
+TABLES = frozenset({dict, OrderedDict, set, list})
+OWNED = frozenset({"_parameters", "_buffers", "_modules"})
+"""Tables of every module, from names to tensors and modules."""
 
 
 def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -34,17 +43,50 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 note(tensor)
-        for value in list(vars(module).values()):
-            for tensor in _loose(value, 3):
-                note(tensor)
+        for name, value in list(vars(module).items()):
+            kind = type(value)
+            if kind not in ATOMS and name not in OWNED and not (kind in TABLES and not value):
+                for tensor in _loose(value, 3):
+                    note(tensor)
     try:
-        return copy.deepcopy(model, memo)
+        return _copied(model, memo)
     except Exception as error:
         raise CannotCutError(
             f"copy a {type(model).__name__}",
             found=f"{type(error).__name__}: {error}",
             do="make the model's attributes copyable (copy.deepcopy must accept it)",
         ) from error
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
+    """`copy.deepcopy` of a module. Where the module leaves copying to Python, its tables of tensors and modules, known
+    to be just that, are copied here and not entry by entry through Python's general machinery.
+    """
+    if id(module) in memo:
+        return memo[id(module)]
+    own = hasattr(module, "__deepcopy__") or type(module) in copyreg.dispatch_table
+    reduced = None if own else module.__reduce_ex__(4)
+    plain = (copyreg.__newobj__, (type(module),))  # type: ignore[attr-defined]
+    if not isinstance(reduced, tuple) or reduced[:2] != plain or any(reduced[3:]) or type(reduced[2]) is not dict:
+        return copy.deepcopy(module, memo)
+    twin = memo[id(module)] = type(module).__new__(type(module))
+    state: dict[str, Any] = {}
+    for name, value in reduced[2].items():
+        kind = type(value)
+        if kind in ATOMS:
+            state[name] = value
+        elif kind not in TABLES or id(value) in memo or (value and name not in OWNED):
+            state[name] = copy.deepcopy(value, memo)
+        else:
+            table = state[name] = memo[id(value)] = kind()
+            for key in value:
+                part = value[key]
+                table[key] = _copied(part, memo) if isinstance(part, nn.Module) else copy.deepcopy(part, memo)
+    if hasattr(twin, "__setstate__"):
+        twin.__setstate__(state)
+    else:
+        twin.__dict__.update(state)
+    return twin
 
 
 def identity(tensor: Tensor) -> Any:
@@ -58,8 +100,14 @@ def identity(tensor: Tensor) -> Any:
         tuple(tensor.shape),
         tensor.stride(),
         tensor.dtype,
-        isinstance(tensor, nn.Parameter),
+        is_parameter(tensor),
     )
+
+
+def is_parameter(tensor: Tensor) -> bool:
+    """The same as `isinstance`, which is Python code for parameters, where the type alone tells."""
+    kind = type(tensor)
+    return kind is nn.Parameter or (kind is not Tensor and isinstance(tensor, nn.Parameter))
 
 
 def _loose(value: Any, depth: int) -> list[Tensor]:
@@ -75,17 +123,15 @@ def _loose(value: Any, depth: int) -> list[Tensor]:
 
 def like(tensor: Tensor, data: Tensor) -> Tensor:
     """`data` as the same kind of tensor (parameter or plain) with the same `requires_grad`."""
-    if isinstance(tensor, nn.Parameter):
+    if is_parameter(tensor):
         return nn.Parameter(data, requires_grad=tensor.requires_grad)
     return data
 
 
 def to_meta(tensor: Tensor) -> Tensor:
     """A stand-in without memory; tensor subclasses (quantised, sharded) are refused by torch itself."""
-    with torch.no_grad():
-        data = tensor.detach()
-        meta = torch.empty_strided(data.size(), data.stride(), dtype=data.dtype, device="meta")
-    return like(tensor, meta)
+    data = tensor.detach()
+    return like(tensor, torch.empty_strided(data.size(), data.stride(), dtype=data.dtype, device=META))
 
 
 def shared(tensor: Tensor) -> Tensor:

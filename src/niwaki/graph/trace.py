@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import gc
 import hashlib
 import json
 import logging
@@ -123,6 +124,21 @@ class ChannelGraph:
         }
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Without Python's search for cycles: a trace makes many objects and keeps them, and with torch loaded each search
+    among all that live takes longer (0.1 s and more) than the trace.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@uncollected()
 def trace(
     model: nn.Module, example: Any, *, protect: Sequence[str] = (), device: str | torch.device | None = None
 ) -> ChannelGraph:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -35,9 +34,7 @@ class Magnitude(Score):
         known(self, over=("all", "out", "in"), merge=MERGES)
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
-        pairs = list(zip(view.weights, view.roles, strict=True))
-        chosen = [w for w, role in pairs if role != "shift" and (self.over == "all" or role == self.over)]
-        chosen = chosen or [w for w, _ in pairs]
-        return merged(
-            [torch.linalg.vector_norm(w, ord=self.p, dim=1, dtype=torch.float64) for w in chosen], self.merge, self.p
-        )
+        pairs = list(zip(view.powers(self.p), view.roles, strict=True))
+        chosen = [sums for sums, role in pairs if role != "shift" and (self.over == "all" or role == self.over)]
+        chosen = chosen or [sums for sums, _ in pairs]
+        return merged([sums.pow(1 / self.p) for sums in chosen], self.merge, self.p)

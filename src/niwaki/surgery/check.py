@@ -16,6 +16,7 @@ from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, find_rule, seed
 from niwaki.graph.rules import convolution, spatial
+from niwaki.graph.rules.registry import signature
 from niwaki.graph.skeleton import copy_with, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter, Value
@@ -47,8 +48,19 @@ class Retrace:
     scales: tuple[Scale, ...] = ()
 
 
-def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, *, meta: bool = True) -> Retrace:
-    """Run `small` on the graph's example and compare units, rows and output shapes with the original's."""
+def retrace(
+    small: nn.Module,
+    graph: ChannelGraph,
+    alive: np.ndarray,
+    example: Any,
+    *,
+    meta: bool = True,
+    sizes: Sizes | None = None,
+) -> Retrace:
+    """Run `small` on the graph's example and compare units, rows and shapes with the original's.
+
+    `sizes` are those of the graph's values when only `alive` units stay, where somebody has them already.
+    """
     pairs = []
 
     def stand_in(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,9 +89,8 @@ def retrace(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs:
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
-    problem = _calls(recorder.records, graph, Sizes(stays_of(graph, alive))) or _compare(
-        space, parameters, graph, alive
-    )
+    sizes = sizes or Sizes(stays_of(graph, alive))
+    problem = _calls(recorder.records, graph, sizes) or _compare(space, parameters, graph, alive)
     scales = () if problem else _scales(recorder.records, graph)
     return Retrace(recorder.records, parameters, problem, scales)
 
@@ -115,8 +126,8 @@ def window(record: Record) -> tuple[Any, ...] | None:
         return None
     return tuple(
         item
-        for argument, item in zip(record.func._schema.arguments, record.args, strict=False)
-        if not isinstance(item, Value) and argument.name != "groups"
+        for name, item in zip(signature(record.func), record.args, strict=False)
+        if not isinstance(item, Value) and name != "groups"
     )
 
 
@@ -147,18 +158,19 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
         return (
             f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
         )
-    rows = components(space.count, [*space.strict, *space.slabs["row"]])
+    slabs = space.slabs["row"]
+    rows = components(space.count, [*space.strict, *slabs]) if slabs else component
     old = graph.units.row[unit]
     inside = np.flatnonzero(graph.units.in_row[unit] & ~graph.units.row_frozen[unit])
     # a grid with a single row left is no grid any more: what was its row axis may meet anything
-    grid = graph.units.classes[unit[inside]]
-    pairs = np.unique(np.stack([grid, old[inside]]), axis=1)
-    several = np.bincount(pairs[0], minlength=int(grid.max(initial=0)) + 1) > 1
-    inside = inside[several[grid]]
+    grid = graph.units.classes[unit[inside]].astype(np.int64)
+    most = int(old.max(initial=0)) + 1
+    pairs, pair = np.unique(grid * most + old[inside], return_inverse=True)
+    several = (np.bincount(pairs // most, minlength=int(grid.max(initial=0)) + 1) > 1)[grid]
+    inside, pair = inside[several], pair[several]
     wrong = _mixed(rows[label[inside]], old[inside])
     if wrong is None:  # rows must not fall apart either
-        grid = graph.units.classes[unit[inside]].astype(np.int64)
-        wrong = _mixed(grid * (int(old.max(initial=0)) + 1) + old[inside], rows[label[inside]])
+        wrong = _mixed(pair, rows[label[inside]])
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     return None
@@ -187,12 +199,10 @@ def _scattered(component: np.ndarray, means: np.ndarray, unit: np.ndarray, graph
 
 def _mixed(key: np.ndarray, value: np.ndarray) -> int | None:
     """Where two different values share a key, or None."""
-    if not key.size:
-        return None
-    order = np.argsort(key, kind="stable")
-    k, v = key[order], value[order]
-    bad = np.flatnonzero((k[1:] == k[:-1]) & (v[1:] != v[:-1]))
-    return int(order[bad[0] + 1]) if bad.size else None
+    first = np.zeros(int(key.max(initial=-1)) + 1, dtype=value.dtype)
+    first[key[::-1]] = value[::-1]  # the first value of each key
+    bad = np.flatnonzero(first[key] != value)
+    return int(bad[0]) if bad.size else None
 
 
 def _tensor_at(graph: ChannelGraph, parameters: dict[str, Parameter], label: int) -> str:

@@ -11,7 +11,7 @@ from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, identity, like
-from niwaki.graph.trace import fingerprint
+from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
 from niwaki.surgery.check import retrace
@@ -28,6 +28,7 @@ MOST_ATTEMPTS = 48
 """Ways to set open integers that are tried before the other door."""
 
 
+@uncollected()
 def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """A new, smaller model; the given one is left alone.
 
@@ -128,7 +129,7 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     problem: str | None = None
     for extra in attempts(found, MOST_ATTEMPTS) if found else [[]]:
         apply_mends(small, extra)
-        seen = retrace(small, graph, alive, example, meta=meta)
+        seen = retrace(small, graph, alive, example, meta=meta, sizes=sizes)
         problem = seen.problem
         if problem is None:
             scaled, problem = fold(small, seen)

@@ -1,5 +1,8 @@
 """What the trace says about sizes after a cut: the shape of every tensor, and which numbers of a module change."""
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from niwaki.graph import ChannelGraph
@@ -20,9 +23,15 @@ class Sizes:
         self.stays = stays
         """Whether each label stays; bool `[labels]`."""
         self._known: dict[int, dict[int, int]] = {}
+        self._shapes: dict[int, tuple[Value, tuple[int, ...]]] = {}
 
     def of(self, value: Value) -> tuple[int, ...]:
         """Shape of `value` after the cut."""
+        if id(value) not in self._shapes:
+            self._shapes[id(value)] = value, self._shape(value)
+        return self._shapes[id(value)][1]
+
+    def _shape(self, value: Value) -> tuple[int, ...]:
         shape = list(value.shape)
         if value.parameter is not None:
             for axis, seeds in value.parameter.seeds.items():
@@ -89,13 +98,17 @@ def values_in(record: Record) -> list[Value]:
 
 def group_count(record: Record) -> tuple[int, int] | None:
     """Number of groups of a grouped call, and where it stands among the arguments."""
-    names = [argument.name for argument in record.func._schema.arguments]
-    for name in ("groups", "group", "num_groups"):
-        if name in names and names.index(name) < len(record.args):
-            at = names.index(name)
-            if isinstance(record.args[at], int) and record.args[at] > 1:
-                return record.args[at], at
+    for at in _group_places(record.func):
+        if at < len(record.args) and isinstance(record.args[at], int) and record.args[at] > 1:
+            return record.args[at], at
     return None
+
+
+@cache
+def _group_places(func: Any) -> tuple[int, ...]:
+    """Where an operator takes a number of groups."""
+    names = [argument.name for argument in func._schema.arguments]
+    return tuple(names.index(name) for name in ("groups", "group", "num_groups") if name in names)
 
 
 def groups_after(record: Record, sizes: Sizes) -> int:

@@ -13,9 +13,11 @@ from niwaki.graph.values import Labels, Value
 
 
 @cache
-def signature(func: Any) -> tuple[tuple[str, bool, Any], ...]:
-    """Argument names of an operator, whether each is keyword-only, and its default."""
-    return tuple((arg.name, arg.kwarg_only, arg.default_value) for arg in func._schema.arguments)
+def signature(func: Any) -> dict[str, tuple[int | None, Any]]:
+    """Arguments of an operator by name: the place of each, unless it is keyword-only, and its default."""
+    return {
+        arg.name: (None if arg.kwarg_only else i, arg.default_value) for i, arg in enumerate(func._schema.arguments)
+    }
 
 
 class Call:
@@ -33,19 +35,17 @@ class Call:
         """Set by the rule: whether removed elements of the result are zero when the parameters are zeroed."""
         self.terms: list[Term] = []
         self.operands: list[Value] | None = None
-        self._bound: dict[str, Any] | None = None
+        self._bound: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if self._bound is None:
-            bound: dict[str, Any] = {}
-            for i, (key, keyword_only, default) in enumerate(signature(self.func)):
-                given = self.args[i] if not keyword_only and i < len(self.args) else default
-                bound[key] = self.kwargs.get(key, given)
-            self._bound = bound
+        if name not in self._bound:
+            place, default = signature(self.func)[name]
+            given = self.args[place] if place is not None and place < len(self.args) else default
+            self._bound[name] = self.kwargs.get(name, given)
         return self._bound[name]
 
     def has(self, name: str) -> bool:
-        return any(key == name for key, _, _ in signature(self.func))
+        return name in signature(self.func)
 
     def value(self, tensor: Tensor) -> Value:
         return self.recorder.value(tensor)
