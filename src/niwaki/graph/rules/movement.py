@@ -144,12 +144,13 @@ def view(call: Call, labels: np.ndarray, before: tuple[int, ...], after: tuple[i
     return compress(moved, tuple(split))
 
 
-def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[int, ...]) -> Labels:
+def prepare(call: Call, value: Value, after: tuple[int, ...]) -> Labels:
     """Labels made ready for axes that are about to become one.
 
     Where two labelled axes become one, each position belongs to both: it gets a label of its own, with the old ones as
     the slabs it lies in. A free axis laid together with another keeps its count: its labels go.
     """
+    fields, before = value.get(call.space), value.shape
     if before == after:
         return fields
     kept = list(fields)
@@ -169,9 +170,10 @@ def prepare(call: Call, fields: Labels, before: tuple[int, ...], after: tuple[in
         inside = [f for f in inside if not any(f is other for other in free)]
         if len({tuple(axis for axis in varying(f) if axis in big) for f in inside}) > 1:
             shape = np.broadcast_shapes(*(f.shape for f in inside))
-            first = {axis: int(f.min()) for f in sorted(inside, key=np.min, reverse=True) for axis in varying(f)}
-            # the axis that was labelled first is the outer one, however the axes stand now
-            order = sorted(range(len(shape)), key=lambda axis: (first.get(axis, -1), axis))
+            order = list(range(len(shape)))
+            if value.direct:  # a parameter's own order of axes, however it has been turned since: outer ones come first
+                first = {axis: int(f.min()) for f in inside for axis in varying(f)}
+                order.sort(key=lambda axis: first.get(axis, -1))
             sizes = [shape[axis] for axis in order]
             product = call.space.new(int(np.prod(shape))).reshape(sizes).transpose(np.argsort(order))
             for f in inside:
@@ -203,7 +205,7 @@ def reshape(call: Call) -> Labels:
     if call.name == "view" and call.has("dtype"):
         return unchanged(call)
     arrays = []
-    for labels in prepare(call, value.get(call.space), value.shape, call.shape):
+    for labels in prepare(call, value, call.shape):
         grid_before = len(varying(labels))
         moved = view(call, labels, value.shape, call.shape)
         if len(varying(moved)) > grid_before:
