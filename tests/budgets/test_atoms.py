@@ -138,3 +138,14 @@ def test_a_single_unit_is_never_removed() -> None:
         graph, niwaki.score(graph, niwaki.collect(net, graph, how.needs), how=how), Budget(keep=2, of="units")
     )
     assert list(plan.kept) == ["1"]
+
+
+def test_two_grids_over_the_same_channels() -> None:
+    """2 convolution groups of 3 and 3 norm groups of 2: no removal of single channels suits both."""
+    net = nn.Sequential(nn.Conv1d(2, 4, 1), nn.Conv1d(4, 6, 1, groups=2), nn.GroupNorm(3, 6), nn.Conv1d(6, 1, 1))
+    graph = graph_of(net, 1, 2, 4)
+    how = niwaki.scores.Random()
+    scores = niwaki.score(graph, niwaki.collect(net, graph, how.needs), how=how)
+    for grids in ("rows", "columns"):
+        _, skipped = make_atoms(graph, scores, grids=grids, exact_only=False, bundle="mean")
+        assert skipped["1"] == "rows of grids that lie across each other"

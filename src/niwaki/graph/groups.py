@@ -128,13 +128,13 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         for kind in along:
             inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
     classes = np.arange(count, dtype=np.int32)
-    viewed: dict[bytes, np.ndarray] = {}
+    viewed: dict[tuple[int, bytes], np.ndarray] = {}
     if space.grids:
         links: Edges = []
         for grid in space.grids:
             flat = unit_of[grid.ravel()]
             if (flat >= 0).all():
-                viewed.setdefault(flat.tobytes(), flat.reshape(grid.shape))
+                viewed.setdefault((len(grid), flat.tobytes()), flat.reshape(grid.shape))
             flat = flat[flat >= 0]
             if flat.size:
                 links.append((np.full(flat.size - 1, flat[0], dtype=np.int32), flat[1:]))
