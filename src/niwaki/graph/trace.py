@@ -223,7 +223,7 @@ def _trace_once(
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
-    with quiet(), torch.no_grad(), recorder:
+    with quiet(skeleton), torch.no_grad(), recorder:
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
     if any(not p.seeds for p in parameters.values() if not p.buffer):
@@ -289,7 +289,7 @@ def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameter
     kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown))
     skeleton.train()
     try:
-        with quiet(), torch.no_grad(), recorder:
+        with quiet(skeleton), torch.no_grad(), recorder:
             output = run(skeleton, inputs)
     except Exception as error:  # the first look stands; what it did not see is listed as unused
         log.debug("no second look in training mode: %s: %s", type(error).__name__, error)
@@ -368,15 +368,22 @@ def fingerprint(model: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Fused kernels that hide their parts off, random states kept."""
     fast = torch.backends.mha.get_fastpath_enabled()
+    backends = (torch.backends.mkldnn, torch.backends.cudnn)
+    enabled = [backend.enabled for backend in backends]
     states = random.getstate(), np.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # whole layers as one call, on real tensors
+        for backend in backends:
+            backend.enabled = False  # type: ignore[attr-defined]
     try:
         with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        for backend, was in zip(backends, enabled, strict=True):
+            backend.enabled = was  # type: ignore[attr-defined]
         random.setstate(states[0])
         np.random.set_state(states[1])

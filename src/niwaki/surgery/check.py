@@ -79,7 +79,7 @@ def retrace(
     for tensor in tensors_in(inputs):
         recorder.value(tensor).constant = None
     try:
-        with quiet(), torch.no_grad(), recorder:
+        with quiet(skeleton), torch.no_grad(), recorder:
             output = run(skeleton, inputs)
     except Exception as error:
         where = recorder.stack[-1] or "the model"

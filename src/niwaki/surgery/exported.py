@@ -186,7 +186,7 @@ def _export(model: nn.Module, example: Any, *, train: bool) -> ExportedProgram:
     error: Exception | None = None
     import warnings
 
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), quiet(skeleton):
         warnings.simplefilter("ignore")
         for dynamic in (True, False):
             try:
@@ -258,7 +258,7 @@ def _rewrite(
     inputs = map_tensors(example, lambda t: t.to("meta"))
     flat, _ = pytree.tree_flatten(_as_call(inputs))
     traced = _Traced(root, program.graph, recorder)
-    with quiet(), torch.no_grad(), recorder:
+    with quiet(model), torch.no_grad(), recorder:
         traced.run(*flat)
     stays = _stays(space, parameters, graph, alive)
     rewrite(program.graph, traced.seen, Sizes(stays, frozenset(name for name, _, _ in graph.tables)))
