@@ -28,7 +28,7 @@ from niwaki.surgery import surgery_of
 from niwaki.surgery.verify import fresh_like
 from niwaki.tasks import Task
 from niwaki.train import Recovery
-from niwaki.units import Budget, Receipt, device_of, map_tensors, run, tensors_in
+from niwaki.units import Budget, Receipt, device_of, run, tensors_in
 
 
 @final
@@ -212,14 +212,13 @@ class Outcome:
 
 
 def digest(model: nn.Module, example: Any) -> dict[str, Any]:
-    """What the model puts out on a seeded input: digest of the bytes, to check a reload by.
+    """What the model puts out on a seeded input of the example's shapes and types: digest of the bytes, to check a
+    reload by.
 
     Bit-equality holds for the same versions, device and number of threads, which are recorded.
     """
     generator = torch.Generator().manual_seed(0)
-    fresh = map_tensors(
-        fresh_like(example, generator, device_of(model)), lambda t: t.float() if t.dtype == torch.float64 else t
-    )
+    fresh = fresh_like(example, generator, device_of(model), wide=False)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()

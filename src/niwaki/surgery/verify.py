@@ -119,12 +119,13 @@ def in_float64(model: nn.Module) -> nn.Module:
     return copy_with(model, change)
 
 
-def fresh_like(example: Any, generator: torch.Generator, device: torch.device) -> Any:
-    """Random inputs with the example's shapes; float64 where it is floating."""
+def fresh_like(example: Any, generator: torch.Generator, device: torch.device, *, wide: bool = True) -> Any:
+    """Random inputs with the example's shapes; float64 where it is floating, or its own types if not `wide`."""
 
     def draw(tensor: Tensor) -> Tensor:
         if tensor.dtype.is_floating_point:
-            return torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64).to(device)
+            numbers = torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64)
+            return numbers.to(device, torch.float64 if wide else tensor.dtype)
         if tensor.dtype == torch.bool or tensor.is_meta:
             return torch.ones(tuple(tensor.shape), dtype=tensor.dtype, device=device)
         low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)
