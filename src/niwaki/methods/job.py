@@ -24,7 +24,7 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
 from niwaki.plan import Plan
-from niwaki.surgery import surgery_of
+from niwaki.surgery import Surgery
 from niwaki.surgery.verify import fresh_like
 from niwaki.tasks import Task
 from niwaki.train import Recovery
@@ -95,6 +95,8 @@ class Outcome:
     graph: ChannelGraph = field(repr=False)
     method: dict[str, Any]
     job: Job = field(repr=False)
+    surgery: Surgery = field(repr=False)
+    """What was done to the model: enough for `load` to do the same to a fresh one."""
     history: dict[str, Any] | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -107,7 +109,7 @@ class Outcome:
         return write_folder(Path(folder), self._write, force=force)
 
     def _write(self, folder: Path) -> None:
-        surgery = surgery_of(self.model)
+        surgery = self.surgery
         (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
         save_tensors(self.model, folder / "model.safetensors")
         (folder / "surgery.json").write_text(
