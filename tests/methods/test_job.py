@@ -56,3 +56,12 @@ def test_an_outcome_with_a_copied_model_saves_the_same_run(grids: Any, tmp_path:
     loaded = niwaki.load(twin.save(tmp_path / "run"), lambda: Attention().eval())
     assert (loaded.heads, loaded.size) == (outcome.model.heads, outcome.model.size)
     assert torch.equal(loaded(example), outcome.model(example))
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(force: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = compressed(small(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(niwaki.errors.InputError, match="choose a place where folders can be made") as caught:
+        outcome.save(tmp_path / "file" / "run", force=force)
+    assert caught.value.exit_code == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import RunExistsError
+from niwaki.errors import RunExistsError, making
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
@@ -105,6 +105,7 @@ class Outcome:
 
         Raises:
             RunExistsError: the folder exists and `force` is not given.
+            InputError: no folder can be made there.
         """
         return write_folder(Path(folder), self._write, force=force)
 
@@ -253,14 +254,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
 
     Raises:
         RunExistsError: it exists and `force` is False.
+        InputError: no folder can be made there.
     """
-    if folder.exists() and not force:
-        raise RunExistsError(
-            f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.chmod(aside, 0o755)
+    with making(folder):
+        if folder.exists() and not force:
+            raise RunExistsError(
+                f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(aside, 0o755)
     try:
         write(aside)
         if folder.exists():
