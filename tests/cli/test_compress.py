@@ -65,6 +65,31 @@ def test_load_check(there: Run) -> None:
     assert (found.data["equal"], found.data["finite"]) == (True, True)
 
 
+@pytest.mark.parametrize("option", [(), ("--device", "cpu")])
+def test_load_check_on_another_device_compares_nothing(
+    there: Run, saved: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(saved / "runs" / "a", copy)
+    report = json.loads((copy / "report.json").read_text())
+    report["digest"] |= {"device": "cuda:99", "sha256": "0"}  # a device that is not here computes other bits
+    (copy / "report.json").write_text(json.dumps(report))
+    found = there("load-check", str(copy), MODEL, *option, "--json")
+    assert (found.code, found.data["equal"], found.data["finite"]) == (0, None, True)
+    assert found.data["device"] == {"saved": "cuda:99", "here": "cpu"}
+    assert "not compared: saved on cuda:99, loaded on cpu" in there("load-check", str(copy), MODEL, *option).out
+
+
+def test_load_check_on_the_device_asked_for(there: Run) -> None:
+    found = there("load-check", "runs/a", MODEL, "--device", "cpu", "--json")
+    assert (found.code, found.data["equal"]) == (0, True)
+    assert found.data["device"] == {"saved": "cpu", "here": "cpu"}
+    found = there("load-check", "runs/a", MODEL, "--device", "cuda:99")
+    assert found.code == 2 and "--device cuda:99" in found.err
+
+
 def test_load_check_sees_another_weight(there: Run, saved: Path, tmp_path: Path) -> None:
     import shutil
 
