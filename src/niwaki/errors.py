@@ -1,5 +1,9 @@
 """One tree of errors. Every message says what was asked, what was found, where, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class NiwakiError(Exception):
     """Root of all errors that niwaki raises itself.
@@ -66,3 +70,23 @@ class OutOfMemoryError(NiwakiError, MemoryError):
 
 class NothingChangedWarning(UserWarning):
     """A call that was valid but changed nothing."""
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Inside, a folder is made; where the system refuses, the place is wrong.
+
+    Raises:
+        InputError: in place of an OSError that is not niwaki's own.
+    """
+    try:
+        yield
+    except NiwakiError:
+        raise
+    except OSError as cause:
+        raise InputError(
+            f"write a run to {folder}",
+            found=cause.strerror or type(cause).__name__,
+            where=str(cause.filename or folder),
+            do="choose a place where folders can be made",
+        ) from cause

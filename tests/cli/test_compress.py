@@ -65,6 +65,31 @@ def test_load_check(there: Run) -> None:
     assert (found.data["equal"], found.data["finite"]) == (True, True)
 
 
+@pytest.mark.parametrize("option", [(), ("--device", "cpu")])
+def test_load_check_on_another_device_compares_nothing(
+    there: Run, saved: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
+    import shutil
+
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(saved / "runs" / "a", copy)
+    report = json.loads((copy / "report.json").read_text())
+    report["digest"] |= {"device": "cuda:99", "sha256": "0"}  # a device that is not here computes other bits
+    (copy / "report.json").write_text(json.dumps(report))
+    found = there("load-check", str(copy), MODEL, *option, "--json")
+    assert (found.code, found.data["equal"], found.data["finite"]) == (0, None, True)
+    assert found.data["device"] == {"saved": "cuda:99", "here": "cpu"}
+    assert "not compared: saved on cuda:99, loaded on cpu" in there("load-check", str(copy), MODEL, *option).out
+
+
+def test_load_check_on_the_device_asked_for(there: Run) -> None:
+    found = there("load-check", "runs/a", MODEL, "--device", "cpu", "--json")
+    assert (found.code, found.data["equal"]) == (0, True)
+    assert found.data["device"] == {"saved": "cpu", "here": "cpu"}
+    found = there("load-check", "runs/a", MODEL, "--device", "cuda:99")
+    assert found.code == 2 and "--device cuda:99" in found.err
+
+
 def test_load_check_sees_another_weight(there: Run, saved: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -229,3 +254,33 @@ def test_weights_with_nan_are_refused(run: Run, here: Path) -> None:
     assert found.code == 2
     assert "3.weight" in found.err
     assert not (here / "r").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["nets.py/run", "nets.py/deeper/run", "/proc/niwaki/run", "x" * 300, "new/" + "x" * 300]
+)
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_place_where_no_folder_can_be_made(run: Run, here: Path, place: str, force: tuple[str, ...]) -> None:
+    """Said at once: the model, which does not exist, is not even looked at."""
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
+    before = sorted(here.iterdir())
+    found = run("compress", "python:no.py:such", "--out", place, *force)
+    assert found.code == 2 and f"error: write a run to {place}; found: " in found.err.replace("\n", "")
+    assert "do: choose a place where folders can be made" in found.err.replace("\n", " ")
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_place_without_permission(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, dir: Path, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    found = run("compress", "python:no.py:such", "--out", "a/b/run")
+    assert found.code == 2 and f"found: Permission denied; where: {here}" in found.err
+
+
+def test_a_good_place_is_left_as_it_was(run: Run, here: Path) -> None:
+    before = sorted(here.iterdir())
+    assert "no such file" in run("compress", "python:no.py:such", "--out", "a/b/run").err
+    assert sorted(here.iterdir()) == before

@@ -24,6 +24,15 @@ def net(width=3):
 def pair():
     return net(), torch.ones(2, 4)
 
+def double():
+    return net().double()
+
+def halves():
+    return net().half(), torch.ones(2, 4, dtype=torch.float16)
+
+def tokens():
+    return nn.Embedding(4, 3), torch.ones(2, 4, dtype=torch.int64)
+
 def wrong():
     return "no network"
 
@@ -58,12 +67,21 @@ def test_a_factory_may_bring_its_example(here):
 
 
 @pytest.mark.parametrize(
+    ("name", "kind"),
+    [("net", torch.float32), ("double", torch.float64), ("halves", torch.float16), ("tokens", torch.int64)],
+)
+def test_an_example_of_a_given_shape_has_the_type_the_model_takes(name, kind, here):
+    example = niwaki.models.load(f"python:own_nets.nets:{name}", shape=(5, 4)).example
+    assert example.shape == (1, 5, 4) and example.dtype == kind
+
+
+@pytest.mark.parametrize(
     ("name", "error", "says"),
     [
         ("own_nets.nets", InputError, "package.module:factory"),
         ("own_nets.absent:net", InputError, "ModuleNotFoundError"),
         ("absent.py:net", InputError, "no such file"),
-        ("own_nets.nets:nett", UnknownNameError, "known: net, pair, wrong, fails"),
+        ("own_nets.nets:nett", UnknownNameError, "known: net, pair, double, halves, tokens, wrong, fails"),
         ("own_nets.nets:wrong", InputError, "returned a str"),
         ("own_nets.nets:fails", InputError, "RuntimeError: out of paint"),
         ("own_nets.nets:net?depth=3", InputError, "after the question mark"),

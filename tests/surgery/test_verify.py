@@ -1,10 +1,11 @@
 """The judge: what it measures, what it lets pass, what it refuses."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from planned import Hard, keeping, mlp
+from planned import Hard, Heads, keeping, mlp
 from torch import Tensor, nn
 
 import niwaki
@@ -102,6 +103,35 @@ def test_the_door_is_on_the_receipt() -> None:
     model = Hard().eval()
     plan = keeping(model, torch.randn(2, 3), {"a": [0, 1, 2]})
     assert niwaki.verify(model, niwaki.cut(model, plan), plan, torch.randn(2, 3)).door == "exported"
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_a_copy_is_judged_like_the_model_it_is_of(kind: torch.dtype) -> None:
+    """Its weights are scaled by a factor that float32 rounds: the verdict must not depend on who remembers that."""
+    model, x = Heads().to(kind).eval(), torch.randn(2, 3, 3, dtype=kind)
+    plan = keeping(model, x, {"q": [0, 1, 3, 4, 5, 7]})
+    small = niwaki.cut(model, plan)
+    twin = copy.deepcopy(small)
+    assert niwaki.verify(model, twin, plan, x) == niwaki.verify(model, small, plan, x)
+    assert niwaki.verify(model, twin, plan, x).passed
+    with torch.no_grad():
+        twin.q.bias[0] += 0.01
+    assert not niwaki.verify(model, twin, plan, x).passed
+
+
+def test_a_copy_keeps_its_door() -> None:
+    model, x = Hard().eval(), torch.randn(2, 3)
+    plan = keeping(model, x, {"a": [0, 1, 2]})
+    receipt = niwaki.verify(model, copy.deepcopy(niwaki.cut(model, plan)), plan, x)
+    assert receipt.passed and receipt.door == "exported"
+
+
+def test_what_was_done_to_a_copy_is_not_made_up() -> None:
+    model, small, _ = cut_mlp()
+    assert niwaki.surgery.surgery_of(small).door == "eager"
+    for stranger in (copy.deepcopy(small), model):
+        with pytest.raises(niwaki.errors.InputError, match="no surgery is known"):
+            niwaki.surgery.surgery_of(stranger)
 
 
 class Labels(nn.Module):

@@ -1,6 +1,7 @@
 """`niwaki compress`: a smaller model, judged, repaired, measured and saved."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from niwaki.cli.options import (
     pairs_of,
 )
 from niwaki.cli.talk import say, show, stages
-from niwaki.errors import InputError, RunExistsError, UnknownNameError
+from niwaki.errors import InputError, RunExistsError, UnknownNameError, making
 
 
 def compress(
@@ -69,12 +70,7 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Make a model smaller. Scores, cuts, verifies, repairs, recovers, measures, and saves the run to DIR."""
-    if out.exists() and not force:
-        raise RunExistsError(f"write a run to {out}", found="it exists", do="choose another --out, or give --force")
-    if out.exists() and not (out / "report.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise RunExistsError(
-            f"replace {out}", found="it holds no run", do="--force replaces runs only; choose another --out"
-        )
+    _refuse_place(out, force=force)
     listed = method_named(method)
     shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None}
     fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
@@ -145,6 +141,24 @@ def compress(
     say(f"saved: {out}; page: {result['page']}")
     result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)
+
+
+def _refuse_place(out: Path, *, force: bool) -> None:
+    """Refuse a place that a run can't go to, before anything is worked out; nothing is left there.
+
+    Raises:
+        RunExistsError: something is there, and may not be replaced.
+        InputError: no folder can be made there.
+    """
+    with making(out):
+        if out.exists() and not force:
+            raise RunExistsError(f"write a run to {out}", found="it exists", do="choose another --out, or give --force")
+        if out.exists() and not (out / "report.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+            raise RunExistsError(
+                f"replace {out}", found="it holds no run", do="--force replaces runs only; choose another --out"
+            )
+        there = next(folder for folder in out.absolute().parents if folder.exists())
+        Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=there)).rmdir()
 
 
 def _fields(method: Method, settings: list[str] | None, shortcuts: dict[str, Any]) -> dict[str, Any]:

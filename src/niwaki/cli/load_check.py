@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.cli.options import AsJson, Input, Model
+from niwaki.cli.options import AsJson, CheckDevice, Input, Model
 from niwaki.cli.talk import show
 from niwaki.errors import FileDamagedError
 
@@ -14,9 +14,13 @@ def load_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder.")],
     model: Model,
     shape: Input = None,
+    device: CheckDevice = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a saved run and compare its outputs. Bit by bit with those recorded when saved; exit 1 if they differ."""
+    """Load a saved run and compare its outputs. Bit by bit with those recorded when saved; exit 1 if they differ.
+
+    Another device computes other bits: on one they are not compared.
+    """
     from niwaki.report.reading import read
 
     record = read(folder)[0].data.get("digest")
@@ -28,19 +32,28 @@ def load_check(
     import torch
 
     import niwaki
-    from niwaki.cli.sources import ask, shape_text
+    from niwaki.cli.sources import ask, device_here, shape_text
     from niwaki.methods.job import digest
     from niwaki.plan import encode_example
-    from niwaki.units import run, tensors_in
+    from niwaki.units import device_of, run, tensors_in
 
     record = record or {}
     recorded = record.get("example")
-    asked = ask(model, shape=shape or shape_text(recorded), threads=record.get("threads"), own_weights=False)
-    small = niwaki.load(str(folder), asked.loaded.factory).eval()
+    there = record.get("device")
+    asked = ask(
+        model,
+        shape=shape or shape_text(recorded),
+        threads=record.get("threads"),
+        device=device or device_here(there),
+        own_weights=False,
+    )
+    small = niwaki.load(str(folder), asked.loaded.factory).eval().to(device_of(asked.loaded.model))
+    here = str(device_of(small))
     with torch.no_grad():
         outputs = tensors_in(run(small, asked.example))
     finite = all(bool(torch.isfinite(tensor).all()) for tensor in outputs)
-    comparable = bool(record) and recorded == encode_example(asked.example)
+    known = bool(record) and recorded == encode_example(asked.example)
+    comparable = known and there in (None, here)
     found = digest(small, asked.example)
     same = found["sha256"] == record.get("sha256") if comparable else None
     versions = {"saved": record.get("torch"), "here": str(torch.__version__)}
@@ -49,6 +62,7 @@ def load_check(
         "finite": finite,
         "equal": same,
         "torch": versions,
+        "device": {"saved": there, "here": here},
         "sha256": {"saved": record.get("sha256"), "here": found["sha256"]},
     }
 
@@ -57,7 +71,9 @@ def load_check(
     table = Table("check", "")
     table.add_row("loaded", "yes")
     table.add_row("outputs finite", "yes" if finite else "NO")
-    words = {True: "bit for bit", False: "NO", None: "not compared: no digest of this input was recorded"}
+    table.add_row("device", here)
+    why = f"saved on {there}, loaded on {here}" if known else "no digest of this input was recorded"
+    words = {True: "bit for bit", False: "NO", None: f"not compared: {why}"}
     if same is False and versions["saved"] != versions["here"]:
         words[False] = f"no, but saved with torch {versions['saved']} and loaded with {versions['here']}"
         same = None

@@ -28,6 +28,20 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads inside an 
 Device = Annotated[
     str | None, typer.Option(help="Where the model runs: cpu (unless said), cuda, cuda:1, ...", metavar="NAME")
 ]
+TraceDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where the forward runs: meta (no memory) or cpu, cuda, ...; meta and, if that fails, cpu unless said.",
+        metavar="NAME",
+    ),
+]
+CheckDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Where the model runs; where it was saved, if that is here, unless said.", metavar="NAME"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Data = Annotated[str | None, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR or npz:FILE.", metavar="SPEC")]
 Normalisation = Annotated[

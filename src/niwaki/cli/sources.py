@@ -48,7 +48,7 @@ def ask(
         raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
     if threads is not None:
         torch.set_num_threads(threads)
-    place = _device(device)
+    place = device_named(device)
     wanted = shape_of(shape)
     splits = None
     if spec is not None and wanted is None:
@@ -66,8 +66,8 @@ def ask(
     return Asked(loaded, example, splits)
 
 
-def _device(name: str | None) -> torch.device | None:
-    """The device of this name.
+def device_named(name: str | None, *, meta: bool = False) -> torch.device | None:
+    """The device of this name; "meta", which holds no numbers, where that is enough.
 
     Raises:
         InputError: no such device here.
@@ -81,9 +81,17 @@ def _device(name: str | None) -> torch.device | None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         found = "cpu" + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
         raise InputError(f"--device {name}", found=lines[0], do=f"give a device of this machine: {found}") from error
-    if place.type == "meta":
+    if place.type == "meta" and not meta:
         raise InputError("--device meta", found="it holds no numbers", do="give a device that computes")
     return place
+
+
+def device_here(name: Any) -> str | None:
+    """The name of a device that was recorded, if it is on this machine."""
+    try:
+        return str(device_named(name)) if isinstance(name, str) else None
+    except InputError:
+        return None
 
 
 def shape_text(example: Any) -> str | None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.cli.options import AsJson, Checkpoint, Input, Model, Protect, Seed
+from niwaki.cli.options import AsJson, Checkpoint, Input, Model, Protect, Seed, TraceDevice
 from niwaki.cli.talk import say, show
 
 
@@ -16,15 +16,17 @@ def trace(
     protect: Protect = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the groups into this SVG file.", metavar="FILE")] = None,
     seed: Seed = 0,
+    device: TraceDevice = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which channels live or die together. The others say why they stay; unknown operations are listed."""
     import niwaki
-    from niwaki.cli.sources import ask
+    from niwaki.cli.sources import ask, device_named
     from niwaki.report.picture import write_picture
 
+    place = device_named(device, meta=True)
     asked = ask(model, checkpoint=checkpoint, shape=shape, seed=seed)
-    graph = niwaki.trace(asked.loaded.model, asked.example, protect=tuple(protect or ()))
+    graph = niwaki.trace(asked.loaded.model, asked.example, protect=tuple(protect or ()), device=place)
     data = graph.to_json()
     if picture is not None:
         write_picture(data, picture, title=model)

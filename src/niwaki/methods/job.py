@@ -19,16 +19,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import RunExistsError
+from niwaki.errors import RunExistsError, making
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
 from niwaki.plan import Plan
-from niwaki.surgery import surgery_of
+from niwaki.surgery import Surgery
 from niwaki.surgery.verify import fresh_like
 from niwaki.tasks import Task
 from niwaki.train import Recovery
-from niwaki.units import Budget, Receipt, device_of, map_tensors, run, tensors_in
+from niwaki.units import Budget, Receipt, device_of, run, tensors_in
 
 
 @final
@@ -95,6 +95,8 @@ class Outcome:
     graph: ChannelGraph = field(repr=False)
     method: dict[str, Any]
     job: Job = field(repr=False)
+    surgery: Surgery = field(repr=False)
+    """What was done to the model: enough for `load` to do the same to a fresh one."""
     history: dict[str, Any] | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -103,11 +105,12 @@ class Outcome:
 
         Raises:
             RunExistsError: the folder exists and `force` is not given.
+            InputError: no folder can be made there.
         """
         return write_folder(Path(folder), self._write, force=force)
 
     def _write(self, folder: Path) -> None:
-        surgery = surgery_of(self.model)
+        surgery = self.surgery
         (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
         save_tensors(self.model, folder / "model.safetensors")
         (folder / "surgery.json").write_text(
@@ -212,14 +215,13 @@ class Outcome:
 
 
 def digest(model: nn.Module, example: Any) -> dict[str, Any]:
-    """What the model puts out on a seeded input: digest of the bytes, to check a reload by.
+    """What the model puts out on a seeded input of the example's shapes and types: digest of the bytes, to check a
+    reload by.
 
     Bit-equality holds for the same versions, device and number of threads, which are recorded.
     """
     generator = torch.Generator().manual_seed(0)
-    fresh = map_tensors(
-        fresh_like(example, generator, device_of(model)), lambda t: t.float() if t.dtype == torch.float64 else t
-    )
+    fresh = fresh_like(example, generator, device_of(model), wide=False)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -252,14 +254,16 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
 
     Raises:
         RunExistsError: it exists and `force` is False.
+        InputError: no folder can be made there.
     """
-    if folder.exists() and not force:
-        raise RunExistsError(
-            f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    os.chmod(aside, 0o755)
+    with making(folder):
+        if folder.exists() and not force:
+            raise RunExistsError(
+                f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(aside, 0o755)
     try:
         write(aside)
         if folder.exists():

@@ -117,6 +117,7 @@ def one_shot(
         graph=graph,
         method=describe(method),
         job=job,
+        surgery=surgery,
         history=history,
         seconds=seconds,
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
+from niwaki.graph.skeleton import copy_with, identity, shared
 from niwaki.graph.trace import fingerprint
 from niwaki.measure import Meter
 from niwaki.methods.job import Job, Method, Outcome
@@ -94,11 +95,12 @@ def compress(
 def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     """The small model of a saved run; `factory()` gives the uncut architecture (weights do not matter).
 
-    Nothing is traced and no pickle is read. Tensors that were shared are shared again.
+    Nothing is traced and no pickle is read. Tensors that were shared are shared again, whether `factory` shares them or
+    not.
 
     Raises:
         FileDamagedError: a file is missing, truncated or tampered with.
-        PlanMismatchError: `factory` makes another model.
+        PlanMismatchError: `factory` makes another model, or one that shares tensors which were saved apart.
     """
     folder = Path(folder)
     made = factory()
@@ -134,14 +136,14 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
         remember(small, surgery)
         return small
     try:
-        small = redo(model, plan, surgery)
+        small = redo(_tied(model, tensors), plan, surgery)
     except (KeyError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, PlanMismatchError):
             raise
         raise FileDamagedError(
             "load a run", found=f"{type(error).__name__}: {error}", where=str(folder), do="save it again"
         ) from error
-    own = {**dict(small.named_parameters(remove_duplicate=False)), **dict(small.named_buffers(remove_duplicate=False))}
+    own = _listed(small)
     if set(own) != set(tensors):
         odd = sorted(set(own) ^ set(tensors))[:4]
         raise FileDamagedError(
@@ -165,6 +167,49 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
                 )
             tensor.copy_(tensors[name])
     return small
+
+
+def _tied(model: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    """`model` with the tensors shared that were shared when saved; another module on the same memory where it shares
+    fewer.
+
+    Raises:
+        PlanMismatchError: it shares more.
+    """
+    own = _listed(model)
+    saved, made = _firsts(tensors), _firsts(own)
+    for name, first in made.items():
+        if name not in saved or first not in saved or saved[name] == saved[first]:
+            continue
+        # a move to another device takes shared buffers apart, which says nothing as long as they are equal
+        if isinstance(own[name], nn.Parameter) or not torch.equal(tensors[name], tensors[first]):
+            raise PlanMismatchError(
+                f"load {name}",
+                found=f"the factory's model shares it with {first}, the saved one does not",
+                do="use a factory that leaves them apart, as the saved model did",
+            )
+    apart = {name: first for name, first in saved.items() if name in made and made[name] != made.get(first)}
+    if not apart:
+        return model
+    twin = copy_with(model, shared)
+    for name, first in apart.items():
+        tensor = _listed(twin)[first]
+        if tensor.shape != own[name].shape or isinstance(tensor, nn.Parameter) != isinstance(own[name], nn.Parameter):
+            raise ValueError(f"{name} cannot be the same tensor as {first}")
+        path, _, leaf = name.rpartition(".")
+        setattr(twin.get_submodule(path), leaf, tensor)
+    return twin
+
+
+def _listed(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under every one of their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _firsts(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """For each name the first name of the same tensor."""
+    first: dict[Any, str] = {}
+    return {name: first.setdefault(identity(tensor), name) for name, tensor in tensors.items()}
 
 
 def _damaged(folder: Path, error: Exception) -> FileDamagedError:

@@ -23,8 +23,10 @@ from niwaki.models import IMAGENET_SHAPE, Built, ModelSource, call_builder
 class PythonFactory(ModelSource):
     """`python:package.module:factory` or `python:path/to/file.py:factory`, called with the arguments.
 
-    The factory returns a module, or a pair (module, example). The current folder is importable while it runs, and only
-    then. This runs the user's own code, because it is named on purpose; nothing else niwaki reads is ever executed.
+    The factory returns a module, or a pair (module, example). An example of a given shape has the type of the
+    factory's own, or else of the module's first floating parameter. The current folder is importable while it runs,
+    and only then. This runs the user's own code, because it is named on purpose; nothing else niwaki reads is ever
+    executed.
 
     Raises:
         InputError: no such module or file, the code fails, or what comes back is no network.
@@ -54,7 +56,7 @@ class PythonFactory(ModelSource):
         if not isinstance(made, nn.Module):
             raise self._failed(f"{factory_name} returned a {type(made).__name__}")
         if example is None or self.shape:
-            example = torch.zeros(1, *(self.shape or IMAGENET_SHAPE))
+            example = torch.zeros(1, *(self.shape or IMAGENET_SHAPE), dtype=_type_of(example, made))
         return Built(made.eval(), example)
 
     def _module(self, name: str) -> ModuleType:
@@ -66,6 +68,13 @@ class PythonFactory(ModelSource):
     def _failed(self, found: str) -> InputError:
         do = "name a function that returns an nn.Module, or a pair of one and an example"
         return InputError(f"a model from python:{self.name}", found=found, where=os.getcwd(), do=do)
+
+
+def _type_of(example: Any, model: nn.Module) -> torch.dtype:
+    """The type of an input: that of the example where it is one tensor, else that of what the model computes with."""
+    if isinstance(example, torch.Tensor):
+        return example.dtype
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, s
 from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fold import fold
 from niwaki.surgery.modules import Mend, apply_mends, attempts, declare, options
+from niwaki.surgery.optimizer import cut_optimizer_
 from niwaki.surgery.record import Surgery, remember, surgery_of
 from niwaki.units import device_of
 
@@ -73,11 +74,15 @@ def _consistent(plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> None:
         )
 
 
-def cut_(model: nn.Module, plan: Plan) -> nn.Module:
+def cut_(model: nn.Module, plan: Plan, *, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
     """Cut `model` in place (eager door only) and return it.
+
+    The model's parameters become new, smaller ones. An optimiser made for it would go on with the old ones, so give it
+    as `optimizer`: it follows, with the kept slices of its state (see `cut_optimizer_`). With an error neither changes.
 
     Raises:
         CannotCutError: the model only cuts through the exported door, which makes a new module.
+        InputError: the optimiser holds other parameters than the model's, or state that can't be cut.
     """
     small = cut(model, plan)
     if type(small) is not type(model):
@@ -86,6 +91,8 @@ def cut_(model: nn.Module, plan: Plan) -> nn.Module:
             found="it only cuts by torch.export",
             do="use cut(), which returns a new model",
         )
+    if optimizer is not None:
+        cut_optimizer_(optimizer, model, small, plan)
     model.__dict__.update(small.__dict__)
     remember(model, surgery_of(small))
     return model

@@ -7,6 +7,8 @@ from typing import Any, final
 
 from torch import nn
 
+from niwaki.errors import InputError
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,22 @@ def remember(model: nn.Module, surgery: Surgery) -> None:
     _done[model] = surgery
 
 
+def find_surgery(model: nn.Module) -> Surgery | None:
+    """The surgery this very model went through; None for one that was not cut here, and for copies of one that was."""
+    return _done.get(model)
+
+
 def surgery_of(model: nn.Module) -> Surgery:
-    """The surgery a model went through; an uncut model's is empty."""
-    return _done.get(model, Surgery("eager"))
+    """The surgery this very model went through.
+
+    Raises:
+        InputError: it is not known: the model was not cut here, or is a copy of one that was.
+    """
+    surgery = find_surgery(model)
+    if surgery is None:
+        raise InputError(
+            f"what was done to a {type(model).__name__}",
+            found="no surgery is known: it was not cut in this process, or it is a copy of a model that was",
+            do="give the model that cut(), compress() or load() returned",
+        )
+    return surgery

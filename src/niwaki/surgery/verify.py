@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import InputError
+from niwaki.errors import CannotCutError, InputError
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.plan import Plan, apply_cuts
+from niwaki.surgery.cut import cut
+from niwaki.surgery.exported import Exported
 from niwaki.surgery.mask import mask
-from niwaki.surgery.record import surgery_of
+from niwaki.surgery.record import Surgery, find_surgery
 from niwaki.units import Receipt, device_of, map_tensors, run, tensors_in
 
 
@@ -26,7 +28,8 @@ def verify(
 ) -> Receipt:
     """Compare `small` with `mask(model, plan)`: eval mode, float64, fresh inputs shaped like `example`.
 
-    Floating inputs are drawn from a normal distribution; integer inputs below the example's largest value.
+    Floating inputs are drawn from a normal distribution; integer inputs below the example's largest value. Where it is
+    not known what was done to `small` (a copy, a model read by other means), the plan is cut once more to see.
 
     Raises:
         PlanMismatchError: the plan is for another model.
@@ -36,7 +39,8 @@ def verify(
         raise InputError(f"verify on {inputs} inputs", found="nothing to compare", do="give inputs=1 or more")
     judge = in_float64(mask(model, plan)).eval()
     accused = in_float64(small).eval()
-    _unround(model, small, accused, plan)
+    surgery = find_surgery(small) or _supposed(model, small, plan)
+    _unround(model, small, accused, plan, surgery)
     generator = torch.Generator().manual_seed(seed)
     difference = scale = 0.0
     with torch.no_grad():
@@ -65,18 +69,32 @@ def verify(
         scale,
         exact=not names,
         inexact=names,
-        door=surgery_of(small).door,
+        door=surgery.door,
         inputs=inputs,
         tolerance=tolerance,
     )
 
 
-def _unround(model: nn.Module, small: nn.Module, accused: nn.Module, plan: Plan) -> None:
+def _supposed(model: nn.Module, small: nn.Module, plan: Plan) -> Surgery:
+    """The surgery of a model that has none on record: what a cut by the plan does, which is always the same."""
+    door = "exported" if isinstance(small, Exported) else "eager"
+    held = {name: tensor.detach() for name, tensor in small.named_parameters() if tensor.is_floating_point()}
+    meant = sliced_tensors(model, plan, held.keys() & dict(model.named_parameters()).keys())
+    if all(torch.equal(held[name].double(), tensor.to(held[name].device)) for name, tensor in meant.items()):
+        return Surgery(door)  # nothing was scaled
+    try:
+        again = find_surgery(cut(model, plan))
+    except CannotCutError:
+        again = None
+    return again if again is not None and again.door == door else Surgery(door)
+
+
+def _unround(model: nn.Module, small: nn.Module, accused: nn.Module, plan: Plan, surgery: Surgery) -> None:
     """Scaled slices in float64 as they were meant, where `small` holds exactly their rounding.
 
     A factor folded into float32 weights is rounded there (about 1e-7); the judge asks whether the surgery is right.
     """
-    scaled = surgery_of(small).scaled
+    scaled = surgery.scaled
     if not scaled:
         return
     meant = sliced_tensors(model, plan, {str(entry["tensor"]) for entry in scaled})
@@ -119,12 +137,13 @@ def in_float64(model: nn.Module) -> nn.Module:
     return copy_with(model, change)
 
 
-def fresh_like(example: Any, generator: torch.Generator, device: torch.device) -> Any:
-    """Random inputs with the example's shapes; float64 where it is floating."""
+def fresh_like(example: Any, generator: torch.Generator, device: torch.device, *, wide: bool = True) -> Any:
+    """Random inputs with the example's shapes; float64 where it is floating, or its own types if not `wide`."""
 
     def draw(tensor: Tensor) -> Tensor:
         if tensor.dtype.is_floating_point:
-            return torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64).to(device)
+            numbers = torch.randn(tuple(tensor.shape), generator=generator, dtype=torch.float64)
+            return numbers.to(device, torch.float64 if wide else tensor.dtype)
         if tensor.dtype == torch.bool or tensor.is_meta:
             return torch.ones(tuple(tensor.shape), dtype=tensor.dtype, device=device)
         low, high = (int(tensor.min()), int(tensor.max())) if tensor.numel() else (0, 0)

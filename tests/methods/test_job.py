@@ -1,0 +1,67 @@
+"""Runs that are saved: every number type, and folders that cannot be written."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import niwaki
+from niwaki.methods import Magnitude
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).eval()
+
+
+def compressed(model: nn.Module, example: Any, **settings: Any) -> Any:
+    return niwaki.compress(model, example, method=Magnitude(), budget=niwaki.Budget(keep=0.5), **settings)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_model_of_any_type_is_saved_and_loaded_bit_by_bit(kind: torch.dtype, tmp_path: Path) -> None:
+    example = torch.randn(1, 1, 8, 8, dtype=kind)
+    outcome = compressed(small().to(kind), example)
+    folder = outcome.save(tmp_path / "run")
+    loaded = niwaki.load(folder, lambda: small().to(kind))
+    assert loaded[0].weight.dtype == kind and torch.equal(loaded(example), outcome.model(example))
+
+
+class Attention(nn.Module):
+    """Heads whose number and size are integers of the module: a cut must mend them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = 4, 4
+        self.q, self.k, self.v = (nn.Linear(6, 16) for _ in range(3))
+        self.out = nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (x.shape[0], x.shape[1], self.heads, self.size)
+        q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("grids", ["rows", "columns"])
+def test_an_outcome_with_a_copied_model_saves_the_same_run(grids: Any, tmp_path: Path) -> None:
+    example = torch.randn(1, 5, 6)
+    model = Attention().eval()
+    budget = niwaki.Budget(keep=0.5)
+    outcome = niwaki.compress(model, example, method=Magnitude(grids=grids), budget=budget)
+    assert outcome.surgery.mends
+    twin = replace(outcome, model=copy.deepcopy(outcome.model))
+    loaded = niwaki.load(twin.save(tmp_path / "run"), lambda: Attention().eval())
+    assert (loaded.heads, loaded.size) == (outcome.model.heads, outcome.model.size)
+    assert torch.equal(loaded(example), outcome.model(example))
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(force: bool, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = compressed(small(), torch.zeros(1, 1, 8, 8))
+    with pytest.raises(niwaki.errors.InputError, match="choose a place where folders can be made") as caught:
+        outcome.save(tmp_path / "file" / "run", force=force)
+    assert caught.value.exit_code == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]
