@@ -2,10 +2,10 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @final
@@ -21,6 +21,8 @@ class Surgery:
     """Slices of parameters that were scaled so that what depended on the old width keeps its value."""
     graph: Mapping[str, Any] | None = None
     """The rewritten graph, for the exported door."""
+    biases: tuple[str, ...] = ()
+    """Modules that had no bias and were given one after the cut (folded constants)."""
 
 
 _done: "weakref.WeakKeyDictionary[nn.Module, Surgery]" = weakref.WeakKeyDictionary()
@@ -33,3 +35,15 @@ def remember(model: nn.Module, surgery: Surgery) -> None:
 def surgery_of(model: nn.Module) -> Surgery:
     """The surgery a model went through; an uncut model's is empty."""
     return _done.get(model, Surgery("eager"))
+
+
+def add_bias(model: nn.Module, path: str) -> nn.Parameter:
+    """Give the layer at `path` a bias of zeros, and remember it: a reloaded model has to have it, too."""
+    layer = model.get_submodule(path)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    bias = nn.Parameter(weight.detach().new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+    layer.bias = bias
+    surgery = surgery_of(model)
+    if path not in surgery.biases:
+        remember(model, replace(surgery, biases=(*surgery.biases, path)))
+    return bias
