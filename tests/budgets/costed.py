@@ -1,6 +1,7 @@
 """Small networks whose units, costs and scores are known by hand."""
 
 import dataclasses
+import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -30,5 +31,8 @@ def scored(net: nn.Module, graph: Any, values: list[list[float]]) -> Any:
 
 
 def chosen(net: nn.Module, shape: tuple[int, ...], values: list[list[float]], budget: Any, **settings: Any) -> Any:
+    """A plan for these scores, without the warning that nothing changed."""
     graph = graph_of(net, *shape)
-    return niwaki.choose(graph, scored(net, graph, values), budget, **settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", niwaki.errors.NothingChangedWarning)
+        return niwaki.choose(graph, scored(net, graph, values), budget, **settings)

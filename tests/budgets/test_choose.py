@@ -1,5 +1,6 @@
 """Budgets met exactly as far as units allow: by hand and beside an exhaustive search."""
 
+import re
 from itertools import product
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 import niwaki
 from niwaki import Budget
 from niwaki.budgets import GlobalRank, Uniform
+from zoo import ZOO, Case
 
 SHAPE = (1, 2)
 
@@ -79,6 +81,7 @@ def test_a_unit_that_went_early_comes_back_if_it_fits() -> None:
     assert (plan.kept, plan.promised["macs"]) == ({"0": (1,), "1": (1, 2, 3)}, 11)
 
 
+@pytest.mark.filterwarnings("ignore::niwaki.errors.NothingChangedWarning")  # the last limit is all
 @pytest.mark.parametrize("rule", [GlobalRank(), GlobalRank(per="macs"), Uniform()])
 @pytest.mark.parametrize("of", ["macs", "params", "units"])
 def test_no_removed_unit_would_still_fit(rule: Any, of: str) -> None:
@@ -164,7 +167,10 @@ def test_exact_only_leaves_inexact_groups_whole_and_says_so() -> None:
 
 
 def test_keeping_everything_is_an_empty_plan() -> None:
-    plan = chosen(chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=1.0))
+    net = chain(2, 4, 1)
+    graph = graph_of(net, *SHAPE)
+    with pytest.warns(niwaki.errors.NothingChangedWarning, match="the whole model fits, macs 12 <= 12; do: give"):
+        plan = niwaki.choose(graph, scored(net, graph, [[1.0, 2.0, 3.0, 4.0]]), Budget(keep=1.0))
     assert (plan.kept, plan.cuts, plan.promised["macs"]) == ({}, (), 12)
 
 
@@ -180,9 +186,59 @@ def test_the_plan_says_who_decided() -> None:
 def test_a_budget_that_cannot_be_met_says_what_can() -> None:
     """2 -> 4 -> 1: one unit is 3 MACs of 12."""
     with pytest.raises(
-        niwaki.errors.BudgetError, match=r"macs <= 2; found: the least .* allow is 3 \(0\.250\); where: 1 of 2 groups"
+        niwaki.errors.BudgetError,
+        match=r"macs <= 2; found: macs: the least .* allow is 3 \(0\.250\); where: 1 of 2 groups",
     ):
         chosen(chain(2, 4, 1), SHAPE, [[1.0, 2.0, 3.0, 4.0]], Budget(keep=2, of="macs"))
+
+
+def test_each_budget_says_its_own_least_in_whole_numbers() -> None:
+    """1500 -> 1501 -> 1500: a unit is 3000 MACs; %g would print 4.503e+06 and 3.003e+06."""
+    values = [[float(i) for i in range(1501)]]
+    wanted = (
+        r"macs <= 10, params <= 2; found: macs: the least [a-z, ]* 3000 \(0\.001\); params: the least [a-z, ]* 3000 "
+    )
+    with pytest.raises(niwaki.errors.BudgetError, match=wanted):
+        chosen(chain(1500, 1501, 1500), (1, 1500), values, (Budget(keep=10, of="macs"), Budget(keep=2, of="params")))
+
+
+@pytest.mark.filterwarnings("ignore::niwaki.errors.NothingChangedWarning")  # where all is fixed
+@pytest.mark.parametrize("case", ZOO, ids=lambda case: case.name)
+def test_the_least_that_is_offered_is_accepted(case: Case) -> None:
+    """Count and share of every kind of cost, fed back as they are printed."""
+    model, example = case.make(), case.example()
+    graph = niwaki.trace(model, example)
+    how = niwaki.scores.Random()
+    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    offered = 0
+    for of in ("macs", "params", "units"):
+        try:
+            niwaki.choose(graph, scores, Budget(keep=1, of=of))
+        except niwaki.errors.BudgetError as error:
+            found = re.search(rf"{of}: the least .* allow is (\d+) \((\d\.\d+)\)", str(error))
+            assert found, str(error)
+            offered += 1
+            count = niwaki.choose(graph, scores, Budget(keep=int(found[1]), of=of))
+            share = niwaki.choose(graph, scores, Budget(keep=float(found[2]), of=of))
+            assert count.promised[of] <= int(found[1])
+            assert share.promised[of] <= float(found[2]) * share.promised[f"{of}_before"]
+            with pytest.raises(niwaki.errors.BudgetError):
+                niwaki.choose(graph, scores, Budget(keep=int(found[1]) - 1 or 0.0001, of=of))
+    assert offered
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bundle": "median"}, "unknown bundle 'median'; found: known: sum, mean, max"),
+        ({"how": "uniform"}, r"choose\(how='uniform'\); found: str; known: GlobalRank, .*Uniform"),
+        ({"how": Uniform}, r"found: ABCMeta; known: GlobalRank, .*Uniform; do: pass a rule .* how=.*Uniform\(\)"),
+    ],
+    ids=["bundle", "rule by name", "rule not made"],
+)
+def test_settings_of_the_wrong_kind_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(niwaki.errors.InputError, match=message):
+        chosen(chain(2, 4, 1), SHAPE, [[1.0] * 4], Budget(keep=0.5), **settings)
 
 
 def test_nothing_to_cut() -> None:

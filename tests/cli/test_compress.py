@@ -168,6 +168,14 @@ def test_settings_budgets_and_shortcuts(run: Run) -> None:
     assert kept["3"] % 2 == 0
 
 
+def test_a_budget_that_everything_fits_is_talk(run: Run) -> None:
+    """stdout stays pure; the warning is one plain line on stderr, also when little is said."""
+    said = run("--quiet", "compress", MODEL, "--input", "1x1x8x8", "--keep", "1.0", "--out", "r", "--json", *QUICK[:2])
+    assert said.code == 0 and said.data["report"]["promised"]["macs"] == said.data["report"]["promised"]["macs_before"]
+    (line,) = said.err.splitlines()
+    assert line.startswith("warning: choose removed nothing; found: the whole model fits, macs ")
+
+
 def test_same_seed_same_plan(run: Run, here: Path) -> None:
     for name in ("a", "b"):
         arguments = ("--method", "random", "--seed", "5", "--input", "1x1x8x8", "--runs", "0")

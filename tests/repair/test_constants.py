@@ -259,3 +259,140 @@ def test_refusals() -> None:
     plan = keeping(hard, y, {"a": [0, 1, 2, 3]})
     with pytest.raises(niwaki.errors.InputError, match="a model cut through the exported door"):
         FoldedConstants()(hard, niwaki.cut(hard, plan), plan, batches=[y])
+
+
+def test_by_hand_what_relu_leaves_of_beta_goes_into_the_next_bias() -> None:
+    """gamma = 0, beta = 0.5: relu(0.5) = 0.5, read with weights (2, -4): the bias (1, 1) becomes (2, -1).
+
+    The network that keeps the constant (only the channel's scale at zero) and the folded one then agree everywhere.
+    """
+    model = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[1].weight[:], model[1].bias[:] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.5])
+        model[3].weight[:], model[3].bias[:] = torch.tensor([[1.0, 2.0], [1.0, -4.0]]), torch.ones(2)
+    x = torch.linspace(-3, 3, 7)[:, None]
+    plan = keeping(model, x, {"0": [0]})
+    small = niwaki.cut(model, plan)
+    assert niwaki.repair(small, [x], how=FoldedConstants(), model=model, plan=plan) == ()
+    assert small[3].bias.tolist() == [2.0, -1.0]
+    with torch.no_grad():
+        assert torch.allclose(model(x), small(x), atol=1e-6)
+        assert not torch.allclose(niwaki.mask(model, plan)(x), small(x), atol=0.1)  # masking takes the constant, too
+
+
+def test_the_verb_asks_for_what_it_needs() -> None:
+    model, x = blocks(), torch.randn(1, 3, 8, 8)
+    plan = keeping(model, x, KEEP)
+    small = niwaki.cut(model, plan)
+    for given, missing in (({}, "no model"), ({"model": model}, "no plan")):
+        with pytest.raises(niwaki.errors.InputError, match=f"fold constants; found: {missing}; do: niwaki.repair"):
+            niwaki.repair(small, [x], how=FoldedConstants(), **given)
+    with pytest.raises(niwaki.errors.InputError, match="known: BatchNormStatistics, FoldedConstants"):
+        niwaki.repair(small, [x], how="fold")
+
+
+class Readers(nn.Module):
+    """A recurrent layer, attention's own projections, a grouped convolution and a bare parameter, all reading `a`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.cell = nn.Linear(3, 8), nn.LSTM(8, 5, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, kdim=8, vdim=8)
+        self.own, self.used = nn.Parameter(torch.randn(8, 4)), nn.Linear(8, 4, bias=False)
+        self.grouped, self.back = nn.Conv1d(8, 8, 1, groups=2), nn.ConvTranspose1d(8, 3, 1)
+        self.read = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = torch.sigmoid(self.a(x))
+        by_channel = y.transpose(1, 2)
+        return [
+            self.cell(y)[0],
+            self.attention(y, y, y)[0],
+            y @ self.own,
+            F.linear(y, self.used.weight),
+            self.grouped(by_channel),
+            self.back(by_channel),
+            self.read(y),
+        ]
+
+
+def test_every_reader_that_cannot_take_a_constant_is_named() -> None:
+    torch.manual_seed(0)
+    model, x = Readers().eval(), torch.randn(2, 4, 3)
+    small, skipped = folded(model, x, {"a": [0, 1, 2, 4, 5, 6]}, FoldedConstants("mean"))
+    assert set(skipped) == {
+        "cell.weight_ih_l0", "attention.in_proj_weight", "own", "used", "grouped", "back"
+    }  # fmt: skip
+    assert small.used.bias is None and small.read.weight.shape == (4, 6)
+    assert not torch.equal(small.read.bias, model.read.bias)
+
+
+def test_attention_that_loses_heads_names_the_layer_that_reads_them() -> None:
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval(), torch.randn(2, 4, 8)
+    graph = niwaki.trace(model, x)
+    scores = niwaki.score(graph, niwaki.collect(model, graph, frozenset()), how=niwaki.scores.Random())
+    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.4, of="units"))
+    assert any(cut["tensor"] == "self_attn.out_proj.weight" and cut["axis"] == 1 for cut in plan.cuts)
+    small = niwaki.cut(model, plan)
+    skipped = niwaki.repair(small, [x], how=FoldedConstants("mean"), model=model, plan=plan)
+    assert "self_attn.out_proj" in skipped
+
+
+def test_a_plan_from_a_file_folds_the_same() -> None:
+    model, x = blocks(), torch.randn(2, 3, 8, 8)
+    plan = keeping(model, x, KEEP)
+    states = []
+    for made in (plan, niwaki.Plan.from_json(plan.to_json())):
+        small = niwaki.cut(model, made)
+        niwaki.repair(small, [x], how=FoldedConstants(), model=model, plan=made)
+        states.append(small.state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def unbiased() -> nn.Sequential:
+    return nn.Sequential(*list(blocks())[:3], nn.Conv2d(4, 2, 1, bias=False)).eval()
+
+
+def test_an_added_bias_is_done_again_on_a_fresh_copy() -> None:
+    from niwaki.surgery import surgery_of
+    from niwaki.surgery.cut import redo
+
+    model, x = unbiased(), torch.randn(2, 3, 8, 8)
+    small, _ = folded(model, x, KEEP)
+    assert surgery_of(small).biases == ("3",)
+    again = redo(model, keeping(model, x, KEEP), surgery_of(small))
+    assert set(again.state_dict()) == set(small.state_dict())
+    again.load_state_dict(small.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), small(x))
+
+
+def test_an_added_bias_trains() -> None:
+    """With an optimiser in use it joins its weight's group; a later one has it by `parameters()`."""
+    model, x = unbiased(), torch.randn(2, 3, 8, 8)
+    plan = keeping(model, x, KEEP)
+    for late in (False, True):
+        small = niwaki.cut(model, plan)
+        optimizer = torch.optim.SGD(
+            [{"params": [*model[:3].parameters()], "lr": 0.1}, {"params": [model[3].weight], "lr": 0.5}]
+        )
+        niwaki.cut_optimizer_(optimizer, model, small, plan)
+        FoldedConstants()(model, small, plan, batches=[x], optimizer=None if late else optimizer)
+        if late:
+            optimizer = torch.optim.SGD(small.parameters(), lr=0.5)
+        before = small[3].bias.detach().clone()
+        small(x).sum().backward()
+        optimizer.step()
+        assert torch.allclose(small[3].bias, before - 0.5 * small[3].bias.grad)
+        assert float(small[3].bias.grad.abs().min()) > 0
+
+
+def test_an_optimiser_of_the_uncut_model_is_refused() -> None:
+    model, x = unbiased(), torch.randn(2, 3, 8, 8)
+    plan = keeping(model, x, KEEP)
+    small = niwaki.cut(model, plan)
+    with pytest.raises(niwaki.errors.InputError, match=r"do: call niwaki\.cut_optimizer_ first"):
+        FoldedConstants()(model, small, plan, batches=[x], optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert small[3].bias is None

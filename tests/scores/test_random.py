@@ -1,5 +1,8 @@
 """Random scores: the same for the same seed and group, independent of everything else."""
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
 
@@ -47,3 +50,25 @@ def test_uniform_between_zero_and_one() -> None:
 
 def test_needs_nothing() -> None:
     assert Random().needs == frozenset() and Random().deterministic is False
+
+
+def test_a_model_without_numbers_can_be_scored_at_random() -> None:
+    """The meta device: the same numbers as on a real one, and a plan that cuts."""
+    with torch.device("meta"):
+        model = net()
+    graph = niwaki.trace(model, torch.zeros(1, 4, device="meta"))
+    found = niwaki.score(graph, niwaki.collect(model, graph, Random().needs), how=Random())
+    assert all(torch.equal(numbers, scores(net(), Random())[name]) for name, numbers in found.values.items())
+    small = niwaki.cut(model, niwaki.choose(graph, found, niwaki.Budget(keep=0.5)))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("how", [niwaki.scores.Magnitude(), niwaki.scores.NormScale(), niwaki.scores.Taylor()], ids=str)
+def test_what_needs_numbers_says_that_there_are_none(how: Any) -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+    x = torch.zeros(2, 2, device="meta")
+    graph = niwaki.trace(model, x)
+    with pytest.raises(niwaki.errors.InputError, match=r"holds no numbers; where: 0\.weight; do: .*Random"):
+        evidence = niwaki.collect(model, graph, how.needs, batches=[x], loss=lambda net, batch: net(batch).sum())
+        niwaki.score(graph, evidence, how=how)

@@ -187,3 +187,11 @@ def test_fresh_inputs() -> None:
     fresh = fresh_like(example, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert fresh["x"].dtype == torch.float64 and float(fresh["x"].std()) > 0.5
     assert set(fresh["i"].tolist()) == {3, 4, 5, 6, 7} and fresh["m"].all() and fresh["n"] == 3
+
+
+@pytest.mark.parametrize("which", ["model", "small"])
+def test_a_model_without_numbers_is_refused(which: str) -> None:
+    model, small, plan = cut_mlp()
+    (model if which == "model" else small).to("meta")
+    with pytest.raises(niwaki.errors.InputError, match=r"holds no numbers to compare; where: 0\.weight; do: load"):
+        niwaki.verify(model, small, plan, X)

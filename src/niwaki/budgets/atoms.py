@@ -11,10 +11,11 @@ from niwaki.graph.groups import components
 from niwaki.scores import Scores
 
 Grids = Literal["rows", "columns"]
+Bundle = Literal["sum", "mean", "max"]
 
 
 def make_atoms(
-    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: str
+    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: Bundle
 ) -> tuple[Atoms, dict[str, str]]:
     """Atoms with their scores, and why groups without atoms have none (group -> reason).
 
@@ -258,7 +259,7 @@ def _families(lanes: list[Lane]) -> list[list[Lane]]:
     return list(families.values())
 
 
-def _bundled(value: np.ndarray, judged: np.ndarray, owner: np.ndarray, atoms: int, bundle: str) -> np.ndarray:
+def _bundled(value: np.ndarray, judged: np.ndarray, owner: np.ndarray, atoms: int, bundle: Bundle) -> np.ndarray:
     """One score per atom from those of its judged units; float64 `[atoms]`."""
     value, owner = value[judged], owner[judged]
     if bundle == "max":

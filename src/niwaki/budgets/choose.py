@@ -1,15 +1,17 @@
 """`choose`: scores and budgets become a plan."""
 
+import math
+import warnings
 from dataclasses import replace
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
-from niwaki.budgets.atoms import make_atoms
+from niwaki.budgets.atoms import Bundle, Grids, make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
 from niwaki.budgets.rule import Atoms, Parts, Rule, runs
-from niwaki.errors import BudgetError, InputError
+from niwaki.errors import BudgetError, InputError, NothingChangedWarning, UnknownNameError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import plan_of
 from niwaki.plan import Plan
@@ -27,10 +29,10 @@ def choose(
     *,
     how: Rule = _DEFAULT,
     exact_only: bool = False,
-    grids: Literal["rows", "columns"] = "rows",
-    bundle: Literal["sum", "mean", "max"] = "mean",
+    grids: Grids = "rows",
+    bundle: Bundle = "mean",
 ) -> Plan:
-    """Which units stay so that every budget holds; as many as fit stay.
+    """Which units stay so that every budget holds; as many as fit stay. Warns where the whole model fits.
 
     Args:
         budget: one, or several that hold jointly.
@@ -42,10 +44,19 @@ def choose(
 
     Raises:
         BudgetError: the budgets can't be met; the message says what can.
+        UnknownNameError: unknown grids or bundle.
+        InputError: `how` is no rule.
     """
     budgets = budgets_of(budget)
-    if grids not in ("rows", "columns"):
-        raise InputError(f"grids={grids!r}", found="known: rows, columns", do="use one of them")
+    for name, value, known in (("grids", grids, get_args(Grids)), ("bundle", bundle, get_args(Bundle))):
+        if value not in known:
+            raise UnknownNameError.of(name, value, known)
+    if not isinstance(how, Rule):
+        raise InputError(
+            f"choose(how={how!r})",
+            found=f"{type(how).__name__}; known: {', '.join(sorted(rule.__name__ for rule in Rule.__subclasses__()))}",
+            do="pass a rule from niwaki.budgets, e.g. how=niwaki.budgets.Uniform()",
+        )
     atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle)
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
@@ -65,10 +76,11 @@ def choose(
     if gone is None:
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))
         raise BudgetError(
-            ", ".join(f"{name} <= {limit:g}" for name, limit in limits.items()),
+            ", ".join(f"{name} <= {math.floor(limit)}" for name, limit in limits.items()),
             found="; ".join(
-                f"the least that floors, multiples and fixed groups allow is {least[n]:g} ({least[n] / before[n]:.3f})"
-                for n in limits
+                f"{name}: the least that floors, multiples and fixed groups allow is "
+                f"{int(least[name])} ({_share(int(least[name]), int(before[name])):.3f})"
+                for name in limits
             ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut",
             do="raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
@@ -76,6 +88,13 @@ def choose(
     refill(ledger, full, gone, order, limits, chained)
     alive = np.ones(graph.units.count, bool)
     alive[chunks.pick(np.flatnonzero(gone)).flat] = False
+    if not gone.any():
+        fits = ", ".join(f"{name} {before[name]:.0f} <= {math.floor(limit)}" for name, limit in limits.items())
+        warnings.warn(
+            f"choose removed nothing; found: the whole model fits, {fits}; do: give a smaller keep (keep=0.5 is half)",
+            NothingChangedWarning,
+            stacklevel=2,
+        )
     decided = {
         "score": scores.how,
         "rule": describe(how),
@@ -85,6 +104,14 @@ def choose(
         "left_whole": dict(sorted(skipped.items())),
     }
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
+
+
+def _share(least: int, before: int) -> float:
+    """The smallest share in thousandths that, as a budget, allows `least` of `before`."""
+    thousandths = -(-least * 1000 // before)
+    while thousandths / 1000 * before < least:  # 0.29 x 100 is 28.999999999999996
+        thousandths += 1
+    return thousandths / 1000
 
 
 def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> tuple[Parts, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
 from niwaki.cli.methods import methods
 from niwaki.cli.report import report
-from niwaki.cli.talk import show_failure, start_log
+from niwaki.cli.talk import show_failure, start_log, warnings_said
 from niwaki.cli.trace import trace
 from niwaki.cli.verify import verify
 
@@ -62,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     spoken = shlex.join(["niwaki", *given])
     try:
-        code = typer.main.get_command(app).main(args=list(given), prog_name="niwaki", standalone_mode=False, obj=spoken)
+        command = typer.main.get_command(app)
+        with warnings_said():
+            code = command.main(args=list(given), prog_name="niwaki", standalone_mode=False, obj=spoken)
         sys.stdout.flush()
         if code == 130:  # typer swallows the interrupt and says nothing
             raise KeyboardInterrupt

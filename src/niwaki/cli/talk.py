@@ -3,13 +3,14 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from niwaki.errors import NiwakiError, OutOfMemoryError
+from niwaki.errors import NiwakiError, NothingChangedWarning, OutOfMemoryError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,6 +39,23 @@ def start_log(*, quiet: bool) -> None:
 def say(text: str) -> None:
     """One line of talk."""
     logging.getLogger("niwaki.cli").info(text)
+
+
+@contextmanager
+def warnings_said() -> Iterator[None]:
+    """Inside, niwaki's own warnings are talk, each time; the others are shown as Python shows them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NothingChangedWarning)
+        shown = warnings.showwarning
+
+        def say_it(message: Any, category: Any, *where: Any, **more: Any) -> None:
+            if issubclass(category, NothingChangedWarning):
+                logging.getLogger("niwaki.cli").warning("warning: %s", message)
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = say_it
+        yield
 
 
 def show(result: "RenderableType", *, data: Any, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Evidence, and how a score sees it: rows of units."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -90,7 +90,8 @@ def collect(
     The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
 
     Raises:
-        InputError: gradients are needed but no batches or loss are given, or the model is not the graph's.
+        InputError: gradients are needed but no batches or loss are given, or the model is on the meta device; or the
+            model is not the graph's.
         NotFiniteError: a weight or gradient is not finite.
     """
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
@@ -106,6 +107,7 @@ def collect(
             )
     if Need.GRADIENT not in needs:
         return Evidence(weights)
+    need_numbers(weights, "gradients as evidence")
     if batches is None or loss is None:
         raise InputError(
             "gradients as evidence", found="no batches or no loss", do="give batches= and loss=, or a task"
@@ -141,6 +143,22 @@ def collect(
     return Evidence(weights, {name: total / count for name, total in sums.items()}, count)
 
 
+def need_numbers(tensors: Mapping[str, Tensor], asked: str) -> None:
+    """Refuse tensors on the meta device, where something is asked of their values.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise InputError(
+                asked,
+                found="a model on the meta device holds no numbers",
+                where=name,
+                do="load the weights on a real device, or use a score that needs none (Random)",
+            )
+
+
 def finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite, in one pass without a temporary (two where their sum overflows)."""
     if tensor.numel() == 0 or not tensor.dtype.is_floating_point:
@@ -169,7 +187,7 @@ def rows(tensor: Tensor, member: Member, units: int) -> Tensor:
     else:
         flat = tensor.movedim(member.axis, 0).reshape(tensor.shape[member.axis], -1)  # [size, rest]
     order = np.argsort(member.unit, kind="stable")
-    index = torch.from_numpy(member.index[order].astype(np.int64)).to(flat.device)
-    if index.numel() == flat.shape[0] and bool((index == torch.arange(index.numel(), device=index.device)).all()):
+    index = member.index[order].astype(np.int64)
+    if np.array_equal(index, np.arange(flat.shape[0])):
         return flat.reshape(units, -1)
-    return flat.index_select(0, index).reshape(units, -1)
+    return flat.index_select(0, torch.from_numpy(index).to(flat.device)).reshape(units, -1)

@@ -120,6 +120,7 @@ class Outcome:
                     "mends": [dict(m) for m in surgery.mends],
                     "scaled": [dict(s) for s in surgery.scaled],
                     "graph": surgery.graph,
+                    "biases": list(surgery.biases),
                 }
             ),
             encoding="utf-8",

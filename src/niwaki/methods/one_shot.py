@@ -117,7 +117,7 @@ def one_shot(
         graph=graph,
         method=describe(method),
         job=job,
-        surgery=surgery,
+        surgery=surgery_of(small),
         history=history,
         seconds=seconds,
     )

@@ -109,7 +109,9 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     plan.bound(model, fingerprint(model))
     try:
         data = json.loads(_text(folder / "surgery.json"))
-        surgery = Surgery(data["door"], tuple(data["mends"]), tuple(data["scaled"]), data["graph"])
+        surgery = Surgery(
+            data["door"], tuple(data["mends"]), tuple(data["scaled"]), data["graph"], tuple(data.get("biases", ()))
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise FileDamagedError(
             "load a run",

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError
+from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.skeleton import copy_with, like
-from niwaki.plan import Plan
-from niwaki.surgery.record import surgery_of
+from niwaki.plan import Plan, decode_example
+from niwaki.surgery.record import add_bias, surgery_of
 from niwaki.surgery.verify import scale_slices
 from niwaki.units import device_of, map_tensors, run
 
@@ -23,7 +24,8 @@ class FoldedConstants:
     "shift": a channel whose norm scale is zero still emits `act(beta)`. Exact for these where nothing is padded.
     "mean": the channel's mean over given batches, whatever its scale; the best constant for any channel.
 
-    Consumers are linear layers and plain convolutions; others are left alone and returned by name.
+    Consumers are linear layers and plain convolutions; others (recurrent layers, attention's own projections, grouped
+    or transposed convolutions, parameters of your own) are left alone and returned by name.
 
     Source: Chu et al. 2022, arXiv:2306.01526, code, stage 2c (constants of channels with gamma = 0).
     Differs: the constant is measured at the consumer's input, so any path (add, concat, any activation) counts; a
@@ -33,27 +35,53 @@ class FoldedConstants:
     source: Literal["shift", "mean"] = "shift"
     """Where the constant comes from."""
 
-    def __call__(self, model: nn.Module, small: nn.Module, plan: Plan, *, batches: Iterable[Any]) -> tuple[str, ...]:
+    def __call__(
+        self,
+        model: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        *,
+        batches: Iterable[Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> tuple[str, ...]:
         """Fold into `small`, in place; returns the consumers that could not take their constant.
+
+        A consumer that gets a bias remembers it with its surgery, so that a saved run loads again.
 
         Args:
             batches: inputs; for "shift" one batch of any values will do, as the constants do not depend on it.
+            optimizer: one in use for `small`; biases that are added join the group of their layer's weight. One that
+                is made later from `small.parameters()` has them anyhow.
 
         Raises:
-            InputError: no batches, or a model that was not cut through the eager door.
+            InputError: no batches, a model that was not cut through the eager door, or another model's optimiser.
         """
         if surgery_of(small).door != "eager":
             raise InputError(
                 "fold constants", found="a model cut through the exported door", do="repair batch norm instead"
             )
-        consumers, skipped = _consumers(model, plan)
+        if optimizer is not None:
+            trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if trained.isdisjoint(map(id, small.parameters())):
+                raise InputError(
+                    "fold constants with an optimiser",
+                    found="it holds no parameter of the small model",
+                    do="call niwaki.cut_optimizer_ first",
+                )
+        graph = (
+            plan.graph if plan.graph is not None else trace(model, decode_example(plan.example, str(device_of(model))))
+        )
+        consumers, skipped = _consumers(model, plan, graph)
         source = _without_scales(model, plan) if self.source == "shift" else model
         means = _means(source, consumers, batches)
         modules = dict(small.named_modules())
         before = dict(model.named_modules())
-        follows = _norm_after(model, plan)
+        follows = _norm_after(graph)
         scaled: dict[str, Any] = {}
         for name, gone in consumers.items():
+            if name not in means:  # its weight is read without a call of the layer, as attention does with its output
+                skipped.append(name)
+                continue
             layer: Any = modules[name]
             weight = before[name].weight.detach()  # type: ignore[union-attr]
             for entry in surgery_of(small).scaled:
@@ -75,28 +103,45 @@ class FoldedConstants:
                     mean = modules[norm].running_mean
                     mean.sub_(delta.to(mean.dtype))  # type: ignore[operator, union-attr, arg-type]
                 else:
-                    layer.bias = nn.Parameter(delta.to(layer.weight.dtype))
-        return tuple(skipped)
+                    bias = add_bias(small, name)
+                    bias.copy_(delta.to(bias.dtype))
+                    if optimizer is not None:
+                        _join(optimizer, layer.weight, bias)
+        return tuple(dict.fromkeys(skipped))
 
 
-def _consumers(model: nn.Module, plan: Plan) -> tuple[dict[str, Tensor], list[str]]:
-    """Layers that lose input channels -> the removed positions; and those of a kind that can't take a bias here."""
+STOCK = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+"""What adds its bias to weight times input, and nothing else."""
+
+
+def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[str, Tensor], list[str]]:
+    """Layers that lose input channels -> the removed positions; and whatever else reads some and can't take a bias."""
     modules = dict(model.named_modules())
+    cuts = {(str(cut["tensor"]), cut["axis"]): cut for cut in plan.cuts}
     found: dict[str, Tensor] = {}
     skipped = []
-    for cut in plan.cuts:
-        path, _, leaf = str(cut["tensor"]).rpartition(".")
-        module = modules.get(path)
-        if leaf != "weight" or cut["axis"] != 1 or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            continue
-        plain = isinstance(module, nn.Linear) or (module.groups == 1 and not module.transposed)
-        if not plain or cut.get("blocks", 1) != 1:
-            skipped.append(path)
-            continue
-        gone = torch.ones(module.weight.shape[1], dtype=torch.bool)
-        gone[torch.tensor(cut["keep"])] = False
-        found[path] = torch.nonzero(gone).ravel()
+    for axis in graph.axes:
+        for tensor in graph.names[axis.tensor] if axis.role == "in" else ():
+            cut = cuts.get((tensor, axis.axis))
+            if cut is None:
+                continue
+            path, _, leaf = tensor.rpartition(".")
+            module = modules.get(path)
+            stock = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and type(module).forward in STOCK
+            if not stock or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
+                skipped.append(tensor if leaf != "weight" or module is None else path)
+                continue
+            gone = torch.ones(module.weight.shape[1], dtype=torch.bool)  # type: ignore[index, operator, union-attr]
+            gone[torch.tensor(cut["keep"])] = False
+            found[path] = torch.nonzero(gone).ravel()
     return found, skipped
+
+
+def _join(optimizer: torch.optim.Optimizer, weight: Tensor, bias: nn.Parameter) -> None:
+    """Put `bias` into the group that holds `weight`; a weight that is not trained has none."""
+    for group in optimizer.param_groups:
+        if any(parameter is weight for parameter in group["params"]):
+            group["params"].append(bias)
 
 
 def _without_scales(model: nn.Module, plan: Plan) -> nn.Module:
@@ -123,7 +168,7 @@ def _without_scales(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _means(model: nn.Module, consumers: dict[str, Tensor], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Mean of every input channel of the consumers, float64."""
+    """Mean of every input channel of the consumers that are called, float64."""
     modules = dict(model.named_modules())
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -156,17 +201,11 @@ def _means(model: nn.Module, consumers: dict[str, Tensor], batches: Iterable[Any
             module.training = mode
     if seen == 0:
         raise InputError("fold constants", found="no batches", do="give at least one batch of inputs")
-    return {
-        name: sums[name] / counts[name] if name in sums else torch.zeros(len(modules[name].weight[0]))
-        for name in consumers
-    }  # type: ignore[arg-type, index]
+    return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _norm_after(model: nn.Module, plan: Plan) -> dict[str, str]:
+def _norm_after(graph: ChannelGraph) -> dict[str, str]:
     """Layer -> the batch norm that reads its output directly, by the trace."""
-    graph = plan.graph
-    if graph is None:
-        return {}
     made: dict[int, str] = {}
     readers: dict[int, int] = {}
     found: dict[str, str] = {}

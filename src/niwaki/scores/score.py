@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.errors import InputError, NotFiniteError
-from niwaki.evidence import Evidence, GroupView, Need, views
+from niwaki.evidence import Evidence, GroupView, Need, need_numbers, views
 from niwaki.graph import ChannelGraph
 
 Merge = Literal["joint", "sum", "mean", "max"]
@@ -43,7 +43,7 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
     """Apply `how` to every group that can be cut.
 
     Raises:
-        InputError: the score needs gradients that the evidence does not have.
+        InputError: the score needs gradients that the evidence does not have, or weights of a model on the meta device.
         NotFiniteError: a score is NaN.
 
     Examples:
@@ -60,6 +60,9 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
             found="the evidence has no gradients",
             do="collect(..., how.needs)",
         )
+    if how.needs:
+        used = {axis.tensor for axis in graph.axes}
+        need_numbers({n: t for n, t in evidence.weights.items() if n in used}, f"score by {type(how).__name__}")
     values: dict[str, Tensor] = {}
     missing = []
     for view in views(graph, evidence):

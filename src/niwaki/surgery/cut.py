@@ -20,7 +20,7 @@ from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fold import fold
 from niwaki.surgery.modules import Mend, apply_mends, attempts, declare, options
 from niwaki.surgery.optimizer import cut_optimizer_
-from niwaki.surgery.record import Surgery, remember, surgery_of
+from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
 from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
@@ -166,4 +166,6 @@ def redo(model: nn.Module, plan: Plan, surgery: Surgery) -> nn.Module:
         factor[torch.tensor(entry["positions"])] = entry["factor"]
         data.copy_(data.double() * factor.reshape(shape).to(data.device))
     remember(small, surgery)
+    for path in surgery.biases:
+        add_bias(small, path)
     return small

@@ -2,10 +2,10 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import InputError
 
@@ -23,6 +23,8 @@ class Surgery:
     """Slices of parameters that were scaled so that what depended on the old width keeps its value."""
     graph: Mapping[str, Any] | None = None
     """The rewritten graph, for the exported door."""
+    biases: tuple[str, ...] = ()
+    """Modules that had no bias and were given one after the cut (folded constants)."""
 
 
 _done: "weakref.WeakKeyDictionary[nn.Module, Surgery]" = weakref.WeakKeyDictionary()
@@ -51,3 +53,15 @@ def surgery_of(model: nn.Module) -> Surgery:
             do="give the model that cut(), compress() or load() returned",
         )
     return surgery
+
+
+def add_bias(model: nn.Module, path: str) -> nn.Parameter:
+    """Give the layer at `path` a bias of zeros, and remember it: a reloaded model has to have it, too."""
+    layer = model.get_submodule(path)
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    bias = nn.Parameter(weight.detach().new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+    layer.bias = bias
+    surgery = find_surgery(model) or Surgery("eager")
+    if path not in surgery.biases:
+        remember(model, replace(surgery, biases=(*surgery.biases, path)))
+    return bias

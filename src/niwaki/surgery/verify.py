@@ -33,10 +33,19 @@ def verify(
 
     Raises:
         PlanMismatchError: the plan is for another model.
-        InputError: outputs differ in number or shape.
+        InputError: outputs differ in number or shape, or a model is on the meta device: it has nothing to compare.
     """
     if inputs < 1:
         raise InputError(f"verify on {inputs} inputs", found="nothing to compare", do="give inputs=1 or more")
+    held = (*model.named_parameters(), *model.named_buffers(), *small.named_parameters(), *small.named_buffers())
+    for name, tensor in held:
+        if tensor.is_meta:
+            raise InputError(
+                "verify a cut model",
+                found="a model on the meta device holds no numbers to compare",
+                where=name,
+                do="load the weights on a real device and cut there; the plan is the same",
+            )
     judge = in_float64(mask(model, plan)).eval()
     accused = in_float64(small).eval()
     surgery = find_surgery(small) or _supposed(model, small, plan)
