@@ -130,6 +130,7 @@ def compress(
             progress=hear,
             steps=step,
             source=model,
+            weights=asked.loaded.weights,
             command=context.obj,
         )
     outcome.save(out, force=force)
