@@ -207,6 +207,22 @@ class Receipt:
         return {name: getattr(self, name) for name in names}
 
 
+def need_module(model: Any, asked: str) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        InputError: `model` is not an nn.Module.
+    """
+    from niwaki.errors import InputError
+
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            asked,
+            found=f"a {type(model).__name__}, not an nn.Module",
+            do="give the network itself; wrap a function in a module whose forward calls it",
+        )
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Device of the first parameter or buffer; CPU for a model without any."""
     for tensor in (*model.parameters(), *model.buffers()):

@@ -59,6 +59,14 @@ def test_what_is_left(saved: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["a"]
 
 
+def test_settings_say_what_was_asked(saved: Path) -> None:
+    settings = json.loads((saved / "runs" / "a" / "settings.json").read_text())
+    task = settings["task"]
+    assert (task["splits"]["source"], task["batch"], task["augment"]) == ("digits", 128, "none")
+    assert (settings["limit"], settings["source"], settings["weights"]) == (40, MODEL, "random")
+    assert settings["recovery"]["lr"] == 0.02 and settings["meters"] == []
+
+
 def test_load_check(there: Run) -> None:
     found = there("load-check", "runs/a", MODEL, "--json")
     assert found.code == 0

@@ -1,5 +1,6 @@
 """Tracing changes nothing: values in memory, modes, gradients, random states, a model without memory."""
 
+import functools
 import random
 from typing import Any
 
@@ -158,3 +159,66 @@ def test_recurrent_and_training_only_parts() -> None:
         "aside.weight",
     }
     assert graph.macs == 32 + 16  # the second look is not counted
+
+
+class Watcher:
+    """A user's hook as an object, as a bound method and as a function."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __call__(self, *args: Any) -> None:
+        self.calls.append(args)
+
+    def method(self, module: nn.Module, *args: Any) -> None:
+        self.calls.append(args)
+
+
+@pytest.mark.parametrize("forward", [None, real_only], ids=["meta", "real"])
+@pytest.mark.parametrize("kind", ["object", "method", "function", "partial"])
+def test_the_users_hooks_do_not_run(forward: Any, kind: str) -> None:
+    """A deep copy of an object counts for itself, so what runs is seen by a list that all copies share."""
+    calls: list[int] = []
+    seen = type("Seen", (Watcher,), {"__deepcopy__": lambda self, memo: self, "calls": None})()
+    seen.calls = calls
+    hook = {
+        "object": seen,
+        "method": seen.method,
+        "function": lambda *_: calls.append(1),
+        "partial": functools.partial(lambda *_: calls.append(1), 0),
+    }[kind]
+    net = norm_net(forward)
+    net.a.register_forward_hook(hook)
+    net.bn.register_forward_pre_hook(hook)
+    graph = niwaki.trace(net, torch.randn(3, 4))
+    scores = niwaki.score(graph, niwaki.collect(net, graph, set()), how=niwaki.scores.Random())
+    assert niwaki.cut(net, niwaki.choose(graph, scores, niwaki.Budget(keep=0.9))).a.out_features < 8
+    assert not calls and len(net.a._forward_hooks) == len(net.bn._forward_pre_hooks) == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm"])
+def test_hooks_that_torch_computes_weights_in_stay(wrap: str) -> None:
+    def made(wrapped: Any) -> Net:
+        return Net(lambda n, x: n.b(n.a(x).relu()), a=wrapped(nn.Linear(4, 8)), b=nn.Linear(8, 2))
+
+    net = made(getattr(nn.utils, wrap))
+    assert net.a._forward_pre_hooks
+    net.a.register_forward_pre_hook(lambda *_: 1 / 0)
+    graph = niwaki.trace(net, torch.randn(3, 4))
+    assert len(net.a._forward_pre_hooks) == 2
+    assert ("a.weight_g" if wrap == "weight_norm" else "a.weight_orig") not in graph.unused
+
+
+@pytest.mark.parametrize("model", [3, None, lambda x: x, nn.Linear], ids=["number", "none", "function", "class"])
+def test_what_is_no_network_is_refused(model: Any) -> None:
+    x = torch.zeros(1, 4)
+    plan = niwaki.Plan("", "Net", {}, {}, (), {})
+    for call in (
+        lambda: niwaki.trace(model, x),
+        lambda: niwaki.measure(model, x),
+        lambda: niwaki.cut(model, plan),
+        lambda: niwaki.mask(model, plan),
+    ):
+        with pytest.raises(niwaki.errors.InputError, match=r"not an nn\.Module"):
+            call()

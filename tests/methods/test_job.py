@@ -1,6 +1,7 @@
 """Runs that are saved: every number type, and folders that cannot be written."""
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,27 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(force: bool, tmp_path
     with pytest.raises(niwaki.errors.InputError, match="choose a place where folders can be made") as caught:
         outcome.save(tmp_path / "file" / "run", force=force)
     assert caught.value.exit_code == 2 and [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_settings_hold_the_task_its_data_and_the_meters(tmp_path: Path) -> None:
+    """What the report's reader needs to run this again, beyond the method and the budget."""
+    pytest.importorskip("sklearn")
+    task = niwaki.tasks.Classification(niwaki.data.open("digits", seed=3), batch=32, augment="flip_crop")
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    meters = (niwaki.measure.Latency(runs=1, warm_up=0),)
+    example = torch.zeros(1, 1, 8, 8)
+    outcome = compressed(model, example, task=task, calibration=2, limit=8, meters=meters, weights="file.pt")
+    settings = json.loads((outcome.save(tmp_path / "run") / "settings.json").read_text())
+    found = settings["task"]
+    assert (found["class"], found["batch"], found["augment"], found["label_smoothing"]) == (
+        "Classification",
+        32,
+        "flip_crop",
+        0.0,
+    )
+    assert (found["splits"]["source"], found["splits"]["seed"], found["splits"]["shape"]) == ("digits", 3, [1, 8, 8])
+    assert found["splits"]["normalisation"]["mean"]
+    assert (settings["calibration"], settings["limit"], settings["weights"]) == (2, 8, "file.pt")
+    assert settings["meters"][0]["class"] == "Latency" and settings["meters"][0]["runs"] == 1
+    assert settings["example"] == {"tensor": [1, 1, 8, 8], "dtype": "float32"} and settings["device"] == "cpu"
+    assert outcome.settings()["task"]["splits"] == task.splits.record

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -243,6 +244,40 @@ def test_models_that_cannot_learn_and_tasks_without_batches_are_refused():
         Recovery()(Line().to("meta"), Squares())
     with pytest.raises(InputError, match="no training batches"):
         Recovery()(Line(), Squares(()))
+
+
+@pytest.mark.parametrize("name", [None, "ACCELERATE_USE_CPU", "LOCAL_RANK", "WORLD_SIZE"])
+def test_training_is_where_the_model_is_unless_launched(monkeypatch, name):
+    """accelerate says the meta device here, as it would say CUDA on a machine that has it."""
+    for known in ("ACCELERATE_USE_CPU", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(known, raising=False)
+    made = []
+
+    class Elsewhere(accelerate.Accelerator):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            made.append(settings)
+
+        device = torch.device("meta")
+
+    monkeypatch.setattr(accelerate, "Accelerator", Elsewhere)
+    model = Line()
+    if name is None:
+        history = Recovery(epochs=1)(model, Squares())
+        assert history.device == "cpu" and model.weight.item() != 2.0
+        return
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(NotImplementedError, match="meta"):  # it went where accelerate said
+        Recovery(epochs=1)(model, Squares())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_model_on_the_cpu_stays_there_and_one_on_the_gpu_too():
+    for device in ("cpu", "cuda:0", "cpu"):
+        model = Line().to(device)
+        assert Recovery(epochs=1)(model, Squares()).device == str(model.weight.device) == device
+        assert model.weight.item() != 2.0
 
 
 def test_without_accelerate_the_extra_is_named(monkeypatch):

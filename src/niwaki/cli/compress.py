@@ -52,7 +52,9 @@ def compress(
     grids: Annotated[str | None, typer.Option(help="Where an axis is a grid: rows or columns.")] = None,
     exact_only: Annotated[bool, typer.Option("--exact-only", help="Leave inexact groups whole.")] = False,
     protect: Protect = None,
-    recover: Annotated[int, typer.Option(min=0, metavar="EPOCHS", help="Train for some epochs after the cut.")] = 0,
+    recover: Annotated[
+        int, typer.Option(min=0, metavar="EPOCHS", help="Train for some epochs after the cut, on --device.")
+    ] = 0,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 128,
@@ -128,6 +130,7 @@ def compress(
             progress=hear,
             steps=step,
             source=model,
+            weights=asked.loaded.weights,
             command=context.obj,
         )
     outcome.save(out, force=force)

@@ -2,6 +2,7 @@
 
 import copy
 import copyreg
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -137,3 +138,23 @@ def to_meta(tensor: Tensor) -> Tensor:
 def shared(tensor: Tensor) -> Tensor:
     """The same memory for parameters and constants; buffers too (tracing runs in eval mode and restores them)."""
     return like(tensor, tensor.detach())
+
+
+def without_hooks(model: nn.Module) -> nn.Module:
+    """`model` (a copy) without the forward hooks that users registered: they expect real numbers, and each call counts.
+
+    Hooks that torch itself defines stay: weight and spectral norm compute their weight in one.
+    """
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not _of_torch(hook)]:
+                del hooks[key]
+    return model
+
+
+def _of_torch(hook: Any) -> bool:
+    """Whether a hook's function, or the class that it is an instance of, is torch's own."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    home = getattr(hook, "__module__", None) or ""
+    return home == "torch" or home.startswith("torch.")

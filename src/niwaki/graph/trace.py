@@ -21,9 +21,9 @@ from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, fix_outputs, seed
-from niwaki.graph.skeleton import copy_with, identity, like, to_meta
+from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_hooks
 from niwaki.graph.values import Parameter
-from niwaki.units import Group, Unknown, map_tensors, run, tensors_in
+from niwaki.units import Group, Unknown, map_tensors, need_module, run, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def trace(
         device: "meta" to forbid real tensors, a real device to run there; by default meta first, then the model's own.
 
     Raises:
-        InputError: a protected name does not exist, or the example does not fit the model.
+        InputError: a protected name does not exist, or the example does not fit the model, which must be an nn.Module.
         CannotCutError: the model can't be copied or run.
 
     Examples:
@@ -159,6 +159,7 @@ def trace(
         >>> [(g.name, g.units, g.fixed) for g in niwaki.trace(net, torch.zeros(1, 4)).groups]
         [('0', 4, 'meets input of the model'), ('0#2', 8, None), ('2', 2, 'output of the model')]
     """
+    need_module(model, "trace a model")
     start = time.perf_counter()
     wanted = torch.device(device) if device is not None else None
     attempts = (
@@ -209,7 +210,7 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = copy_with(model, stand_in).eval()
+    skeleton = without_hooks(copy_with(model, stand_in)).eval()
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
@@ -360,7 +361,12 @@ def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Digest of the model's class and the names and shapes of its tensors; values and types do not count."""
+    """Digest of the model's class and the names and shapes of its tensors; values and types do not count.
+
+    Raises:
+        InputError: `model` is not an nn.Module.
+    """
+    need_module(model, "look at the tensors of a model")
     listing = [type(model).__qualname__]
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
         listing.append(f"{name} {tuple(tensor.shape)}")

@@ -10,6 +10,7 @@ from niwaki.measure.latency import Latency
 from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
 from niwaki.measure.params import Params
+from niwaki.units import need_module
 from niwaki.verbs import callable_module
 
 __all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Meter", "Params", "measure"]
@@ -22,13 +23,14 @@ def measure(model: nn.Module, example: Any, *, meters: tuple[Meter, ...] = COUNT
     """What each meter says about `model` on `example`, by the meter's name; the model stays as it was.
 
     Raises:
-        InputError: no meters, or two of one name.
+        InputError: no meters, or two of one name; a model that is not an nn.Module.
 
     Examples:
         >>> import torch
         >>> measure(nn.Linear(3, 2), torch.zeros(1, 3), meters=(Params(), Macs()))["macs"].value
         6.0
     """
+    need_module(model, "measure a model")
     names = [meter.name for meter in meters]
     if not names or len(set(names)) < len(names):
         raise InputError(f"measure(meters={names})", found="none, or a name twice", do="give each meter once")

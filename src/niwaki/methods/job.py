@@ -10,7 +10,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, final
 
@@ -57,6 +57,8 @@ class Job:
     """Hears of each training step: its number from 1, how many there are, which epoch."""
     source: str = ""
     """Where the model came from, for the report."""
+    weights: str = ""
+    """Where its weights came from, for the settings."""
     command: str | None = None
 
     def tell(self, stage: str, seconds: float) -> None:
@@ -133,6 +135,10 @@ class Outcome:
         job = self.job
         return {
             "source": job.source,
+            "weights": job.weights,
+            "example": describe_example(job.example),
+            "device": str(device_of(job.model)),
+            "threads": torch.get_num_threads(),
             "method": self.method,
             "budget": list(self.plan.budget),
             "seed": job.seed,
@@ -140,6 +146,8 @@ class Outcome:
             "repair": job.repair,
             "calibration": job.calibration,
             "limit": job.limit,
+            "task": None if job.task is None else _settings_of(job.task),
+            "meters": [_settings_of(meter) for meter in job.meters],
             "command": job.command,
             "recovery": None if job.recovery is None else _plain(vars(job.recovery)),
         }
@@ -313,6 +321,16 @@ def save_tensors(model: nn.Module, path: Path) -> None:
             first[key] = name
             tensors[name] = tensor.detach().to("cpu").contiguous()
     safetensors.torch.save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
+
+
+def _settings_of(block: Any) -> dict[str, Any]:
+    """A block's class and fields; of data, the record of where it came from and how it was split."""
+    names = [part.name for part in fields(block)] if is_dataclass(block) else []
+    values = {name: getattr(block, name) for name in names}
+    return {
+        "class": type(block).__name__,
+        **{name: _plain(getattr(value, "record", value)) for name, value in values.items()},
+    }
 
 
 def _plain(value: Any) -> Any:

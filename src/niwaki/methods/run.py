@@ -40,6 +40,7 @@ def compress(
     progress: Callable[[str, float], None] | None = None,
     steps: Callable[[int, int, str], None] | None = None,
     source: str = "",
+    weights: str = "",
     command: str | None = None,
 ) -> Outcome:
     """Trace, score, choose, cut, verify, repair, recover, measure. `model` itself is left alone.
@@ -50,6 +51,7 @@ def compress(
         calibration: batches for the re-estimation of batch norm.
         limit: test samples to evaluate on (all by default).
         progress: called after each stage with its name and seconds.
+        source, weights, command: where the model and its weights came from, and what was typed; kept with the run.
         steps: called after each training step with its number, the number of steps and the epoch in words.
 
     Raises:
@@ -87,6 +89,7 @@ def compress(
             progress=progress,
             steps=steps,
             source=source,
+            weights=weights,
             command=command,
         )
     )

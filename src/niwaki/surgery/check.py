@@ -17,7 +17,7 @@ from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, find_rule, seed
 from niwaki.graph.rules import convolution, spatial
 from niwaki.graph.rules.registry import signature
-from niwaki.graph.skeleton import copy_with, to_meta
+from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
 from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, stays_of
@@ -68,7 +68,7 @@ def retrace(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = copy_with(small, stand_in).eval()
+    skeleton = without_hooks(copy_with(small, stand_in)).eval()
     space = LabelSpace()
     recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules()))})
     parameters = seed(recorder, skeleton)

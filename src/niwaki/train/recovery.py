@@ -1,4 +1,4 @@
-"""A short training after the cut, on whatever accelerate finds: a CPU, one GPU, several."""
+"""A short training after the cut, where the model is, or as `accelerate launch` says: a CPU, one GPU, several."""
 
 import importlib.util
 import json
@@ -34,6 +34,8 @@ Progress = Callable[[int, int, str], None]
 HISTORY = "history.json"
 SCHEDULES = ("cosine", "linear", "constant")
 OPTIMIZERS = ("sgd", "adamw")
+LAUNCHED = ("ACCELERATE_USE_CPU", "LOCAL_RANK", "WORLD_SIZE")
+"""What `accelerate launch` and torchrun set: where one of these is there, accelerate decides on the device."""
 CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the device
 
 
@@ -77,8 +79,9 @@ class History:
 class Recovery:
     """Plain training for a few epochs, so that a cut network finds its accuracy again.
 
-    Runs where accelerate says: on the GPU if there is one, in as many processes as `accelerate launch` started (each
-    takes every n-th batch). Only parameters that want gradients are trained. Afterwards the model is on its device and
+    Runs where the model is: to train on a GPU, move it there first. Under `accelerate launch`, or where its environment
+    says so (ACCELERATE_USE_CPU), accelerate decides on the device and the number of processes; each takes every n-th
+    batch. Only parameters that want gradients are trained. Afterwards the model is on its device and
     in its mode of before; if anything goes wrong, its weights are those of before as well.
 
     Source: Nesterov momentum and weight decay as in Zagoruyko and Komodakis 2016, arXiv:1605.07146, sec. 3; cosine as
@@ -141,11 +144,13 @@ class Recovery:
         if not trained or any(parameter.is_meta for parameter in trained):
             found = "a model on the meta device" if trained else "no parameter that wants a gradient"
             raise InputError("train a model", found=found, do="give it weights that want gradients")
-        accelerator = Accelerator()
-        with all_or_nothing(model), self._board(accelerator.is_main_process) as record:
+        launched = any(name in os.environ for name in LAUNCHED)
+        accelerator = Accelerator(device_placement=launched)
+        device = accelerator.device if launched else device_of(model)
+        with all_or_nothing(model, device), self._board(accelerator.is_main_process) as record:
             with prepared(accelerator, model, self._optimizer(trained)) as (wrapped, optimizer):
-                epochs = self._epochs(wrapped, task, accelerator, optimizer, progress, record)
-            history = History(epochs, asdict(self), str(accelerator.device), accelerator.num_processes)
+                epochs = self._epochs(wrapped, task, accelerator, device, optimizer, progress, record)
+            history = History(epochs, asdict(self), str(device), accelerator.num_processes)
             if self.folder is not None and accelerator.is_main_process:
                 _write_json(Path(self.folder) / HISTORY, history.to_json())
             return history
@@ -178,6 +183,7 @@ class Recovery:
         model: nn.Module,
         task: Trainable,
         accelerator: Any,
+        device: torch.device,
         optimizer: Any,
         progress: Progress | None,
         record: Callable[[dict[str, float]], None],
@@ -189,8 +195,9 @@ class Recovery:
         history: list[dict[str, float]] = []
         model.train()
         torch.random.default_generator.manual_seed(self.seed)
-        if accelerator.device.type == "cuda":
-            torch.cuda.manual_seed(self.seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(self.seed)
         for epoch in range(self.epochs):
             started = time.perf_counter()
             losses: list[Tensor] = []
@@ -202,7 +209,7 @@ class Recovery:
                 rate = self.rate(step, total)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                with translated(accelerator.device), accelerator.autocast():
+                with translated(device), accelerator.autocast():
                     loss = task.loss(model, batch)
                     accelerator.backward(loss)
                     optimizer.step()
@@ -251,13 +258,15 @@ class Recovery:
 
 
 @contextmanager
-def all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Afterwards modes, device, gradients and random state are those of before, and after an error the numbers too."""
+def all_or_nothing(model: nn.Module, there: torch.device) -> Iterator[None]:
+    """Afterwards modes, device, gradients and random state (of the CPU, and of the device that computes) are those of
+    before, and after an error the numbers too.
+    """
     device = device_of(model)
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    gpus = [torch.cuda.current_device() if there.index is None else there.index] if there.type == "cuda" else []
     try:
         for parameter, _ in gradients:
             parameter.grad = None
