@@ -15,6 +15,9 @@ import typer
 from torch import nn
 
 import niwaki
+from laws.common import plans, tensors_of, trace
+from niwaki.surgery.cut import sliced
+from zoo import ZOO
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -124,6 +127,75 @@ def test_the_full_code_of_the_plan_format_cuts_as_niwaki_does(grids):
     ours, theirs = niwaki.cut(model, plan).state_dict(), space["cut_tensors"](model.state_dict(), cuts)
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+class Shuffled(nn.Module):
+    """Channels in a fixed order, which a buffer of whole numbers holds: a cut renumbers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+        self.register_buffer("order", torch.tensor([3, 1, 7, 0, 5, 2, 6, 4]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)).index_select(1, self.order))
+
+
+def shuffled() -> tuple[nn.Module, niwaki.Plan]:
+    model = Shuffled()
+    graph = niwaki.trace(model, torch.rand(1, 3, 9, 9))
+    scores = niwaki.score(graph, niwaki.collect(model, graph, frozenset()), how=niwaki.scores.Random())
+    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units"))
+    assert any("values" in cut for cut in plan.cuts)
+    return model, plan
+
+
+def test_the_code_of_the_plan_format_renumbers_tables():
+    space: dict = {}
+    exec(compile(blocks(PLAN_FORMAT, "python")[0], "plan-format.md", "exec"), space)
+    model, plan = shuffled()
+    ours = niwaki.cut(model, plan).state_dict()
+    theirs = space["cut_tensors"](model.state_dict(), json.loads(plan.to_json())["cuts"])
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+def test_the_code_of_the_plan_format_does_every_network_of_the_zoo():
+    """Blocks, tables, tied names and all that comes together, by rows and by columns."""
+    space: dict = {}
+    exec(compile(blocks(PLAN_FORMAT, "python")[0], "plan-format.md", "exec"), space)
+    kinds: set[str] = set()
+    for case in ZOO:
+        model, _, graph = trace(case)
+        tensors = {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+        for label, plan in plans(model, graph, kinds=2):
+            cuts = json.loads(plan.to_json())["cuts"]
+            kinds.update(key for cut in cuts for key in cut)
+            ours, theirs = tensors_of(sliced(model, plan)), space["cut_tensors"](tensors, cuts)
+            odd = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+            assert not odd, f"{case.name}, {label}: {odd}"
+    assert {"blocks", "values", "mask"} <= kinds
+
+
+def test_the_loop_of_the_readme_renumbers_tables(tmp_path, monkeypatch):
+    model, plan = shuffled()
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs" / "quickstart" / "plan.json").write_text(plan.to_json())
+    monkeypatch.chdir(tmp_path)
+    space: dict = {"torch": torch, "model": model}
+    (loop,) = [block for block in blocks(README, "python") if "plan.json" in block and "byhand" in block]
+    exec(compile(loop, "README.md", "exec"), space)
+    ours, theirs = niwaki.cut(model, plan).state_dict(), space["byhand"].state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+def test_the_fingerprint_covers_what_the_format_says():
+    """The class, names and shapes; neither types nor values."""
+    found = [niwaki.trace(net, torch.zeros(1, 2, dtype=kind)).fingerprint for net, kind in (
+        (nn.Linear(2, 3), torch.float32), (nn.Linear(2, 3).double(), torch.float64), (nn.Linear(2, 4), torch.float32)
+    )]  # fmt: skip
+    assert found[0] == found[1] != found[2]
+    (line,) = [line for line in PLAN_FORMAT.splitlines() if line.startswith("| `model` |")]
+    assert "names and shapes of all parameters and buffers; types and values do not count" in line
 
 
 def test_the_format_lists_what_a_plan_has():

@@ -184,6 +184,20 @@ def test_a_budget_that_everything_fits_is_talk(run: Run) -> None:
     assert line.startswith("warning: choose removed nothing; found: the whole model fits, macs ")
 
 
+def test_folded_constants_and_weighted_ranks_from_the_command_line(run: Run, here: Path) -> None:
+    found = run(
+        "compress", MODEL, "--data", "digits", "--out", "r", "--json", *QUICK,
+        "--set", "fold=true", "--set", "per=macs", "--set", "merge=mean", "--set", "normalise=sum",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    report = found.data["report"]
+    assert [stage["stage"] for stage in report["stages"]] == ["cut", "folded constants", "batch-norm"]
+    assert [report["method"][name] for name in ("fold", "per", "merge", "normalise")] == [True, "macs", "mean", "sum"]
+    assert run("load-check", "r", MODEL).code == 0
+    refused = run("compress", MODEL, "--input", "1x1x8x8", "--out", "s", "--set", "fold=true")
+    assert refused.code == 2 and "fold=True) without data" in refused.err and not (here / "s").exists()
+
+
 def test_same_seed_same_plan(run: Run, here: Path) -> None:
     for name in ("a", "b"):
         arguments = ("--method", "random", "--seed", "5", "--input", "1x1x8x8", "--runs", "0")
@@ -209,7 +223,7 @@ WRONG = {
     "budget that cannot be met": (("--out", "r", "--keep", "0.0001"), "the least that floors, multiples"),
     "both ways": (("--out", "r", "--budget", "keep=0.5", "--keep", "0.3"), "say all of it in --budget"),
     "method": (("--out", "r", "--method", "magic"), "unknown method 'magic'; found: known: magnitude"),
-    "setting": (("--out", "r", "--set", "q=1"), "unknown setting of magnitude 'q'; found: known: p,"),
+    "setting": (("--out", "r", "--set", "q=1"), "unknown setting of magnitude 'q'; found: known: rule, normalise,"),
     "setting's value": (("--out", "r", "--set", "p=3"), "use p=1 or p=2"),
     "setting's type": (("--out", "r", "--set", "p=two"), "p='two'; found: known: float"),
     "setting twice": (("--out", "r", "--set", "rule=uniform", "--rule", "uniform"), "give one of them"),

@@ -50,6 +50,22 @@ def test_methods(run: Run) -> None:
     assert "p" in [field["name"] for field in run("methods", "magnitude", "--json").data["fields"]]
 
 
+def test_choices_are_listed_and_not_the_names_of_their_types(run: Run) -> None:
+    """The same choices, in the same order, as the types of the class; other types by their name."""
+    import importlib
+    from typing import Literal, get_args, get_origin, get_type_hints
+
+    for listed in run("methods", "--json").data:
+        shown = run("methods", listed["name"], "--json").data
+        made = getattr(importlib.import_module(f"niwaki.methods.{shown['name']}"), shown["class_name"])
+        for field in shown["fields"]:
+            hint = get_type_hints(made)[field["name"]]
+            choices = get_origin(hint) is Literal
+            assert field["type"] == (" | ".join(get_args(hint)) if choices else hint.__name__), field["name"]
+    page = run("methods", "taylor").out
+    assert "global_rank | uniform" in page and "rows | columns" in page and "RuleName" not in page
+
+
 def test_methods_are_what_python_sees(run: Run) -> None:
     """Read from the source text, yet the same names, fields and defaults as the classes have."""
     import dataclasses

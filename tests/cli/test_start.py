@@ -23,7 +23,7 @@ def start(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("methods",), ("methods", "--json"), ("--version",), ("compress", "--help")],
+    [("--help",), ("methods",), ("methods", "--json"), ("methods", "taylor"), ("--version",), ("compress", "--help")],
     ids=" ".join,
 )
 def test_in_half_a_second_without_torch(arguments: tuple[str, ...]) -> None:

@@ -1,12 +1,15 @@
 """One ranking over the whole network."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import numpy as np
 
 from niwaki.budgets.rule import Atoms, Rule
 from niwaki.errors import InputError
+
+Normalise = Literal["none", "mean", "max", "sum"]
+Per = Literal["unit", "macs", "params"]
 
 
 @final
@@ -17,14 +20,14 @@ class GlobalRank(Rule):
     Scores of different groups have different scales; `normalise` brings them together, `per` weighs them by cost.
     """
 
-    normalise: Literal["none", "mean", "max", "sum"] = "max"
+    normalise: Normalise = "max"
     """Divide a pool's scores by their mean, largest or sum before comparing pools. The largest, by measurement: dead
     units pull the mean of their pool down and so lift its other units; see the card."""
-    per: Literal["unit", "macs", "params"] = "unit"
+    per: Per = "unit"
     """Compare scores as they are, or per multiply-add or parameter that removing the unit saves."""
 
     def __post_init__(self) -> None:
-        if self.normalise not in ("none", "mean", "max", "sum") or self.per not in ("unit", "macs", "params"):
+        if self.normalise not in get_args(Normalise) or self.per not in get_args(Per):
             raise InputError(
                 f"{self!r}", found="normalise: none, mean, max, sum; per: unit, macs, params", do="use one of these"
             )

@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, final
 
@@ -19,6 +20,7 @@ class Field:
 
     name: str
     type: str
+    """The choices with bars between them, or the type's name."""
     default: str | None
     help: str
 
@@ -37,10 +39,7 @@ class Method:
 
 def known() -> tuple[Method, ...]:
     """All methods by name."""
-    import niwaki
-
-    folder = Path(niwaki.__file__).parent / "methods"
-    found = [_method(path) for path in sorted(folder.glob("[a-z]*.py"))]
+    found = [_method(path) for path in sorted((_package() / "methods").glob("[a-z]*.py"))]
     return tuple(method for method in found if method is not None)
 
 
@@ -83,28 +82,83 @@ def methods(
 
 
 def _method(path: Path) -> Method | None:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in _tree(path).body:
         stem = isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", "")
-        if isinstance(node, ast.ClassDef) and stem and "Method" in map(ast.unparse, node.bases):
-            text = ast.get_docstring(node) or ""
-            return Method(path.stem, node.name, text.split("\n", 1)[0], text, _fields(node))
+        if isinstance(node, ast.ClassDef) and stem and "final" in map(ast.unparse, node.decorator_list):
+            line = _line(path, node)
+            if line is not None:
+                text = ast.get_docstring(node) or ""
+                return Method(path.stem, node.name, text.split("\n", 1)[0], text, _fields(line))
     return None
 
 
-def _fields(node: ast.ClassDef) -> tuple[Field, ...]:
-    found = []
-    for item, after in zip(node.body, [*node.body[1:], None], strict=True):
-        if (
-            isinstance(item, ast.AnnAssign)
-            and isinstance(item.target, ast.Name)
-            and "ClassVar" not in ast.dump(item.annotation)
-        ):
-            said = (
-                isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-                and isinstance(after.value.value, str)
-            )
-            help = " ".join(str(after.value.value).split()) if said else ""  # type: ignore[union-attr]
-            default = None if item.value is None else ast.unparse(item.value)
-            found.append(Field(item.target.id, ast.unparse(item.annotation), default, help))
-    return tuple(found)
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _line(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]] | None:
+    """The class and what it inherits settings from, the oldest first; None where it is no method."""
+    for base in node.bases:
+        name = ast.unparse(base)
+        if name == "Method":
+            return [(path, node)]
+        found = _defined(path, name)
+        older = _line(*found) if found is not None and isinstance(found[1], ast.ClassDef) else None  # type: ignore[arg-type]
+        if older is not None:
+            return [*older, (path, node)]
+    return None
+
+
+def _defined(path: Path, name: str) -> tuple[Path, ast.AST] | None:
+    """The class, or the value, that a file means by a name: its own, or that of the niwaki file it comes from."""
+    for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return path, node
+        if isinstance(node, ast.Assign) and name in map(ast.unparse, node.targets):
+            return path, node.value
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("niwaki."):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    place = _package().joinpath(*str(node.module).split(".")[1:])
+                    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+                    return _defined(file, alias.name) if file.is_file() else None
+    return None
+
+
+def _package() -> Path:
+    import niwaki
+
+    return Path(niwaki.__file__).parent
+
+
+def _fields(line: list[tuple[Path, ast.ClassDef]]) -> tuple[Field, ...]:
+    """Settings of a class and of those it inherits from; one that is set again keeps its place, as in a dataclass."""
+    found: dict[str, Field] = {}
+    for path, node in line:
+        for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if (
+                isinstance(item, ast.AnnAssign)
+                and isinstance(item.target, ast.Name)
+                and "ClassVar" not in ast.dump(item.annotation)
+            ):
+                said = (
+                    isinstance(after, ast.Expr)
+                    and isinstance(after.value, ast.Constant)
+                    and isinstance(after.value.value, str)
+                )
+                help = " ".join(str(after.value.value).split()) if said else ""  # type: ignore[union-attr]
+                default = None if item.value is None else ast.unparse(item.value)
+                found[item.target.id] = Field(item.target.id, _shown(path, item.annotation), default, help)
+    return tuple(found.values())
+
+
+def _shown(path: Path, hint: ast.AST) -> str:
+    """A type as its choices where it has some; an alias is looked up where it is defined."""
+    if isinstance(hint, ast.Name):
+        found = _defined(path, hint.id)
+        return _shown(*found) if found is not None and not isinstance(found[1], ast.ClassDef) else hint.id
+    if isinstance(hint, ast.Subscript) and ast.unparse(hint.value) == "Literal":
+        listed = hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
+        return " | ".join(str(choice.value) if isinstance(choice, ast.Constant) else "?" for choice in listed)
+    return ast.unparse(hint)

@@ -101,6 +101,8 @@ class Outcome:
     """What was done to the model: enough for `load` to do the same to a fresh one."""
     history: dict[str, Any] | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    unfolded: tuple[str, ...] = ()
+    """Layers that could not take the constants of removed units, where these were folded."""
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write plan.json, model.safetensors, surgery.json, report.json and settings.json; all or nothing.
@@ -210,6 +212,7 @@ class Outcome:
             ],
             "candidates": candidates,
             "history": self.history,
+            "unfolded": list(self.unfolded),
             "splits": _plain(splits),
             "versions": {
                 "niwaki": __version__,

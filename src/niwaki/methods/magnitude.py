@@ -1,16 +1,17 @@
 """Magnitude pruning."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 from niwaki import scores
-from niwaki.methods.job import Job, Method, Outcome
-from niwaki.methods.one_shot import Grids, RuleName, one_shot
+from niwaki.methods.job import Job, Outcome
+from niwaki.methods.one_shot import OneShot, one_shot
+from niwaki.scores.score import Merge, Over
 
 
 @final
 @dataclass(frozen=True)
-class Magnitude(Method):
+class Magnitude(OneShot):
     """Remove the units with the smallest weights, at once.
 
     Source: Li et al. 2017, arXiv:1608.08710. Differs: coupled slices are judged together.
@@ -18,21 +19,10 @@ class Magnitude(Method):
 
     p: float = 2
     """Order of the norm, 1 or 2."""
-    over: Literal["all", "out", "in"] = "all"
-    """Which slices of a unit count."""
-    rule: RuleName = "global_rank"
-    """"global_rank" (one ranking, scores divided by their group's largest) or "uniform" (one share for all groups)."""
-    grids: Grids = "rows"
-    """Where an axis is a grid: whole rows (heads, groups) or equally many columns of every row."""
-    exact_only: bool = False
-    """Leave groups whole whose removal changes more than zeroing does."""
+    over: Over = "all"
+    """Which slices of a unit count: all, those that produce it (out), or those that read it (in)."""
+    merge: Merge = "joint"
+    """How the norms of coupled slices become one number; joint is the norm of all laid end to end."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(
-            job,
-            self,
-            scores.Magnitude(p=self.p, over=self.over),
-            rule=self.rule,
-            grids=self.grids,
-            exact_only=self.exact_only,
-        )
+        return one_shot(job, self, scores.Magnitude(p=self.p, over=self.over, merge=self.merge))

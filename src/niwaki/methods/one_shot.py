@@ -1,48 +1,81 @@
-"""The common body of one-shot methods: trace, collect, score, choose, cut, verify, repair, recover, measure."""
+"""The common body of one-shot methods: trace, collect, score, choose, cut, verify, fold, repair, recover, measure."""
 
 import logging
 import time
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from niwaki import budgets
 from niwaki.budgets import choose
+from niwaki.budgets.atoms import Bundle, Grids
+from niwaki.budgets.global_rank import Normalise, Per
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
 from niwaki.graph import trace
 from niwaki.measure import COUNTS, Measurement, measure
 from niwaki.methods.job import Job, Method, Outcome, Stage
-from niwaki.repair import BatchNormStatistics
+from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
 from niwaki.scores import Score, score
-from niwaki.scores.score import describe
+from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of, verify
 
 log = logging.getLogger(__name__)
 
 RuleName = Literal["global_rank", "uniform"]
-Grids = Literal["rows", "columns"]
-Normalise = Literal["none", "mean", "max", "sum"]
 
 
-def one_shot(
-    job: Job,
-    method: Method,
-    how: Score,
-    *,
-    rule: RuleName,
-    grids: Grids,
-    exact_only: bool,
-    normalise: Normalise = "max",
-    batches: int = 16,
-    bundle: Literal["sum", "mean", "max"] = "mean",
-) -> Outcome:
-    """Run a score and a rule on a job.
+@dataclass(frozen=True, kw_only=True)
+class OneShot(Method):
+    """What one-shot methods share: settings of the rule, of grids and of the repair. A method adds its score.
 
     Raises:
-        InputError: the score needs gradients but the job has no task; an unknown rule.
+        InputError: an unknown choice, or a setting of the ranking where the rule has none.
+    """
+
+    rule: RuleName = "global_rank"
+    """"global_rank" (one ranking over the network) or "uniform" (one share for all groups)."""
+    normalise: Normalise = "max"
+    """For global_rank: divide scores by their group's mean, largest or sum before comparing groups."""
+    per: Per = "unit"
+    """For global_rank: compare scores as they are, or per multiply-add or parameter that removing the unit saves."""
+    grids: Grids = "rows"
+    """Where an axis is a grid: whole rows (heads, groups) or equally many columns of every row."""
+    bundle: Bundle = "mean"
+    """How the scores of the units of a row (or column of every row) become one."""
+    exact_only: bool = False
+    """Leave groups whole whose removal changes more than zeroing does."""
+    fold: bool = False
+    """Move the mean that removed units put out, over the calibration batches, into the next layers' biases (needs a
+    task). It saves what a network without batch norm loses at the cut; batch-norm re-estimation does the same where
+    every reader has a batch norm behind it, so it is off unless asked for."""
+
+    def __post_init__(self) -> None:
+        choices = {"rule": RuleName, "normalise": Normalise, "per": Per, "grids": Grids, "bundle": Bundle}
+        known(self, **{name: get_args(choice) for name, choice in choices.items()})
+        if self.rule == "uniform" and self.per != "unit":
+            raise InputError(
+                f"{type(self).__name__}(rule='uniform', per={self.per!r})",
+                found="uniform compares no groups, so there is nothing to weigh",
+                do="use rule='global_rank', or leave per out",
+            )
+
+
+def one_shot(job: Job, method: OneShot, how: Score, *, batches: int = 16) -> Outcome:
+    """Run a score on a job, with the method's rule and repair.
+
+    Args:
+        batches: of training data, for scores that need gradients.
+
+    Raises:
+        InputError: the score or the folding of constants needs data but the job has no task.
         CannotCutError: the cut model does not compute what the plan promised.
     """
-    if rule not in ("global_rank", "uniform"):
-        raise InputError(f"rule {rule!r}", found="known: global_rank, uniform", do="use one of them")
+    if method.fold and job.task is None:
+        raise InputError(
+            f"{type(method).__name__}(fold=True) without data",
+            found="it needs batches to take the constants from",
+            do="give a task (--data on the command line)",
+        )
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -73,8 +106,18 @@ def one_shot(
     )
     numbers = score(graph, seen, how=how)
     done("score")
-    chosen: budgets.Rule = budgets.Uniform() if rule == "uniform" else budgets.GlobalRank(normalise=normalise)
-    plan = choose(graph, numbers, job.budget, how=chosen, exact_only=exact_only, grids=grids, bundle=bundle)
+    rule: budgets.Rule = budgets.Uniform()
+    if method.rule == "global_rank":
+        rule = budgets.GlobalRank(normalise=method.normalise, per=method.per)
+    plan = choose(
+        graph,
+        numbers,
+        job.budget,
+        how=rule,
+        exact_only=method.exact_only,
+        grids=method.grids,
+        bundle=method.bundle,
+    )
     done("choose")
     small = cut(model, plan)
     done("cut")
@@ -91,6 +134,15 @@ def one_shot(
     plan = plan.with_mends(surgery.mends, surgery.door)
     stages = [Stage("cut", look(small, job))]
     done("measure cut")
+    unfolded: tuple[str, ...] = ()
+    if method.fold and task is not None:
+        inputs = (task.inputs(b) for b in task.calibration(job.calibration, job.seed))
+        unfolded = repair(small, inputs, how=FoldedConstants("mean"), model=model, plan=plan)
+        if unfolded:
+            log.info("constants not folded into %s", ", ".join(unfolded))
+        done("fold")
+        stages.append(Stage("folded constants", look(small, job)))
+        done("measure folded")
     if job.repair and task is not None:
         used = BatchNormStatistics()(small, (task.inputs(b) for b in task.calibration(job.calibration, job.seed)))
         done("repair")
@@ -120,6 +172,7 @@ def one_shot(
         surgery=surgery_of(small),
         history=history,
         seconds=seconds,
+        unfolded=unfolded,
     )
 
 

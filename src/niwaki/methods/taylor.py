@@ -4,38 +4,33 @@ from dataclasses import dataclass
 from typing import final
 
 from niwaki import scores
-from niwaki.methods.job import Job, Method, Outcome
-from niwaki.methods.one_shot import Grids, RuleName, one_shot
+from niwaki.budgets.atoms import Bundle
+from niwaki.budgets.global_rank import Normalise
+from niwaki.methods.job import Job, Outcome
+from niwaki.methods.one_shot import OneShot, one_shot
+from niwaki.scores.score import Over
+from niwaki.scores.taylor import SignedMerge
 
 
 @final
 @dataclass(frozen=True)
-class Taylor(Method):
+class Taylor(OneShot):
     """Remove the units whose removal changes the loss least, to first order, at once.
 
     Source: Molchanov et al. 2019, arXiv:1906.10771. Differs: one shot; the paper alternates pruning and training.
     """
 
+    normalise: Normalise = "none"
+    """For global_rank: divide scores by their group's mean, largest or sum; the paper compares them as they are, the
+    loss being one scale for all."""
+    bundle: Bundle = "sum"
+    """How the scores of the units of a row (or column of every row) become one; changes of the loss add up."""
     batches: int = 16
     """Batches of training data to average gradients over."""
-    rule: RuleName = "global_rank"
-    """"global_rank" or "uniform"."""
-    normalise: bool = False
-    """Divide scores by their group's mean; the paper compares them as they are, the loss being one scale for all."""
-    grids: Grids = "rows"
-    """Where an axis is a grid: whole rows, or equally many columns of every row."""
-    exact_only: bool = False
-    """Leave groups whole whose removal changes more than zeroing does."""
+    over: Over = "in"
+    """Which slices count: those that read the unit (in), those that produce it (out), or all."""
+    merge: SignedMerge = "signed"
+    """How the estimates of coupled slices become one number: size of their sum, or a merge of their sizes."""
 
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(
-            job,
-            self,
-            scores.Taylor(),
-            rule=self.rule,
-            grids=self.grids,
-            exact_only=self.exact_only,
-            normalise="mean" if self.normalise else "none",
-            batches=self.batches,
-            bundle="sum",
-        )
+        return one_shot(job, self, scores.Taylor(over=self.over, merge=self.merge), batches=self.batches)

@@ -1,14 +1,14 @@
 """Magnitude of the weights."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.errors import InputError
 from niwaki.evidence import GroupView
-from niwaki.scores.score import MERGES, Merge, Score, known, merged
+from niwaki.scores.score import MERGES, Merge, Over, Score, known, merged
 
 
 @final
@@ -22,7 +22,7 @@ class Magnitude(Score):
 
     p: float = 2
     """Order of the norm, 1 or 2."""
-    over: Literal["all", "out", "in"] = "all"
+    over: Over = "all"
     """Which slices count: all, only those that produce the unit, or only those that consume it."""
     merge: Merge = "joint"
     """How the norms of coupled slices become one number."""

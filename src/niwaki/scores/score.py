@@ -13,6 +13,7 @@ from niwaki.evidence import Evidence, GroupView, Need, need_numbers, views
 from niwaki.graph import ChannelGraph
 
 Merge = Literal["joint", "sum", "mean", "max"]
+Over = Literal["all", "out", "in"]
 
 
 class Score(ABC):

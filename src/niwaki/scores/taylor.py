@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.evidence import GroupView, Need
-from niwaki.scores.score import MERGES, Score, known, merged
+from niwaki.scores.score import MERGES, Over, Score, known, merged
 
+SignedMerge = Literal["signed", "joint", "sum", "mean", "max"]
 SIDES = ("in", "out", "norm")
 
 
@@ -29,10 +30,10 @@ class Taylor(Score):
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.WEIGHT, Need.GRADIENT})
-    over: Literal["all", "out", "in"] = "in"
+    over: Over = "in"
     """Which slices count: those that read the unit, those that produce it, or all. A unit without such slices (queries
     and keys meet each other, no weight reads them) is judged by the mean size of the estimates of the slices it has."""
-    merge: Literal["signed", "joint", "sum", "mean", "max"] = "signed"
+    merge: SignedMerge = "signed"
     """How the estimates of coupled slices become one number: size of their sum (side by side where `over` is "all",
     and then the mean of the sides), or one of the merges of their sizes."""
 
