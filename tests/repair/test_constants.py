@@ -396,3 +396,24 @@ def test_an_optimiser_of_the_uncut_model_is_refused() -> None:
     with pytest.raises(niwaki.errors.InputError, match=r"do: call niwaki\.cut_optimizer_ first"):
         FoldedConstants()(model, small, plan, batches=[x], optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     assert small[3].bias is None
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_an_added_bias_is_trained_whenever_the_optimiser_follows(late: bool) -> None:
+    """An optimiser that follows after the folding, or before it and is given to it, holds the new bias once."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight[1], model[1].bias[1] = 0.0, 0.5  # a constant of 0.5 behind the activation
+    example = torch.randn(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    plan = keeping(model, example, {"0": [0, 2, 3]})
+    small = niwaki.cut(model, plan)
+    if not late:
+        niwaki.cut_optimizer_(optimizer, model, small, plan)
+    FoldedConstants()(model, small, plan, batches=[example], **({} if late else {"optimizer": optimizer}))
+    if late:
+        niwaki.cut_optimizer_(optimizer, model, small, plan)
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(held) == len({id(p) for p in held}) == len(list(small.parameters()))
+    assert any(parameter is small[3].bias for parameter in held)
+    assert torch.allclose(small[3].bias, 0.5 * model[3].weight[:, 1])

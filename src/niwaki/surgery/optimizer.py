@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from niwaki.errors import InputError, PlanMismatchError
 from niwaki.graph.skeleton import identity
 from niwaki.plan import Plan, apply_cuts
+from niwaki.surgery.record import find_surgery
 from niwaki.units import tensors_in
 
 
@@ -16,7 +17,8 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
 
     State tensors with the parameter's shape (momentum, second moments) are cut like it; single numbers (step counts)
     stay. Where `model` has several parameters on one storage, `small` has one: it stays in the group of the first, with
-    the state of the first. With an error nothing has changed.
+    the state of the first. A bias that folded constants gave a layer joins the group of its weight. With an error nothing
+    has changed.
 
     Raises:
         InputError: the optimiser holds a parameter that is not the model's, or state whose cut the plan does not tell:
@@ -67,6 +69,12 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
         listed = dict.fromkeys(swap[id(parameter)] for parameter in group["params"])  # each once, in order
         group["params"][:] = [p for p in listed if p not in placed]  # in place: optimisers may hold on to the list
         placed.update(listed)
+    known = find_surgery(small)
+    for path in known.biases if known is not None else ():  # folded constants may have given a layer a bias
+        layer = small.get_submodule(path)
+        for group in optimizer.param_groups:
+            if any(p is layer.weight for p in group["params"]) and not any(p is layer.bias for p in group["params"]):
+                group["params"].append(layer.bias)
     optimizer.state.clear()
     optimizer.state.update(state)
 
