@@ -60,3 +60,22 @@ def test_switches_are_as_before() -> None:
     Macs()(nn.LSTM(2, 2), torch.zeros(3, 2))
     after = (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.backends.mha.get_fastpath_enabled())
     assert after == before
+
+
+class Latents(nn.Module):
+    """Hands a part of a parameter to a module, as class tokens and tables of positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents, self.layer = nn.Parameter(torch.randn(4, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.latents[:2]) + x
+
+
+def test_a_view_of_a_parameter_may_enter_a_module() -> None:
+    model = Latents().eval()
+    model.layer.bias.requires_grad_(False)
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    assert Macs()(model, torch.randn(2, 3)).value == 2 * 8 * 3
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted == [True, True, False]

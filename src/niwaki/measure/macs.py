@@ -75,6 +75,19 @@ def _unfused(*, recurrent: bool) -> Iterator[None]:
             library.enabled = before
 
 
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient: the counter asks a module's inputs for theirs, and a view of one has none."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
 @final
 @dataclass(frozen=True)
 class Macs(Meter):
@@ -106,7 +119,7 @@ class Macs(Meter):
     @staticmethod
     def _count(model: nn.Module, example: Any, *, recurrent: bool) -> tuple[int, set[str]]:
         # The counter is the inner mode: it takes composite calls apart before the recorder sees them.
-        with evaluating(model), _unfused(recurrent=recurrent):
+        with evaluating(model), _without_gradients(model), _unfused(recurrent=recurrent):
             with _Unformulated() as recorder, FlopCounterMode(display=False) as counter:
                 run(model, example)
             return int(counter.get_total_flops()), recorder.names

@@ -17,8 +17,8 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
 
     State tensors with the parameter's shape (momentum, second moments) are cut like it; single numbers (step counts)
     stay. Where `model` has several parameters on one storage, `small` has one: it stays in the group of the first, with
-    the state of the first. A bias that folded constants gave a layer joins the group of its weight. With an error nothing
-    has changed.
+    the state of the first. A bias that folded constants gave a layer joins the group of its weight. With an error
+    nothing has changed.
 
     Raises:
         InputError: the optimiser holds a parameter that is not the model's, or state whose cut the plan does not tell:
