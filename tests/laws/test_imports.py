@@ -69,8 +69,8 @@ def law(package: Path = PACKAGE) -> None:
     wrong = []
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package).with_suffix("").parts
-        if parts == ("__init__",) or (parts[0] == "compress" and len(parts) == 1):
-            continue  # the public face and the verb that joins all others
+        if parts in (("__init__",), ("__main__",)) or (parts[0] == "compress" and len(parts) == 1):
+            continue  # the public face, the command, and the verb that joins all others
         for line, name in imports(path):
             target = name.split(".")
             if not (package / target[0]).exists() and not (package / f"{target[0]}.py").exists():
