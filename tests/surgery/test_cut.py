@@ -259,3 +259,30 @@ def test_a_check_of_windows_finds_the_right_integer() -> None:
     small = niwaki.cut(model, plan)
     assert (small.groups, small.dilation) == (1, 2)
     assert niwaki.verify(model, small, plan, example).difference < 1e-12
+
+
+class Routed(nn.Module):
+    """Each row goes to the expert that a layer picks for it: sizes depend on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.route = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.experts = nn.ModuleList([nn.Linear(8, 3) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        picked = self.route(h).argmax(-1)
+        y = x.new_zeros(x.shape[0], 3)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(picked == number)[0]
+            y = y.index_add(0, rows, expert(h[rows]))
+        return y
+
+
+def test_sizes_that_depend_on_the_data() -> None:
+    model = Routed().double().eval()
+    example = torch.randn(16, 6).double()
+    plan = keeping(model, example, {"a": [0, 1, 4, 6, 7]})
+    small = niwaki.cut(model, plan)
+    assert small.a.out_features == small.experts[1].in_features == 5
+    assert niwaki.verify(model, small, plan, example).passed
