@@ -189,9 +189,16 @@ def plain_kernels() -> Iterator[None]:
 
 
 def counted_macs(model: nn.Module, example: Any) -> int:
-    """Multiply-adds of one forward, by PyTorch's own counter."""
-    with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run(model, example)
+    """Multiply-adds of one forward, by PyTorch's own counter (it asks for gradients of what wants some)."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            run(model, example)
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
     flops = counter.get_total_flops()
     assert flops % 2 == 0
     return flops // 2

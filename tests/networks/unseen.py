@@ -815,3 +815,71 @@ class NumpyRoundTrip(nn.Module):
         x = x - torch.from_numpy(median).to(x)[None, :, None, None]
         x = F.relu(self.conv2(x))
         return self.fc2(F.relu(self.fc1(x.mean(dim=(2, 3)))))
+
+
+@case(
+    reals(2, 9, 7),
+    "attention",
+    "grid",
+    "integers",
+    "inexact",
+    free={
+        "latents:1": 8,
+        "to_q.weight:0": 0,
+        "to_kv.weight:0": 0,
+        "to_out.weight:1": 0,
+        "ff.0.weight:0": 16,
+        "latents:0": 4,
+    },
+    fixed=("to_kv.weight:1", "head.weight:0"),
+)
+class Perceiver(nn.Module):
+    """Four learned latents attend to the input twice with the same layers, then are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, dim_head = 2, 6
+        self.scale = dim_head**-0.5
+        self.latents = nn.Parameter(torch.randn(4, 8))
+        self.norm, self.norm_context = nn.LayerNorm(8), nn.LayerNorm(7)
+        self.to_q, self.to_kv = nn.Linear(8, 12, bias=False), nn.Linear(7, 24, bias=False)
+        self.to_out = nn.Linear(12, 8)
+        self.ff = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+        self.head = nn.Linear(8, 3)
+
+    def attend(self, x: Tensor, context: Tensor) -> Tensor:
+        b = x.shape[0]
+        q = self.to_q(self.norm(x))
+        k, v = self.to_kv(self.norm_context(context)).chunk(2, dim=-1)
+        q, k, v = (t.view(b, t.shape[1], self.heads, -1).transpose(1, 2) for t in (q, k, v))
+        weights = torch.einsum("bhid,bhjd->bhij", q, k).mul(self.scale).softmax(dim=-1)
+        y = torch.einsum("bhij,bhjd->bhid", weights, v)
+        return self.to_out(y.transpose(1, 2).reshape(b, x.shape[1], -1))
+
+    def forward(self, data: Tensor) -> Tensor:
+        x = self.latents.unsqueeze(0).expand(data.shape[0], -1, -1)
+        for _ in range(2):
+            x = x + self.attend(x, data)
+            x = x + self.ff(x)
+        return self.head(x.mean(dim=1))
+
+
+@case(
+    IMAGES,
+    "grid",
+    free={"z:0": 5, "w1.weight:0": 0, "w2.weight:0": 0, "stem.weight:0": 4, "head.weight:1": 6},
+    fixed=("head.weight:0",),
+)
+class HyperConvolution(nn.Module):
+    """The kernel of a convolution is generated from a learned code by two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.z = nn.Parameter(torch.randn(5))
+        self.w1, self.w2 = nn.Linear(5, 4 * 7), nn.Linear(7, 6 * 3 * 3)
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.w2(F.relu(self.w1(self.z)).view(4, 7)).view(4, 6, 3, 3).transpose(0, 1)
+        x = F.conv2d(F.relu(self.stem(x)), kernel, padding=1)
+        return self.head(F.relu(x).mean(dim=[2, 3]))

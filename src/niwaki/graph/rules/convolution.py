@@ -1,5 +1,6 @@
 """Convolutions of any rank: plain, grouped, depthwise, transposed."""
 
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -69,10 +70,7 @@ def convolution(call: Call) -> Labels:
     in_axis, out_axis = (0, 1) if transposed else (1, 0)
     c_in, c_out = x.shape[c_axis], call.shape[c_axis]
     if w.parameter is None:
-        for labels in w.fields:
-            taps = tuple(axis for axis in varying(labels) if axis >= 2)
-            if taps:
-                call.fix(call.space.marker(labels, taps), "positions in a kernel")
+        w = without_taps(call, w)
     spatial = call.shape[c_axis + 1 :] if not transposed else x.shape[c_axis + 1 :]
     constant = prod(spatial) * prod(w.shape[2:]) * (call.shape[0] if batched else 1)
 
@@ -114,6 +112,21 @@ def convolution(call: Call) -> Labels:
         if c_out > 1:
             result = join(call.space, [(tuple(shape), result, w.why), (tuple(shape), fields, value.why)], tuple(shape))
     return result
+
+
+def without_taps(call: Call, weight: Value) -> Value:
+    """A computed kernel without labels on its spatial axes: the taps of a channel are one with it."""
+    kept = []
+    for labels in weight.fields:
+        taps = tuple(axis for axis in varying(labels) if axis >= 2)
+        if taps == varying(labels) and taps:
+            call.fix(labels, "positions in a kernel")
+            continue
+        for axis in taps:
+            call.space.tie(labels, axis)
+            labels = np.take(labels, [0], axis=axis)
+        kept.append(labels)
+    return replace(weight, fields=tuple(kept))
 
 
 def axis_labels(call: Call, weight: Value, axis: int) -> np.ndarray | None:
