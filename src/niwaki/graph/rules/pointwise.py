@@ -63,6 +63,7 @@ MISSING_TAG = (
     "nan_to_num",
     "frexp",
     "elu_",
+    "leaky_relu",
     "leaky_relu_",
     "gelu_",
     "relu_",
