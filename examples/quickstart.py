@@ -26,7 +26,7 @@ result = niwaki.compress(
     task=task,
     recovery=niwaki.train.Recovery(epochs=2),
 )
-print(result.receipt)  # the cut network against the masked original, in float64
+print(result.receipt.passed, result.receipt)  # the cut network against the masked original, in float64
 print(result.before["accuracy"].value, "->", result.after["accuracy"].value)
 print(result.before["macs"].value, "->", result.after["macs"].value)
 

@@ -314,3 +314,18 @@ def test_a_good_place_is_left_as_it_was(run: Run, here: Path) -> None:
     before = sorted(here.iterdir())
     assert "no such file" in run("compress", "python:no.py:such", "--out", "a/b/run").err
     assert sorted(here.iterdir()) == before
+
+
+def test_a_run_is_measured_on_pictures_as_it_saw_them(run: Run, here: Path) -> None:
+    """Not the source's own normalisation but the run's, unless another is asked for."""
+    data = ("--data", "digits", "--limit-test", "200")
+    made = run("compress", MODEL, *data, "--normalisation", "none", "--runs", "0", "--out", "r", "--json")
+    again = run("measure", "r", *data, "--runs", "0", "--json").data
+    assert again["accuracy"]["value"] == made.data["report"]["after"]["accuracy"]["value"]
+    seen = made.data["report"]["splits"]["normalisation"]
+    assert seen == {"mean": [0.0], "std": [1.0]}
+
+
+def test_a_model_that_the_input_does_not_fit_is_the_users_mistake(run: Run) -> None:
+    said = run("measure", MODEL, "--input", "1x3x8x8", "--runs", "0")
+    assert said.code == 2 and "its forward failed" in said.err

@@ -79,3 +79,10 @@ def test_a_view_of_a_parameter_may_enter_a_module() -> None:
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     assert Macs()(model, torch.randn(2, 3)).value == 2 * 8 * 3
     assert [parameter.requires_grad for parameter in model.parameters()] == wanted == [True, True, False]
+
+
+def test_an_example_that_does_not_fit_is_the_users_mistake() -> None:
+    import niwaki
+
+    with pytest.raises(niwaki.errors.InputError, match="its forward failed: RuntimeError"):
+        niwaki.measure(nn.Linear(3, 2), torch.zeros(1, 4))

@@ -63,7 +63,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_modes_come_back_when_the_forward_fails() -> None:
     model = nn.Linear(3, 2).train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InputError, match="its forward failed"):
         measure(model, torch.zeros(1, 5), meters=(Macs(),))
     assert model.training
     assert torch.backends.mha.get_fastpath_enabled()

@@ -73,3 +73,8 @@ def test_shared_buffers_that_a_move_took_apart_are_no_other_model(tmp_path: Path
     saved(other, tmp_path / "other")
     with pytest.raises(niwaki.errors.PlanMismatchError, match="load right"):
         niwaki.load(tmp_path / "other", lambda: made(FLAGS))
+
+
+def test_a_model_is_no_factory(tmp_path: Path) -> None:
+    with pytest.raises(niwaki.errors.InputError, match="not a factory"):
+        niwaki.load(tmp_path, nn.Linear(2, 2))  # type: ignore[arg-type]

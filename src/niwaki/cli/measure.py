@@ -44,12 +44,17 @@ def measure(
     from niwaki.measure import COUNTS, Latency, Meter
     from niwaki.measure import measure as take
 
+    if data is not None and normalisation is None and folder is not None:  # pictures as the run saw them
+        seen = (record.get("splits") or {}).get("normalisation") or {}
+        published = (tuple(seen["mean"]), tuple(seen["std"])) if {"mean", "std"} <= set(seen) else None
+    else:
+        published = None
     asked = ask(
         source,
         checkpoint=checkpoint,
         shape=shape or (shape_text((record.get("digest") or {}).get("example")) if data is None else None),
         spec=data,
-        normalisation=normalisation,
+        normalisation=normalisation or published,
         split_seed=split_seed,
         seed=seed,
         threads=threads,

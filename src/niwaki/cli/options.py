@@ -11,7 +11,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG or python:pkg.mod:factory; arguments after '?' as JSON.",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG, python:file.py:factory or python:pkg.mod:factory; "
+        "arguments after '?' as name=JSON, joined by &.",
     ),
 ]
 Checkpoint = Annotated[

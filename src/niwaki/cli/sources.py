@@ -31,7 +31,7 @@ def ask(
     checkpoint: str | None = None,
     shape: str | None = None,
     spec: str | None = None,
-    normalisation: str | None = None,
+    normalisation: str | tuple[Any, Any] | None = None,
     split_seed: int = 0,
     seed: int = 0,
     threads: int | None = None,

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
-from niwaki.errors import InputError
+from niwaki.errors import InputError, NiwakiError
 from niwaki.measure.bytes import Bytes
 from niwaki.measure.latency import Latency
 from niwaki.measure.macs import Macs
@@ -23,7 +24,7 @@ def measure(model: nn.Module, example: Any, *, meters: tuple[Meter, ...] = COUNT
     """What each meter says about `model` on `example`, by the meter's name; the model stays as it was.
 
     Raises:
-        InputError: no meters, or two of one name; a model that is not an nn.Module.
+        InputError: no meters, or two of one name; a model that is not an nn.Module, or that the example does not fit.
 
     Examples:
         >>> import torch
@@ -34,7 +35,20 @@ def measure(model: nn.Module, example: Any, *, meters: tuple[Meter, ...] = COUNT
     names = [meter.name for meter in meters]
     if not names or len(set(names)) < len(names):
         raise InputError(f"measure(meters={names})", found="none, or a name twice", do="give each meter once")
-    return {meter.name: meter(model, example) for meter in meters}
+    try:
+        return {meter.name: meter(model, example) for meter in meters}
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, NiwakiError):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        raise InputError(
+            f"measure {type(model).__name__}",
+            found=f"its forward failed: {type(error).__name__}: {lines[0][:300]}",
+            where="the forward of the model on the example",
+            do="check that model(example) runs, and the example's shape and type",
+        ) from error
 
 
 callable_module(__name__)

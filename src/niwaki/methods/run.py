@@ -106,6 +106,12 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
         PlanMismatchError: `factory` makes another model, or one that shares tensors which were saved apart.
     """
     folder = Path(folder)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise InputError(
+            f"load a run with {type(factory).__name__}",
+            found="not a factory",
+            do="pass a function that makes the uncut model, e.g. lambda: Net()",
+        )
     made = factory()
     model = made[0] if isinstance(made, tuple) else made
     plan = Plan.from_json(_text(folder / "plan.json"))
