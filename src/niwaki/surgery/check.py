@@ -137,12 +137,14 @@ def window(record: Record) -> tuple[Any, ...] | None:
 
 def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray) -> str | None:
     padded = np.append(alive, True)
-    labels, units = [], []
+    labels, units, lone = [], [], []
     for axis in graph.axes:
         parameter = parameters.get(axis.tensor)
+        kept = axis.units[padded[axis.units]]
+        if kept.size == 1:
+            lone.append(kept[kept >= 0])
         if parameter is None or axis.axis not in parameter.seeds:
             continue
-        kept = axis.units[padded[axis.units]]
         seeds = parameter.seeds[axis.axis]
         if kept.size != seeds.size:
             return f"axis {axis.axis} of {axis.tensor} has {seeds.size} positions, the plan keeps {kept.size}"
@@ -173,8 +175,12 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     several = (np.bincount(pairs // most, minlength=int(grid.max(initial=0)) + 1) > 1)[grid]
     inside, pair = inside[several], pair[several]
     wrong = _mixed(rows[label[inside]], old[inside])
-    if wrong is None:  # rows must not fall apart either
-        wrong = _mixed(pair, rows[label[inside]])
+    if wrong is None:  # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
+        seen = np.ones(most, bool)
+        seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *lone])]] = False
+        together = np.flatnonzero(seen[old[inside]])
+        wrong = _mixed(pair[together], rows[label[inside[together]]])
+        wrong = None if wrong is None else int(together[wrong])
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     return None
