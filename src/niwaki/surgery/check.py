@@ -176,7 +176,7 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     inside, pair = inside[several], pair[several]
     wrong = _mixed(rows[label[inside]], old[inside])
     if wrong is None:  # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
-        seen = np.ones(most, bool)
+        seen = np.ones(int(graph.units.row.max(initial=0)) + 1, bool)
         seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *lone])]] = False
         together = np.flatnonzero(seen[old[inside]])
         wrong = _mixed(pair[together], rows[label[inside[together]]])
