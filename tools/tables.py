@@ -60,8 +60,13 @@ def rows_of(root: Path) -> list[Row]:
     if not path.exists():
         return []
     listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    own = [row for row in listed if "dense" in row and "name" in (row.get("settings") or {})]
-    return [row for row in listed if row.get("what") != "cut" or row in own]
+    whole = {row["network"]: row["accuracy"] for row in listed if row.get("what") == "dense"}
+    named = [
+        row | {"dense": whole[row["network"]], "title": row["settings"]["score"]["name"]}
+        for row in listed
+        if row.get("what") == "cut" and row["network"] in whole
+    ]
+    return [*named, *(row for row in listed if row.get("what") == "recovery")]
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, right: int = 99) -> str:
@@ -73,7 +78,7 @@ def table(heads: Sequence[str], lines: Iterable[Sequence[str]], *, right: int = 
 def measured(rows: Sequence[Row], title: str) -> dict[tuple[str, str], dict[str, list[float]]]:
     """(network, label without its seed) -> accuracies by stage, over seeds, of the method whose card has this title."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    cuts = [row for row in rows if row.get("what") == "cut" and (row.get("settings") or {}).get("name") == title]
+    cuts = [row for row in rows if row.get("what") == "cut" and row["title"] == title]
     for row in cuts:
         label = re.sub(r", seed \d+$", "", row["method"])
         entry = found.setdefault((row["network"], label), {})
@@ -154,11 +159,11 @@ def card_table(root: Path, title: str) -> str:
                 figures = (mean(entry["dense"][:1]), mean(entry["cut"]), mean(entry["batch norm"]), recovered(entry))
                 kept = f"{share:.4f}, promised {promised} counted"
                 lines.append((network, label, *figures, kept, f"{max(entry['difference']):.0e}"))
-    mine = [row for row in rows if row.get("what") == "cut" and (row.get("settings") or {}).get("name") == title]
+    mine = [row for row in rows if row.get("what") == "cut" and row["title"] == title]
     labels = {row["method"] for row in mine}
     used = [row for row in rows if row.get("what") in ("cut", "recovery") and row["method"] in labels]
     commands = sorted({row["command"] for row in used})
-    commits = sorted({row["commit"] + (" with uncommitted changes" if row.get("changed") else "") for row in used})
+    commits = sorted({row["commit"] + (" with uncommitted changes" if row.get("dirty") else "") for row in used})
     heads = ("network", "settings", "uncut", "cut", "+ batch norm", "+ training", "MACs kept", "cut - mask")
     note = f"CIFAR-10, accuracy in % on 10 000 test pictures; `{'`, `'.join(commands)}`, commit {', '.join(commits)}."
     return f"{table(heads, lines, right=2)}\n\n{note}"
