@@ -230,14 +230,14 @@ def test_tables_show_what_rows_say_and_dashes_for_the_rest(tables, tmp_path):
     cut = {
         **same,
         "what": "cut",
-        "settings": {"name": "Random"},
-        "dense": 91.0,
+        "settings": {"score": {"name": "Random"}, "rule": {"name": "Uniform"}},
         "batch_norm": 80.0,
         "difference": 1e-15,
     }
     macs = {"macs_before": 100, "macs_promised": 50, "macs_counted": 50}
     rows = [{**cut, **macs, "method": f"Random, seed {seed}", "cut": 10.0 + seed} for seed in (0, 2)]
     rows.append({**same, "what": "recovery", "method": "Random, seed 0", "recovered": 90.0, "steps": 7, "epochs": 3})
+    rows.append({**same, "what": "dense", "accuracy": 91.0})
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / tables.RESULTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (line,) = [line for line in tables.overview(tmp_path).splitlines() if "random.md" in line]
