@@ -69,16 +69,16 @@ class LabelSpace:
         first = np.take(labels, [0], axis=axis)
         self.unite(np.broadcast_to(first, labels.shape), labels)
 
-    def slab(self, small: np.ndarray, large: np.ndarray) -> None:
-        """Tie slabs to the elements they span: `small` broadcasts to `large`."""
+    def slab(self, small: np.ndarray, large: np.ndarray, inner: int | None = None) -> None:
+        """Tie slabs to the elements they span: `small` broadcasts to `large`. `inner` is its column axis, if known."""
         axes = varying(small)
-        direction: Direction = "column" if column_axis(large) in axes else "row"
+        direction: Direction = "column" if (column_axis(large) if inner is None else inner) in axes else "row"
         if direction == "row" and len(varying(large)) > 2 and row_axis(large) not in axes:
             direction = "outer"  # thirds of heads of channels: the thirds stay
         a, b = np.broadcast_arrays(small, large)
         self.slabs[direction].append((a.ravel(), b.ravel()))
 
-    def marker(self, labels: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    def marker(self, labels: np.ndarray, axes: tuple[int, ...], inner: int | None = None) -> np.ndarray:
         """Labels for the slabs of `labels` along `axes` (shape 1 elsewhere); the same array gives the same slabs."""
         axes = tuple(axis for axis in axes if labels.shape[axis] > 1)
         if axes == varying(labels):
@@ -93,7 +93,7 @@ class LabelSpace:
                 slabs = self.new(first.size)[same].reshape(shape)  # a slab that occurs twice (batch copies) is one slab
             else:
                 slabs = self.new(rows.shape[0]).reshape(shape)
-            self.slab(slabs, labels)
+            self.slab(slabs, labels, inner)
             self._markers[key] = (slabs, labels)  # holding `labels` keeps its id from being used again
         return self._markers[key][0]
 
@@ -117,12 +117,12 @@ class LabelSpace:
         """Note how a run of labels is used, under its first label; the first use counts."""
         self.roles.setdefault(int(labels.flat[0]), role)
 
-    def grid(self, labels: np.ndarray) -> None:
-        """An axis is viewed as this grid: what stays must be a grid again. Rows are all varying axes but the last."""
+    def grid(self, labels: np.ndarray, inner: int | None = None) -> None:
+        """An axis is viewed as this grid: what stays must be a grid again. Rows are all varying axes but the inner one,
+        which is told from the labels where the caller does not know it."""
         if len(varying(labels)) > 1:
-            self.grids.append(
-                np.moveaxis(labels, column_axis(labels), -1).reshape(-1, labels.shape[column_axis(labels)])
-            )
+            column = column_axis(labels) if inner is None else inner
+            self.grids.append(np.moveaxis(labels, column, -1).reshape(-1, labels.shape[column]))
 
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:

@@ -179,9 +179,9 @@ def grouped(
         space.unite(np.broadcast_to(out, grid_in.shape), grid_in)
         call.terms.append(Term(constant, (grid_in.reshape(1, -1),)))
     else:
-        space.grid(grid_in)
-        space.grid(out)
-        space.unite(space.marker(grid_in, (0,)), space.marker(out, (0,)))
+        space.grid(grid_in, inner=1)
+        space.grid(out, inner=1)
+        space.unite(space.marker(grid_in, (0,), inner=1), space.marker(out, (0,), inner=1))
         call.terms.append(Term(constant, (grid_in, out)))
     return out.reshape(-1)
 
