@@ -20,10 +20,10 @@ SECONDS = "%.2f s"
 
 
 class Rows:
-    """The rows of one benchmark: benchmarks/results/NAME.jsonl, and docs/benchmarks/NAME.md."""
+    """The rows of one benchmark: benchmarks/results/NAME.jsonl, and docs/benchmarks/NAME.md; drafts lie in runs/."""
 
-    def __init__(self, name: str, *, fresh: bool = False, packages: Sequence[str] = ()) -> None:
-        self.path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
+    def __init__(self, name: str, *, fresh: bool = False, packages: Sequence[str] = (), draft: bool = False) -> None:
+        self.path = (ROOT / "runs" if draft else ROOT / "benchmarks" / "results") / f"{name}.jsonl"
         self.page = ROOT / "docs" / "benchmarks" / f"{name}.md"
         self.fresh = fresh
         self.packages = ("torch", "numpy", *packages)
