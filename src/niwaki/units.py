@@ -1,6 +1,6 @@
 """The data types of the channel graph's public face, and the one way to call a model on an example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -38,7 +38,10 @@ def map_tensors(value: Any, change: Any) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor inside nested tuples, lists, mappings and dataclass-like outputs, in order."""
+    """Every tensor inside nested tuples, lists, mappings and dataclass-like outputs, in order.
+
+    What a model keeps for its next call in an object of its own (a key/value cache) is its state and no output.
+    """
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -47,12 +50,6 @@ def tensors_in(value: Any) -> list[Tensor]:
         return [tensor for item in value for tensor in tensors_in(item)]
     if hasattr(value, "__dataclass_fields__"):
         return [t for name in value.__dataclass_fields__ for t in tensors_in(getattr(value, name))]
-    if isinstance(value, (str, bytes, int, float, bool, type(None))):
-        return []
-    if hasattr(value, "to_legacy_cache"):  # key/value caches of transformers
-        return tensors_in(value.to_legacy_cache())
-    if hasattr(value, "layers") and isinstance(value.layers, Sequence):
-        return [t for layer in value.layers for t in tensors_in(vars(layer) if hasattr(layer, "__dict__") else layer)]
     return []
 
 

@@ -18,6 +18,29 @@ LLAMA = {**TEXT, "model_type": "llama", "num_key_value_heads": 1}
 VIT = {**TEXT, "model_type": "vit", "image_size": 16, "patch_size": 8, "num_channels": 3}
 T5 = {"model_type": "t5", "vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
 
+TOWER = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+CLIP = {"model_type": "clip", "text_config": {**TEXT, "max_position_embeddings": 16}, "vision_config": TOWER}
+LLAVA = {
+    "model_type": "llava",
+    "architectures": ["LlavaForConditionalGeneration"],
+    "text_config": LLAMA,
+    "vision_config": {"model_type": "clip_vision_model", **TOWER},
+    "image_token_index": 3,
+    "image_seq_length": 4,
+    "vision_feature_layer": -1,
+}
+PAIR = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 20, "pad_token_id": 0}
+PAIR |= {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "eos_token_id": 1}
+PAIR |= {"bos_token_id": 1, "decoder_start_token_id": 1}
+WHISPER = {**PAIR, "model_type": "whisper", "num_mel_bins": 8, "max_source_positions": 10}
+SPEECH = {**PAIR, "model_type": "speech_to_text", "input_feat_per_channel": 8, "max_source_positions": 20}
+SPECTROGRAM = {**TEXT, "model_type": "audio-spectrogram-transformer", "num_mel_bins": 16, "max_length": 32}
+SPECTROGRAM |= {"patch_size": 8}
+WAVE = {**TEXT, "conv_dim": [8], "conv_kernel": [10], "conv_stride": [5], "num_feat_extract_layers": 1}
+WAVE |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+ENCODEC = {"model_type": "encodec", "num_filters": 4, "hidden_size": 16, "codebook_size": 8, "codebook_dim": 16}
+ENCODEC |= {"upsampling_ratios": [4, 2], "sampling_rate": 2400, "num_lstm_layers": 1, "target_bandwidths": [24.0]}
+
 
 def config(folder, **values):
     folder.mkdir(exist_ok=True)
@@ -34,6 +57,12 @@ def trained(tmp_path):
     return tmp_path / "gpt2", kept.eval()
 
 
+def shapes(example):
+    """Shapes of the tensors in an example; the one thing besides is that no cache is asked for."""
+    assert {name: value for name, value in example.items() if not torch.is_tensor(value)} in ({}, {"use_cache": False})
+    return {name: tuple(value.shape) for name, value in example.items() if torch.is_tensor(value)}
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
@@ -42,16 +71,31 @@ def trained(tmp_path):
         ({**TEXT, "model_type": "bert", "architectures": ["BertForSequenceClassification"]}, {"input_ids": (1, 16)}),
         ({**VIT, "architectures": ["ViTForImageClassification"]}, {"pixel_values": (1, 3, 16, 16)}),
         (T5, {"input_ids": (1, 16), "decoder_input_ids": (1, 4)}),
+        (CLIP, {"input_ids": (1, 16), "pixel_values": (1, 3, 16, 16)}),
+        (LLAVA, {"input_ids": (1, 4), "pixel_values": (1, 3, 16, 16)}),
+        (WHISPER, {"input_features": (1, 8, 20), "decoder_input_ids": (1, 4)}),
+        (SPEECH, {"input_features": (1, 40, 8), "decoder_input_ids": (1, 4)}),
+        (SPECTROGRAM, {"input_values": (1, 32, 16)}),
+        ({"model_type": "wav2vec2", **WAVE}, {"input_values": (1, 16000)}),
+        (ENCODEC, {"input_values": (1, 1, 16000)}),
     ],
 )
 def test_a_configuration_becomes_an_untrained_network_with_an_example(values, names, tmp_path):
     loaded = niwaki.models.load(f"hf:{config(tmp_path / 'm', **values)}")
-    assert {name: tuple(tensor.shape) for name, tensor in loaded.example.items()} == names
+    assert shapes(loaded.example) == names
     if "architectures" in values:
         assert type(loaded.model).__name__ == values["architectures"][0]
     assert loaded.weights == "random" and not loaded.model.training
     with torch.no_grad():
         assert tensors_in(run(loaded.model, loaded.example))[0].shape[0] == 1
+
+
+def test_what_a_model_keeps_for_its_next_call_holds_no_heads(tmp_path):
+    """A key/value cache is state: its heads may go, though the forward hands it out."""
+    loaded = niwaki.models.load(f"hf:{config(tmp_path / 'm', **LLAMA, architectures=['LlamaForCausalLM'])}")
+    graph = niwaki.trace(loaded.model, {"input_ids": loaded.example["input_ids"]})
+    values = [group for group in graph.groups if any("v_proj" in member.tensor for member in group.members)]
+    assert values and all(group.fixed is None for group in values)
 
 
 def test_a_file_will_do_and_arguments_change_the_configuration(tmp_path):

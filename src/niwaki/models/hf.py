@@ -7,15 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 from torch import nn
 
 from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
 from niwaki.models import Built, ModelSource
-from niwaki.units import Example
+from niwaki.models.hf_inputs import example_for
 
-TOKENS = 16  # long enough for attention to matter, short enough to trace at once
-SAMPLES = 16000  # one second of audio
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -51,7 +48,9 @@ class HuggingFace(ModelSource):
             except Exception as cause:  # whatever a configuration can break
                 raise self._refused(file, f"{type(cause).__name__}: {cause}") from cause
         model = model.eval()
-        return Built(model, self._example(model), _normalisation(place), stored and has_weights)
+        return Built(
+            model, example_for(model, self.shape, f"hf:{self.name}"), _normalisation(place), stored and has_weights
+        )
 
     def _config(self, transformers: Any, file: Path) -> tuple[Any, Any]:
         """The configuration object and the model class."""
@@ -93,37 +92,6 @@ class HuggingFace(ModelSource):
             found = f"{len(missing)} tensors missing, such as {missing[0]}"
             raise FileDamagedError("read stored weights", found=found, where=str(folder), do=do)
         return model
-
-    def _example(self, model: Any) -> Example:
-        """Something of the kind that the model says it takes first."""
-        config, name = model.config, model.main_input_name
-        text = getattr(config, "get_text_config", lambda: config)()
-        vision = getattr(config, "vision_config", config)
-        if name == "input_ids":
-            length = min(TOKENS, getattr(text, "max_position_embeddings", None) or TOKENS)
-            tokens = (torch.arange(length) % text.vocab_size).unsqueeze(0)  # [1, tokens]
-            example: dict[str, Any] = {"input_ids": tokens}
-        elif name == "pixel_values":
-            size = getattr(vision, "image_size", None) or 224
-            height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-            shape = self.shape or (getattr(vision, "num_channels", None) or 3, height, width)
-            example = {"pixel_values": torch.zeros(1, *shape)}
-        elif name == "input_values":
-            example = {"input_values": torch.zeros(1, *(self.shape or (SAMPLES,)))}
-        elif name == "input_features":
-            frames = 2 * getattr(config, "max_source_positions", 50)
-            bins = getattr(config, "num_mel_bins", 80)
-            example = {"input_features": torch.zeros(1, *(self.shape or (bins, frames)))}
-        else:
-            do = "build it in a factory of yours that returns (model, example)"
-            raise InputError(f"an example for hf:{self.name}", found=f"a model that takes {name!r} first", do=do)
-        takes_both = {"pixel_values", "input_ids"} <= set(model.forward.__code__.co_varnames)
-        if name == "input_ids" and takes_both and vision is not config and isinstance(vision.image_size, int):
-            size = vision.image_size
-            example["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), size, size)
-        if getattr(config, "is_encoder_decoder", False) and name != "pixel_values":
-            example["decoder_input_ids"] = torch.zeros(1, TOKENS // 4, dtype=torch.int64)
-        return example
 
     def _refused(self, file: Path, found: str) -> InputError:
         do = "give a configuration of a model that is part of the installed transformers"

@@ -1,0 +1,323 @@
+"""Small configurations of the true classes of transformers, a family a block: what benchmarks/coverage.py runs over.
+
+Only sizes are small. What makes an architecture what it is (tied embeddings, gates, windows, routers, scans) stays as
+its own defaults have it, with enough layers that every kind of block occurs.
+"""
+
+from typing import Any
+
+Config = dict[str, Any]
+
+TEXT: Config = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED: Config = {**TEXT, "num_key_value_heads": 2}
+EXPERTS: Config = {**GROUPED, "num_experts_per_tok": 2}
+PICTURE: Config = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 3,
+}
+SEQ2SEQ: Config = {
+    "vocab_size": 100,
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+}
+T5: Config = {
+    "vocab_size": 100,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+WAVE: Config = {
+    "vocab_size": 32,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "conv_dim": [32, 32, 48],
+    "conv_kernel": [10, 3, 3],
+    "conv_stride": [5, 4, 4],
+    "num_feat_extract_layers": 3,
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
+BACKBONE: Config = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32, 48, 64],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage4"],
+}
+DETR: Config = {
+    "d_model": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "num_queries": 10,
+    "num_labels": 5,
+    "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone": None,
+    "backbone_config": BACKBONE,
+}
+TEXT_TOWER: Config = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
+    "projection_dim": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+PICTURE_TOWER: Config = {**PICTURE, "projection_dim": 32}
+
+
+def of(kind: str, head: str, *parts: Config, **own: Any) -> Config:
+    """The configuration of one class: shared sizes first, its own on top."""
+    merged: Config = {"model_type": kind, "architectures": [head]}
+    for part in (*parts, own):
+        merged |= part
+    return merged
+
+
+# fmt: off
+BERT_FAMILY = {
+    "bert": of("bert", "BertForSequenceClassification", TEXT),
+    "bert-masked": of("bert", "BertForMaskedLM", TEXT),
+    "roberta": of("roberta", "RobertaForMaskedLM", TEXT, pad_token_id=1),
+    "distilbert": of("distilbert", "DistilBertForSequenceClassification", vocab_size=100, dim=64, hidden_dim=96,
+        n_layers=2, n_heads=4, max_position_embeddings=64),
+    "albert": of("albert", "AlbertForMaskedLM", TEXT, embedding_size=32),
+    "electra": of("electra", "ElectraForPreTraining", TEXT, embedding_size=32),
+    "deberta-v2": of("deberta-v2", "DebertaV2ForMaskedLM", TEXT, relative_attention=True, position_buckets=8,
+        pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", share_att_key=True),
+    "deberta": of("deberta", "DebertaForSequenceClassification", TEXT, relative_attention=True, pos_att_type=["p2c",
+        "c2p"]),
+    "mpnet": of("mpnet", "MPNetForSequenceClassification", TEXT),
+    "modernbert": of("modernbert", "ModernBertForMaskedLM", TEXT, cls_token_id=1, sep_token_id=2),
+    "camembert": of("camembert", "CamembertForTokenClassification", TEXT, pad_token_id=1),
+    "xlm-roberta": of("xlm-roberta", "XLMRobertaForSequenceClassification", TEXT, pad_token_id=1),
+}
+GPT_FAMILY = {
+    "gpt2": of("gpt2", "GPT2LMHeadModel", vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=64),
+    "gpt_neo": of("gpt_neo", "GPTNeoForCausalLM", vocab_size=100, hidden_size=64, num_layers=2, num_heads=4,
+        attention_types=[[["global", "local"], 1]], intermediate_size=96, max_position_embeddings=64),
+    "gpt_neox": of("gpt_neox", "GPTNeoXForCausalLM", TEXT),
+    "gptj": of("gptj", "GPTJForCausalLM", vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=64, rotary_dim=8),
+    "gpt_bigcode": of("gpt_bigcode", "GPTBigCodeForCausalLM", vocab_size=100, n_embd=64, n_layer=2, n_head=4,
+        n_positions=64),
+    "opt": of("opt", "OPTForCausalLM", TEXT, ffn_dim=96, word_embed_proj_dim=64),
+    "bloom": of("bloom", "BloomForCausalLM", vocab_size=100, hidden_size=64, n_layer=2, n_head=4),
+    "falcon": of("falcon", "FalconForCausalLM", TEXT, new_decoder_architecture=True, num_kv_heads=2),
+    "mpt": of("mpt", "MptForCausalLM", vocab_size=100, d_model=64, n_layers=2, n_heads=4, max_seq_len=64),
+    "codegen": of("codegen", "CodeGenForCausalLM", vocab_size=100, n_embd=64, n_layer=2, n_head=4, n_positions=64,
+        rotary_dim=8, n_ctx=64),
+}
+LLAMA_FAMILY = {
+    "llama": of("llama", "LlamaForCausalLM", GROUPED),
+    "mistral": of("mistral", "MistralForCausalLM", GROUPED, sliding_window=8),
+    "qwen2": of("qwen2", "Qwen2ForCausalLM", GROUPED),
+    "qwen3": of("qwen3", "Qwen3ForCausalLM", GROUPED, head_dim=16),
+    "gemma": of("gemma", "GemmaForCausalLM", GROUPED, head_dim=16),
+    "gemma2": of("gemma2", "Gemma2ForCausalLM", GROUPED, head_dim=16, query_pre_attn_scalar=16, sliding_window=8),
+    "gemma3": of("gemma3_text", "Gemma3ForCausalLM", GROUPED, head_dim=16, query_pre_attn_scalar=16, sliding_window=8,
+        num_hidden_layers=6),
+    "phi": of("phi", "PhiForCausalLM", GROUPED),
+    "phi3": of("phi3", "Phi3ForCausalLM", GROUPED),
+    "olmo2": of("olmo2", "Olmo2ForCausalLM", GROUPED),
+    "granite": of("granite", "GraniteForCausalLM", GROUPED),
+    "cohere": of("cohere", "CohereForCausalLM", GROUPED),
+    "starcoder2": of("starcoder2", "Starcoder2ForCausalLM", GROUPED),
+    "stablelm": of("stablelm", "StableLmForCausalLM", GROUPED),
+    "smollm3": of("smollm3", "SmolLM3ForCausalLM", GROUPED),
+    "glm4": of("glm4", "Glm4ForCausalLM", GROUPED, head_dim=16),
+}
+EXPERT_FAMILY = {
+    "mixtral": of("mixtral", "MixtralForCausalLM", EXPERTS, num_local_experts=4),
+    "qwen2_moe": of("qwen2_moe", "Qwen2MoeForCausalLM", EXPERTS, num_experts=4, moe_intermediate_size=48,
+        shared_expert_intermediate_size=40, decoder_sparse_step=1),
+    "qwen3_moe": of("qwen3_moe", "Qwen3MoeForCausalLM", EXPERTS, num_experts=4, moe_intermediate_size=48, head_dim=16),
+    "olmoe": of("olmoe", "OlmoeForCausalLM", EXPERTS, num_experts=4),
+    "granitemoe": of("granitemoe", "GraniteMoeForCausalLM", EXPERTS, num_local_experts=4),
+    "deepseek_v3": of("deepseek_v3", "DeepseekV3ForCausalLM", TEXT, num_key_value_heads=4, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=2, topk_group=1, n_shared_experts=1, moe_intermediate_size=48,
+        first_k_dense_replace=1, kv_lora_rank=24, q_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=12,
+        v_head_dim=16),
+    "switch_transformers": of("switch_transformers", "SwitchTransformersForConditionalGeneration", T5, num_experts=4,
+        num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, expert_capacity=8),
+}
+SEQ2SEQ_FAMILY = {
+    "t5": of("t5", "T5ForConditionalGeneration", T5),
+    "mt5": of("mt5", "MT5ForConditionalGeneration", T5),
+    "bart": of("bart", "BartForConditionalGeneration", SEQ2SEQ),
+    "mbart": of("mbart", "MBartForConditionalGeneration", SEQ2SEQ),
+    "pegasus": of("pegasus", "PegasusForConditionalGeneration", SEQ2SEQ),
+    "marian": of("marian", "MarianMTModel", SEQ2SEQ),
+    "blenderbot": of("blenderbot", "BlenderbotForConditionalGeneration", SEQ2SEQ),
+    "led": of("led", "LEDForConditionalGeneration", SEQ2SEQ, max_encoder_position_embeddings=64,
+        max_decoder_position_embeddings=64, attention_window=[8, 8]),
+    "m2m_100": of("m2m_100", "M2M100ForConditionalGeneration", SEQ2SEQ),
+}
+STATE_FAMILY = {
+    "mamba": of("mamba", "MambaForCausalLM", vocab_size=100, hidden_size=64, num_hidden_layers=2, state_size=8,
+        time_step_rank=6),
+    "mamba2": of("mamba2", "Mamba2ForCausalLM", vocab_size=100, hidden_size=64, num_hidden_layers=2, state_size=8,
+        head_dim=16, num_heads=8, n_groups=2, chunk_size=8),
+    "rwkv": of("rwkv", "RwkvForCausalLM", vocab_size=100, hidden_size=64, attention_hidden_size=64,
+        num_hidden_layers=2, intermediate_size=96, context_length=64),
+    "falcon_mamba": of("falcon_mamba", "FalconMambaForCausalLM", vocab_size=100, hidden_size=64, num_hidden_layers=2,
+        state_size=8, time_step_rank=6),
+    "jamba": of("jamba", "JambaForCausalLM", GROUPED, num_experts=4, num_experts_per_tok=2, attn_layer_period=2,
+        attn_layer_offset=1, expert_layer_period=2, expert_layer_offset=1, mamba_d_state=8, mamba_dt_rank=6,
+        use_mamba_kernels=False),
+    "zamba": of("zamba", "ZambaForCausalLM", TEXT, num_hidden_layers=4, mamba_d_state=8, mamba_dt_rank=6,
+        n_mamba_heads=2, num_key_value_heads=4, attention_head_dim=32, layers_block_type=["mamba", "hybrid", "mamba",
+        "hybrid"], use_mamba_kernels=False),
+    "bamba": of("bamba", "BambaForCausalLM", GROUPED, mamba_n_heads=8, mamba_d_head=16, mamba_n_groups=1,
+        mamba_d_state=8, mamba_chunk_size=8, attn_layer_indices=[1]),
+    "recurrent_gemma": of("recurrent_gemma", "RecurrentGemmaForCausalLM", TEXT, num_key_value_heads=1, head_dim=16,
+        lru_width=64, num_hidden_layers=3, attention_window_size=8),
+}
+VISION_FAMILY = {
+    "vit": of("vit", "ViTForImageClassification", PICTURE),
+    "deit": of("deit", "DeiTForImageClassification", PICTURE),
+    "beit": of("beit", "BeitForImageClassification", PICTURE, use_relative_position_bias=True),
+    "swin": of("swin", "SwinForImageClassification", image_size=32, patch_size=2, num_channels=3, embed_dim=32,
+        depths=[2, 2], num_heads=[2, 4], window_size=4),
+    "swinv2": of("swinv2", "Swinv2ForImageClassification", image_size=32, patch_size=2, num_channels=3, embed_dim=32,
+        depths=[2, 2], num_heads=[2, 4], window_size=4),
+    "dinov2": of("dinov2", "Dinov2ForImageClassification", PICTURE, mlp_ratio=2),
+    "convnext": of("convnext", "ConvNextForImageClassification", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2, 1],
+        num_channels=3, image_size=64),
+    "convnextv2": of("convnextv2", "ConvNextV2ForImageClassification", hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 2,
+        1], num_channels=3, image_size=64),
+    "segformer": of("segformer", "SegformerForSemanticSegmentation", image_size=64, hidden_sizes=[16, 32, 48, 64],
+        depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=48),
+    "mobilevit": of("mobilevit", "MobileViTForImageClassification", image_size=64, hidden_sizes=[24, 32, 40],
+        neck_hidden_sizes=[8, 8, 16, 24, 32, 40, 80], num_attention_heads=4),
+    "mobilenet_v2": of("mobilenet_v2", "MobileNetV2ForImageClassification", image_size=64, depth_multiplier=0.35),
+    "poolformer": of("poolformer", "PoolFormerForImageClassification", image_size=64, hidden_sizes=[16, 32, 48, 64],
+        depths=[1, 1, 1, 1]),
+    "pvt": of("pvt", "PvtForImageClassification", image_size=64, hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 2, 3, 4], sequence_reduction_ratios=[8, 4, 2, 1]),
+    "pvt_v2": of("pvt_v2", "PvtV2ForImageClassification", image_size=64, hidden_sizes=[16, 32, 48, 64], depths=[1, 1,
+        1, 1], num_attention_heads=[1, 2, 3, 4]),
+    "regnet": of("regnet", "RegNetForImageClassification", image_size=64, embedding_size=16, hidden_sizes=[16, 32, 48,
+        64], depths=[1, 1, 1, 1], groups_width=8),
+    "resnet": of("resnet", "ResNetForImageClassification", image_size=64, embedding_size=16, hidden_sizes=[32, 48, 64,
+        80], depths=[1, 1, 2, 1], layer_type="bottleneck"),
+    "levit": of("levit", "LevitForImageClassification", image_size=64, hidden_sizes=[32, 48, 64],
+        num_attention_heads=[2, 3, 4], depths=[1, 1, 1], key_dim=[8, 8, 8]),
+    "bit": of("bit", "BitForImageClassification", image_size=64, embedding_size=16, hidden_sizes=[32, 48, 64, 80],
+        depths=[1, 1, 1, 1], num_groups=4),
+    "efficientnet": of("efficientnet", "EfficientNetForImageClassification", image_size=64, width_coefficient=0.5,
+        depth_coefficient=0.3, hidden_dim=640),
+}
+DETECTION_FAMILY = {
+    "detr": of("detr", "DetrForObjectDetection", DETR),
+    "conditional_detr": of("conditional_detr", "ConditionalDetrForObjectDetection", DETR),
+    "deformable_detr": of("deformable_detr", "DeformableDetrForObjectDetection", DETR, num_feature_levels=2,
+        encoder_n_points=2, decoder_n_points=2, backbone_config={**BACKBONE, "out_features": ["stage3", "stage4"]}),
+    "maskformer": of("maskformer", "MaskFormerForInstanceSegmentation", fpn_feature_size=32, mask_feature_size=32,
+        num_labels=5, use_pretrained_backbone=False, backbone=None, backbone_config={"model_type": "swin",
+        "image_size": 64, "patch_size": 2, "embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4],
+        "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+        decoder_config={"model_type": "detr", **{k: v for k, v in DETR.items() if "backbone" not in k}}),
+    "mask2former": of("mask2former", "Mask2FormerForUniversalSegmentation", feature_size=32, mask_feature_size=32,
+        hidden_dim=32, encoder_feedforward_dim=48, dim_feedforward=48, encoder_layers=1, decoder_layers=3,
+        num_attention_heads=4, num_queries=10, num_labels=5, use_pretrained_backbone=False, backbone=None,
+        backbone_config={"model_type": "swin", "image_size": 64, "patch_size": 2, "embed_dim": 16, "depths": [1, 1, 1,
+        1], "num_heads": [1, 2, 2, 4], "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"]}),
+    "yolos": of("yolos", "YolosForObjectDetection", PICTURE, image_size=[32, 48], num_detection_tokens=10,
+        num_labels=5),
+    "sam": of("sam", "SamModel", vision_config={"hidden_size": 64, "output_channels": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 64, "patch_size": 8, "mlp_dim": 96, "window_size": 4,
+        "global_attn_indexes": [1], "num_pos_feats": 16}, prompt_encoder_config={"hidden_size": 32, "image_size": 64,
+        "patch_size": 8, "mask_input_channels": 8}, mask_decoder_config={"hidden_size": 32, "mlp_dim": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "iou_head_hidden_dim": 32}),
+    "dpt": of("dpt", "DPTForDepthEstimation", PICTURE, num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 32, 48, 64], fusion_hidden_size=32, image_size=64, patch_size=16),
+    "rt_detr": of("rt_detr", "RTDetrForObjectDetection", d_model=32, encoder_hidden_dim=32, encoder_ffn_dim=48,
+        decoder_ffn_dim=48, encoder_in_channels=[32, 48, 64], decoder_in_channels=[32, 32, 32],
+        encoder_attention_heads=4, decoder_attention_heads=4, decoder_layers=2, num_queries=10, num_labels=5,
+        num_denoising=0, backbone=None, use_pretrained_backbone=False, backbone_config={"model_type": "rt_detr_resnet",
+        "embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "layer_type": "basic",
+        "out_features": ["stage2", "stage3", "stage4"]}),
+}
+MULTIMODAL_FAMILY = {
+    "clip": of("clip", "CLIPModel", text_config=TEXT_TOWER, vision_config=PICTURE_TOWER, projection_dim=32),
+    "siglip": of("siglip", "SiglipModel", text_config={**TEXT_TOWER, "projection_size": 64},
+        vision_config=PICTURE_TOWER),
+    "blip": of("blip", "BlipForConditionalGeneration", text_config={**TEXT_TOWER, "encoder_hidden_size": 64,
+        "sep_token_id": 3}, vision_config=PICTURE_TOWER, projection_dim=32),
+    "llava": of("llava", "LlavaForConditionalGeneration", image_token_index=0, text_config={"model_type": "llama",
+        **GROUPED}, vision_config={"model_type": "clip_vision_model", **PICTURE_TOWER}, image_seq_length=16,
+        vision_feature_layer=-1),
+    "vilt": of("vilt", "ViltForQuestionAnswering", PICTURE, vocab_size=100, max_position_embeddings=40),
+    "altclip": of("altclip", "AltCLIPModel", text_config={**TEXT_TOWER, "project_dim": 32},
+        vision_config=PICTURE_TOWER, projection_dim=32),
+}
+AUDIO_FAMILY = {
+    "wav2vec2": of("wav2vec2", "Wav2Vec2ForCTC", WAVE),
+    "hubert": of("hubert", "HubertForCTC", WAVE),
+    "wavlm": of("wavlm", "WavLMForCTC", WAVE),
+    "whisper": of("whisper", "WhisperForConditionalGeneration", SEQ2SEQ, num_mel_bins=16, max_source_positions=20,
+        max_target_positions=24),
+    "audio-spectrogram-transformer": of("audio-spectrogram-transformer", "ASTForAudioClassification", hidden_size=64,
+        num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, patch_size=8, frequency_stride=8,
+        time_stride=8, max_length=32, num_mel_bins=16),
+    "encodec": of("encodec", "EncodecModel", num_filters=8, hidden_size=32, codebook_size=16, codebook_dim=32,
+        upsampling_ratios=[4, 2], num_lstm_layers=1, target_bandwidths=[24.0], sampling_rate=2400),
+    "speecht5": of("speecht5", "SpeechT5ForSpeechToText", WAVE, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96,
+        max_speech_positions=600, max_text_positions=64),
+    "speech_to_text": of("speech_to_text", "Speech2TextForConditionalGeneration", SEQ2SEQ, input_feat_per_channel=16,
+        max_source_positions=64, max_target_positions=64, conv_channels=32),
+}
+# fmt: on
+CONFIGS: dict[str, Config] = {
+    **BERT_FAMILY,
+    **GPT_FAMILY,
+    **LLAMA_FAMILY,
+    **EXPERT_FAMILY,
+    **SEQ2SEQ_FAMILY,
+    **STATE_FAMILY,
+    **VISION_FAMILY,
+    **DETECTION_FAMILY,
+    **MULTIMODAL_FAMILY,
+    **AUDIO_FAMILY,
+}
