@@ -23,15 +23,19 @@ _WHERE = {
     "Member": "niwaki.units",
     "Receipt": "niwaki.units",
     "Unknown": "niwaki.units",
+    "Stored": "niwaki.stored",
     "cut": "niwaki.surgery",
     "cut_": "niwaki.surgery",
     "cut_optimizer_": "niwaki.surgery",
+    "cut_stored": "niwaki.surgery",
+    "fill_stored": "niwaki.surgery",
     "mask": "niwaki.surgery",
     "verify": "niwaki.surgery",
     "Measurement": "niwaki.measure",
     "Job": "niwaki.methods",
     "Outcome": "niwaki.methods",
     "compress": "niwaki.methods",
+    "compress_stored": "niwaki.methods",
     "load": "niwaki.methods",
 }
 _FOLDERS = (
@@ -73,8 +77,9 @@ if TYPE_CHECKING:
     from niwaki.evidence import Evidence, collect
     from niwaki.graph import ChannelGraph, trace
     from niwaki.measure import Measurement
-    from niwaki.methods import Job, Outcome, compress, load
+    from niwaki.methods import Job, Outcome, compress, compress_stored, load
     from niwaki.plan import Plan
     from niwaki.scores import Scores, score
-    from niwaki.surgery import cut, cut_, cut_optimizer_, mask, verify
+    from niwaki.stored import Stored
+    from niwaki.surgery import cut, cut_, cut_optimizer_, cut_stored, fill_stored, mask, verify
     from niwaki.units import Budget, Group, Member, Receipt, Unknown

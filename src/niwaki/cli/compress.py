@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from niwaki.cli.low_memory import compress_on_disk, drawn
 from niwaki.cli.methods import Method, method_named
 from niwaki.cli.options import (
     AsJson,
@@ -65,6 +66,13 @@ def compress(
     runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
     export: Annotated[str | None, typer.Option(help="onnx: write model.onnx into DIR, too.")] = None,
+    low_memory: Annotated[
+        bool,
+        typer.Option(
+            "--low-memory",
+            help="Leave the weights on disk: read and write safetensors tensor by tensor; nothing is run or judged.",
+        ),
+    ] = False,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = None,
@@ -86,6 +94,20 @@ def compress(
     for name, value in (("--recover", recover), ("--limit-test", limit_test)):
         if value and data is None:
             raise InputError(f"{name} {value}", found="no data", do="give --data")
+
+    if low_memory:
+        asked_for = {"--data": data, "--recover": recover, "--export": export, "--device": device}
+        if needs := [name for name, value in asked_for.items() if value]:
+            do = "leave it out, or leave --low-memory out"
+            raise InputError(f"{needs[0]} with --low-memory", found="it needs the network in memory", do=do)
+        budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
+        made = _made(listed, fields)
+        written = compress_on_disk(
+            model, checkpoint, out, shape=shape, method=made, budget=budgets, protect=protect, seed=seed,
+            threads=threads, force=force,
+        )  # fmt: skip
+        show(drawn(written, model), data=written, as_json=as_json)
+        return
 
     import niwaki
     import niwaki.report
@@ -156,7 +178,8 @@ def _refuse_place(out: Path, *, force: bool) -> None:
     with making(out):
         if out.exists() and not force:
             raise RunExistsError(f"write a run to {out}", found="it exists", do="choose another --out, or give --force")
-        if out.exists() and not (out / "report.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        runs = any((out / name).is_file() for name in ("report.json", "surgery.json"))
+        if out.exists() and not runs and not (out.is_dir() and not any(out.iterdir())):
             raise RunExistsError(
                 f"replace {out}", found="it holds no run", do="--force replaces runs only; choose another --out"
             )

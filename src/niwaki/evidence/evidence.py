@@ -1,6 +1,6 @@
 """Evidence, and how a score sees it: rows of units."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence.powers import Powers
 from niwaki.graph import ChannelGraph
+from niwaki.stored import Stored
 from niwaki.units import Group, Member
 
 
@@ -26,11 +27,52 @@ class Need(Enum):
 @final
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Tensors by parameter name. Weights are the model's own, not copies; gradients are means over the batches seen."""
+    """Tensors by parameter name. Weights are the model's own, not copies, or on disk, where each is read when it is
+    looked at; gradients are means over the batches seen.
+    """
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     gradients: dict[str, Tensor] | None = None
     batches: int = 0
+
+
+@final
+class Checked(Mapping[str, Tensor]):
+    """Weights on disk, each looked at for NaN and infinity as it is read."""
+
+    def __init__(self, weights: Stored) -> None:
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.weights[name]
+        refuse_not_finite(name, tensor)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.weights
+
+
+@final
+class Rows(Sequence[Tensor]):
+    """One `[units, rest]` per member, each made when it is read and not kept."""
+
+    def __init__(self, weights: Mapping[str, Tensor], members: tuple[Member, ...], units: int) -> None:
+        self.weights, self.members, self.units = weights, members, units
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        member = self.members[at]
+        return rows(self.weights[member.tensor], member, self.units)
+
+    def __len__(self) -> int:
+        return len(self.members)
 
 
 @final
@@ -48,9 +90,10 @@ class GroupView:
     sums: Powers
 
     @cached_property
-    def weights(self) -> tuple[Tensor, ...]:
-        """One `[units, rest]` per member."""
-        return tuple(rows(self.evidence.weights[m.tensor], m, self.group.units) for m in self.members)
+    def weights(self) -> Sequence[Tensor]:
+        """One `[units, rest]` per member; on disk, each is read anew every time it is taken."""
+        made = Rows(self.evidence.weights, self.members, self.group.units)
+        return tuple(made) if isinstance(self.evidence.weights, dict) else made
 
     @cached_property
     def gradients(self) -> tuple[Tensor, ...] | None:
@@ -84,14 +127,16 @@ def collect(
     *,
     batches: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    stored: Stored | None = None,
 ) -> Evidence:
     """Gather what `needs` names. Gradients are computed in eval mode over `batches` with `loss(model, batch)`.
 
-    The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
+    With `stored` the weights are those on disk, and `model` may be on the meta device: a score then reads one tensor
+    after the other. The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
 
     Raises:
-        InputError: gradients are needed but no batches or loss are given, or the model is on the meta device; or the
-            model is not the graph's.
+        InputError: gradients are needed but no batches or loss are given, or the weights are on disk or on the meta
+            device; or the model, or what is stored, is not the graph's.
         NotFiniteError: a weight or gradient is not finite.
     """
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
@@ -100,11 +145,14 @@ def collect(
         raise InputError(
             "collect evidence", found=f"the model has no {missing[0]}", do="pass the model that was traced"
         )
+    if stored is not None:
+        if Need.GRADIENT in needs:
+            do = "load the whole model, or use a score of the weights alone"
+            raise InputError("gradients as evidence", found="weights that stay on disk", do=do)
+        return Evidence(Checked(on_disk(stored, graph, weights)))
     for name, tensor in weights.items():
-        if not tensor.is_meta and not finite(tensor):
-            raise NotFiniteError(
-                "score the weights", found="NaN or infinity", where=name, do="repair or reload the checkpoint"
-            )
+        if not tensor.is_meta:
+            refuse_not_finite(name, tensor)
     if Need.GRADIENT not in needs:
         return Evidence(weights)
     need_numbers(weights, "gradients as evidence")
@@ -157,6 +205,33 @@ def need_numbers(tensors: Mapping[str, Tensor], asked: str) -> None:
                 where=name,
                 do="load the weights on a real device, or use a score that needs none (Random)",
             )
+
+
+def on_disk(stored: Stored, graph: ChannelGraph, weights: Mapping[str, Tensor]) -> Stored:
+    """What is stored of the parameters, under the graph's names.
+
+    Raises:
+        InputError: a parameter that the graph knows is missing or has another shape.
+    """
+    held = stored.named({name: graph.names.get(name, (name,)) for name in weights})
+    for axis in graph.axes:
+        if axis.buffer:
+            continue
+        shape = tuple(weights[axis.tensor].shape)
+        place = held.places.get(axis.tensor)
+        if place is None or place.shape != shape:
+            found = f"no {axis.tensor}" if place is None else f"{axis.tensor} {place.shape}, in the model {shape}"
+            where = str(stored.index or stored.folder)
+            raise InputError("score stored weights", found=found, where=where, do="name the checkpoint of this model")
+    return held
+
+
+def refuse_not_finite(name: str, tensor: Tensor) -> None:
+    """Raises NotFiniteError where a weight holds NaN or infinity."""
+    if not finite(tensor):
+        raise NotFiniteError(
+            "score the weights", found="NaN or infinity", where=name, do="repair or reload the checkpoint"
+        )
 
 
 def finite(tensor: Tensor) -> bool:

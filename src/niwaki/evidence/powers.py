@@ -25,21 +25,21 @@ class Powers:
             blocks = self.asked.setdefault(member.tensor, set())
             if member.axis:
                 blocks.add(member.blocks)
-        self._known: dict[tuple[str, float, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._known: dict[tuple[str, float, int], tuple[np.ndarray, np.ndarray, torch.Size]] = {}
 
     def of(self, member: Member, units: int, p: float) -> Tensor:
         """Float64 `[units]`, on the CPU."""
-        tensor = self.weights[member.tensor]
         blocks = member.blocks if member.axis else min(self.asked[member.tensor], default=0)
         key = (member.tensor, p, blocks)
         if key not in self._known:
-            self._known[key] = sums(tensor.detach(), p, blocks)
-        rows, columns = self._known[key]
+            tensor = self.weights[member.tensor].detach()
+            self._known[key] = *sums(tensor, p, blocks), tensor.shape
+        rows, columns, shape = self._known[key]
         if member.axis == 0:
             along = rows
         else:  # [blocks, size, after]
-            after = int(np.prod(tensor.shape[member.axis + 1 :]))
-            along = columns.reshape(member.blocks, -1, tensor.shape[member.axis], after).sum((1, 3)).ravel()
+            after = int(np.prod(shape[member.axis + 1 :]))
+            along = columns.reshape(member.blocks, -1, shape[member.axis], after).sum((1, 3)).ravel()
         return torch.from_numpy(np.bincount(member.unit, weights=along[member.index], minlength=units))
 
 

@@ -3,8 +3,21 @@
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.methods.magnitude import Magnitude
 from niwaki.methods.norm_scale import NormScale
+from niwaki.methods.on_disk import StoredOutcome, compress_stored
 from niwaki.methods.random import Random
 from niwaki.methods.run import compress, load
 from niwaki.methods.taylor import Taylor
 
-__all__ = ["Job", "Magnitude", "Method", "NormScale", "Outcome", "Random", "Taylor", "compress", "load"]
+__all__ = [
+    "Job",
+    "Magnitude",
+    "Method",
+    "NormScale",
+    "Outcome",
+    "Random",
+    "StoredOutcome",
+    "Taylor",
+    "compress",
+    "compress_stored",
+    "load",
+]

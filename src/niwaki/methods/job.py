@@ -3,11 +3,8 @@
 import datetime
 import hashlib
 import json
-import os
 import platform
-import shutil
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -19,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import RunExistsError, making
+from niwaki.files import write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
@@ -114,21 +111,9 @@ class Outcome:
         return write_folder(Path(folder), self._write, force=force)
 
     def _write(self, folder: Path) -> None:
-        surgery = self.surgery
         (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
         save_tensors(self.model, folder / "model.safetensors")
-        (folder / "surgery.json").write_text(
-            json.dumps(
-                {
-                    "door": surgery.door,
-                    "mends": [dict(m) for m in surgery.mends],
-                    "scaled": [dict(s) for s in surgery.scaled],
-                    "graph": surgery.graph,
-                    "biases": list(surgery.biases),
-                }
-            ),
-            encoding="utf-8",
-        )
+        (folder / "surgery.json").write_text(json.dumps(self.surgery.to_json()), encoding="utf-8")
         (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
 
@@ -259,45 +244,6 @@ def describe_example(example: Any) -> Any:
     from niwaki.plan import encode_example
 
     return encode_example(example)
-
-
-def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) -> Path:
-    """Make `folder` by `write` under a temporary name beside it, then rename: it is there whole or not at all.
-
-    Raises:
-        RunExistsError: it exists and `force` is False.
-        InputError: no folder can be made there.
-    """
-    with making(folder):
-        if folder.exists() and not force:
-            raise RunExistsError(
-                f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        os.chmod(aside, 0o755)
-    try:
-        write(aside)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            try:
-                os.rename(folder, old / "run")
-            except BaseException:
-                old.rmdir()
-                raise
-            try:
-                os.rename(aside, folder)
-            except BaseException:
-                os.rename(old / "run", folder)
-                old.rmdir()
-                raise
-            shutil.rmtree(old)
-        else:
-            os.rename(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return folder
 
 
 def note_export(folder: Path, kind: str, measurements: dict[str, Any]) -> None:

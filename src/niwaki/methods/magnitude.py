@@ -6,7 +6,7 @@ from typing import final
 from niwaki import scores
 from niwaki.methods.job import Job, Outcome
 from niwaki.methods.one_shot import OneShot, one_shot
-from niwaki.scores.score import Merge, Over
+from niwaki.scores.score import Merge, Over, Score
 
 
 @final
@@ -24,5 +24,8 @@ class Magnitude(OneShot):
     merge: Merge = "joint"
     """How the norms of coupled slices become one number; joint is the norm of all laid end to end."""
 
+    def score(self, seed: int) -> Score:
+        return scores.Magnitude(p=self.p, over=self.over, merge=self.merge)
+
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Magnitude(p=self.p, over=self.over, merge=self.merge))
+        return one_shot(job, self)

@@ -7,7 +7,7 @@ from niwaki import scores
 from niwaki.budgets.global_rank import Normalise
 from niwaki.methods.job import Job, Outcome
 from niwaki.methods.one_shot import OneShot, one_shot
-from niwaki.scores.score import Merge
+from niwaki.scores.score import Merge, Score
 
 
 @final
@@ -24,5 +24,8 @@ class NormScale(OneShot):
     merge: Merge = "mean"
     """How the scales of coupled channels become one number."""
 
+    def score(self, seed: int) -> Score:
+        return scores.NormScale(merge=self.merge)
+
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.NormScale(merge=self.merge))
+        return one_shot(job, self)

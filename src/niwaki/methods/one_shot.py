@@ -2,6 +2,7 @@
 
 import logging
 import time
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -11,13 +12,15 @@ from niwaki.budgets.atoms import Bundle, Grids
 from niwaki.budgets.global_rank import Normalise, Per
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
-from niwaki.graph import trace
+from niwaki.graph import ChannelGraph, trace
 from niwaki.measure import COUNTS, Measurement, measure
 from niwaki.methods.job import Job, Method, Outcome, Stage
+from niwaki.plan import Plan
 from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
-from niwaki.scores import Score, score
+from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of, verify
+from niwaki.units import Budget
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +62,22 @@ class OneShot(Method):
                 do="use rule='global_rank', or leave per out",
             )
 
+    @abstractmethod
+    def score(self, seed: int) -> Score:
+        """What units are judged by; `seed` is for what draws numbers."""
 
-def one_shot(job: Job, method: OneShot, how: Score, *, batches: int = 16) -> Outcome:
-    """Run a score on a job, with the method's rule and repair.
+    def choose(self, graph: ChannelGraph, numbers: Scores, budget: tuple[Budget, ...]) -> Plan:
+        """The plan by the method's rule."""
+        rule: budgets.Rule = budgets.Uniform()
+        if self.rule == "global_rank":
+            rule = budgets.GlobalRank(normalise=self.normalise, per=self.per)
+        return choose(
+            graph, numbers, budget, how=rule, exact_only=self.exact_only, grids=self.grids, bundle=self.bundle
+        )
+
+
+def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
+    """Run the method's score on a job, with its rule and repair.
 
     Args:
         batches: of training data, for scores that need gradients.
@@ -76,6 +92,7 @@ def one_shot(job: Job, method: OneShot, how: Score, *, batches: int = 16) -> Out
             found="it needs batches to take the constants from",
             do="give a task (--data on the command line)",
         )
+    how = method.score(job.seed)
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
@@ -106,18 +123,7 @@ def one_shot(job: Job, method: OneShot, how: Score, *, batches: int = 16) -> Out
     )
     numbers = score(graph, seen, how=how)
     done("score")
-    rule: budgets.Rule = budgets.Uniform()
-    if method.rule == "global_rank":
-        rule = budgets.GlobalRank(normalise=method.normalise, per=method.per)
-    plan = choose(
-        graph,
-        numbers,
-        job.budget,
-        how=rule,
-        exact_only=method.exact_only,
-        grids=method.grids,
-        bundle=method.bundle,
-    )
+    plan = method.choose(graph, numbers, job.budget)
     done("choose")
     small = cut(model, plan)
     done("cut")

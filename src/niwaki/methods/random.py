@@ -6,6 +6,7 @@ from typing import final
 from niwaki import scores
 from niwaki.methods.job import Job, Outcome
 from niwaki.methods.one_shot import OneShot, RuleName, one_shot
+from niwaki.scores.score import Score
 
 
 @final
@@ -16,5 +17,8 @@ class Random(OneShot):
     rule: RuleName = "uniform"
     """"uniform" (the same share of every group) or "global_rank" (one ranking over the network)."""
 
+    def score(self, seed: int) -> Score:
+        return scores.Random(seed=seed)
+
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Random(seed=job.seed))
+        return one_shot(job, self)

@@ -17,6 +17,7 @@ from niwaki.methods.job import Job, Method, Outcome
 from niwaki.plan import Plan
 from niwaki.surgery.cut import redo
 from niwaki.surgery.exported import rebuild
+from niwaki.surgery.on_disk import fill_stored
 from niwaki.surgery.record import Surgery, remember
 from niwaki.tasks import Task
 from niwaki.train import Recovery
@@ -99,7 +100,8 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     """The small model of a saved run; `factory()` gives the uncut architecture (weights do not matter).
 
     Nothing is traced and no pickle is read. Tensors that were shared are shared again, whether `factory` shares them or
-    not.
+    not. Of a folder that `cut_stored` wrote, the weights are read when they are first used, and `factory` may leave
+    parameters on the meta device (`niwaki.models.outline`).
 
     Raises:
         FileDamagedError: a file is missing, truncated or tampered with.
@@ -128,6 +130,8 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
             where=str(folder / "surgery.json"),
             do="save it again",
         ) from error
+    if data.get("stored"):
+        return fill_stored(redo(model, plan, surgery), folder)
     tensors = read_tensors(folder / "model.safetensors")
     if surgery.door not in ("eager", "exported"):
         raise FileDamagedError("load a run", found=f"door {surgery.door!r}", where=str(folder), do="save it again")

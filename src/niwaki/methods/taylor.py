@@ -8,7 +8,7 @@ from niwaki.budgets.atoms import Bundle
 from niwaki.budgets.global_rank import Normalise
 from niwaki.methods.job import Job, Outcome
 from niwaki.methods.one_shot import OneShot, one_shot
-from niwaki.scores.score import Over
+from niwaki.scores.score import Over, Score
 from niwaki.scores.taylor import SignedMerge
 
 
@@ -32,5 +32,8 @@ class Taylor(OneShot):
     merge: SignedMerge = "signed"
     """How the estimates of coupled slices become one number: size of their sum, or a merge of their sizes."""
 
+    def score(self, seed: int) -> Score:
+        return scores.Taylor(over=self.over, merge=self.merge)
+
     def __call__(self, job: Job) -> Outcome:
-        return one_shot(job, self, scores.Taylor(over=self.over, merge=self.merge), batches=self.batches)
+        return one_shot(job, self, batches=self.batches)

@@ -1,13 +1,15 @@
 """Where networks come from: `load` builds a named one and puts weights from a file into it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.models.checkpoint import load_checkpoint_, read_checkpoint, refuse_not_finite
@@ -29,6 +31,7 @@ __all__ = [
     "call_builder",
     "load",
     "load_checkpoint_",
+    "outline",
     "read_checkpoint",
     "refuse_downloads",
 ]
@@ -85,14 +88,7 @@ def load(
         >>> loaded.model.fc.out_features, tuple(loaded.example.shape)
         (10, (1, 3, 224, 224))
     """
-    kind, colon, rest = source.partition(":")
-    if kind not in SOURCES or not colon:
-        raise UnknownNameError.of("source of models", source, [f"{name}:..." for name in SOURCES])
-    name, _, question = rest.partition("?")
-    if not name:
-        raise InputError(f"model {source!r}", found="no name after the colon", do=f"write {kind}:NAME")
-    arguments = {**arguments_of(question, source), **(config or {})}
-    made = SOURCES[kind](name, arguments, shape)
+    made = _source(source, config, shape)
     built = _seeded(made, seed=seed, stored=checkpoint is None)
     if checkpoint is not None:
         load_checkpoint_(built.model, checkpoint)
@@ -101,6 +97,58 @@ def load(
         refuse_not_finite(built.model.state_dict(), names, where=source)
     weights = checkpoint or ("stored with the model" if built.stored else "random")
     return Loaded(built.model, built.example, source, partial(_untrained, made, seed), weights, built.normalisation)
+
+
+def _source(source: str, config: dict[str, Any] | None, shape: tuple[int, ...] | None) -> ModelSource:
+    kind, colon, rest = source.partition(":")
+    if kind not in SOURCES or not colon:
+        raise UnknownNameError.of("source of models", source, [f"{name}:..." for name in SOURCES])
+    name, _, question = rest.partition("?")
+    if not name:
+        raise InputError(f"model {source!r}", found="no name after the colon", do=f"write {kind}:NAME")
+    return SOURCES[kind](name, {**arguments_of(question, source), **(config or {})}, shape)
+
+
+def outline(
+    source: str, *, config: dict[str, Any] | None = None, seed: int = 0, shape: tuple[int, ...] | None = None
+) -> Loaded:
+    """The network that `source` names without its parameters, which are on the meta device; buffers are there.
+
+    What `trace` and `cut_stored` need of a network that does not fit into memory. Weights that the source stores are
+    not read.
+
+    Raises:
+        UnknownNameError, InputError, MissingExtraError: see `load`.
+
+    Examples:
+        >>> outline("torchvision:resnet18").model.fc.weight.device
+        device(type='meta')
+    """
+    made = _source(source, config, shape)
+    with parameters_on_meta():
+        built = _seeded(made, seed=seed, stored=False)
+
+    def again() -> nn.Module:
+        with parameters_on_meta():
+            return _untrained(made, seed)
+
+    return Loaded(built.model, built.example, source, again, "not read", built.normalisation)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Inside, what modules register as a parameter goes to the meta device as it is registered."""
+
+    def change(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or type(parameter) is not nn.Parameter:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(change)  # type: ignore[arg-type]  # may return another one
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def arguments_of(question: str, source: str) -> dict[str, Any]:

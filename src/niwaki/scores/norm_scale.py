@@ -29,5 +29,6 @@ class NormScale(Score):
         known(self, merge=MERGES)
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
-        scales = [w.double().abs().amax(1) for w, role in zip(view.weights, view.roles, strict=True) if role == "scale"]
+        places = [i for i, role in enumerate(view.roles) if role == "scale"]
+        scales = [view.weights[i].double().abs().amax(1) for i in places]
         return merged(scales, self.merge, 2) if scales else torch.zeros(0, dtype=torch.float64)

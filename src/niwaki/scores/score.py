@@ -61,7 +61,7 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
             found="the evidence has no gradients",
             do="collect(..., how.needs)",
         )
-    if how.needs:
+    if how.needs and isinstance(evidence.weights, dict):  # what is on disk holds numbers
         used = {axis.tensor for axis in graph.axes}
         need_numbers({n: t for n, t in evidence.weights.items() if n in used}, f"score by {type(how).__name__}")
     values: dict[str, Tensor] = {}

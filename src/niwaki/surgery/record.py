@@ -26,6 +26,16 @@ class Surgery:
     biases: tuple[str, ...] = ()
     """Modules that had no bias and were given one after the cut (folded constants)."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as surgery.json holds it."""
+        return {
+            "door": self.door,
+            "mends": [dict(m) for m in self.mends],
+            "scaled": [dict(s) for s in self.scaled],
+            "graph": self.graph,
+            "biases": list(self.biases),
+        }
+
 
 _done: "weakref.WeakKeyDictionary[nn.Module, Surgery]" = weakref.WeakKeyDictionary()
 

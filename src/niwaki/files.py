@@ -1,0 +1,48 @@
+"""Folders that are there whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from niwaki.errors import RunExistsError, making
+
+
+def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) -> Path:
+    """Make `folder` by `write` under a temporary name beside it, then rename: it is there whole or not at all.
+
+    Raises:
+        RunExistsError: it exists and `force` is False.
+        InputError: no folder can be made there.
+    """
+    with making(folder):
+        if folder.exists() and not force:
+            raise RunExistsError(
+                f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        os.chmod(aside, 0o755)
+    try:
+        write(aside)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            try:
+                os.rename(folder, old / "run")
+            except BaseException:
+                old.rmdir()
+                raise
+            try:
+                os.rename(aside, folder)
+            except BaseException:
+                os.rename(old / "run", folder)
+                old.rmdir()
+                raise
+            shutil.rmtree(old)
+        else:
+            os.rename(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
