@@ -1,11 +1,11 @@
 """The zoo: every tiny network that the laws run over, in one list."""
 
-from networks import attention, branching, convolutional, sequence, unseen, variations
+from networks import attention, branching, convolutional, detection, sequence, unseen, variations
 from networks.registry import FACTS, ZOO, Case, randomize_
 
 __all__ = ["FACTS", "ZOO", "Case", "named", "randomize_"]
 
-_MODULES = (convolutional, branching, variations, attention, sequence, unseen)  # importing them fills the list
+_MODULES = (convolutional, branching, variations, attention, sequence, unseen, detection)  # importing them fills the list
 
 
 def named(name: str) -> Case:

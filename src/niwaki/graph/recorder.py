@@ -23,6 +23,8 @@ from niwaki.units import Unknown, tensors_in
 
 CONSTANT_LIMIT = 1 << 22
 """Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
+NUMBERS_LIMIT = 1 << 12
+"""Real tensors that no parameter has a part in are computed along up to this size, so that forwards may read them."""
 
 TRAINED = ("native_batch_norm",)
 NORMS = ("_native_batch_norm_legit_no_training", *TRAINED)
@@ -70,6 +72,7 @@ class Recorder(TorchDispatchMode):
         self.tables: list[tuple[str, Any, Any]] = []
         self.kernels = Kernels()
         self.rules: dict[Any, Any] = {}
+        self.held: dict[int, list[Value]] = {}
 
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
@@ -104,10 +107,21 @@ class Recorder(TorchDispatchMode):
         known = self.seen(tensor)
         if known is None:
             known = Value(tuple(tensor.shape), why="a constant tensor that the model does not register")
-            if not tensor.is_meta and not tensor.dtype.is_floating_point and tensor.numel() <= CONSTANT_LIMIT:
-                known.constant = tensor.detach()
+            if not tensor.is_meta and countable(tensor):
+                self.hold(tensor, known, tensor.detach())
             self.know(tensor, known)
         return known
+
+    def hold(self, tensor: Tensor, value: Value, constant: Tensor) -> None:
+        """`tensor` is known to be `constant` until something is written where it lies."""
+        value.constant = constant
+        self.held.setdefault(_memory(tensor), []).append(value)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Something was written into `tensor`: neither it nor any view of it is known any more."""
+        self.value(tensor).constant = None
+        for value in self.held.pop(_memory(tensor), ()):
+            value.constant = None
 
     # -- calls -------------------------------------------------------------------------------------------------
     def __torch_dispatch__(
@@ -152,20 +166,19 @@ class Recorder(TorchDispatchMode):
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
                 old.zero = call.zero
-                old.constant = None if _among(tensor, written) else old.constant
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
-            value.constant = constant if i == 0 else None
+            if i == 0 and constant is not None:
+                self.hold(tensor, value, constant)
             self.know(tensor, value)
             made.append(value)
         self.terms.extend(call.terms)
         swap = self.value
         named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
         self.records.append(Record(name, func, self.stack[-1], _swap(args, swap), named, made))
-        for mutated in written:  # out= variants and in-place calls on a list
-            if not _among(mutated, outputs):
-                self.value(mutated).constant = None
+        for mutated in written:
+            self.forget(mutated)
         return result
 
     def _rule(self, func: Any, name: str) -> Any:
@@ -193,12 +206,7 @@ class Recorder(TorchDispatchMode):
 
     def _constant(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> Tensor | None:
         first = outputs[0]
-        if (
-            first.dtype.is_floating_point
-            or first.dtype.is_complex
-            or first.numel() > CONSTANT_LIMIT
-            or len(outputs) != 1
-        ):
+        if not countable(first) or len(outputs) != 1 or torch.Tag.nondeterministic_seeded in call.func.tags:
             return None
         if any(value.constant is None for value in inputs) or call.func._schema.is_mutable:
             return None
@@ -224,6 +232,17 @@ class Recorder(TorchDispatchMode):
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answer if isinstance(answer, Tensor) and answer.shape == first.shape else None
+
+
+def countable(tensor: Tensor) -> bool:
+    """Whether a tensor that is known may be computed along."""
+    if tensor.dtype.is_complex:
+        return False
+    return tensor.numel() <= (NUMBERS_LIMIT if tensor.dtype.is_floating_point else CONSTANT_LIMIT)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 _is_pointwise = cache(is_pointwise)

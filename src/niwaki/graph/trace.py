@@ -20,7 +20,7 @@ from niwaki.errors import CannotCutError, InputError, OutOfMemoryError
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Record, Recorder, fix_outputs, seed
+from niwaki.graph.recorder import Record, Recorder, countable, fix_outputs, seed
 from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_hooks
 from niwaki.graph.values import Parameter
 from niwaki.units import Group, Unknown, map_tensors, need_module, run, tensors_in
@@ -274,15 +274,13 @@ def note_tables(recorder: Recorder, model: nn.Module) -> None:
 
 
 def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
-    """Integer tables keep their values beside the meta tensor, so that gathers by them stay movement."""
+    """Tables keep their values beside the meta tensor: gathers by them stay movement, numbers in them can be read.
+
+    Parameters and real buffers do not: they are what is cut.
+    """
     value = recorder.value(copy)
-    if (
-        not real.is_meta
-        and not real.dtype.is_floating_point
-        and not real.dtype.is_complex
-        and not isinstance(real, nn.Parameter)
-    ):
-        value.constant = real.detach().cpu()
+    if not real.is_meta and value.parameter is None and not isinstance(real, nn.Parameter) and countable(real):
+        recorder.hold(copy, value, real.detach().cpu())
 
 
 def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:

@@ -21,6 +21,7 @@ from niwaki.models.hf import HuggingFace
 from niwaki.models.python_factory import PythonFactory
 from niwaki.models.timm import Timm
 from niwaki.models.torchvision import Torchvision
+from niwaki.models.ultralytics import Ultralytics
 
 __all__ = [
     "IMAGENET_SHAPE",
@@ -41,6 +42,7 @@ SOURCES: dict[str, type[ModelSource]] = {
     "timm": Timm,
     "hf": HuggingFace,
     "python": PythonFactory,
+    "ultralytics": Ultralytics,
 }
 
 
@@ -91,7 +93,7 @@ def load(
     made = _source(source, config, shape)
     built = _seeded(made, seed=seed, stored=checkpoint is None)
     if checkpoint is not None:
-        load_checkpoint_(built.model, checkpoint)
+        made.fill_(built.model, checkpoint)
     elif built.stored:
         names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
         refuse_not_finite(built.model.state_dict(), names, where=source)

@@ -3,11 +3,13 @@
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 from torch import nn
 
 from niwaki.errors import InputError
+from niwaki.models.checkpoint import load_checkpoint_
 from niwaki.units import Example
 
 IMAGENET_SHAPE = (3, 224, 224)  # what image networks are published for, unless they say otherwise
@@ -42,6 +44,10 @@ class ModelSource(ABC):
     @abstractmethod
     def build(self, *, stored: bool) -> Built:
         """The network: with the weights its source holds if `stored` and if there are any, otherwise untrained."""
+
+    def fill_(self, model: nn.Module, file: str | Path) -> None:
+        """Puts a checkpoint's weights into a network of this source; formats of its own are read here."""
+        load_checkpoint_(model, file)
 
 
 def refuse_downloads(source: ModelSource) -> None:

@@ -46,6 +46,8 @@ class Retrace:
     problem: str | None
     """Why the model is not the one the plan means, or None."""
     scales: tuple[Scale, ...] = ()
+    where: str = ""
+    """Module in which the forward failed."""
 
 
 def retrace(
@@ -82,10 +84,9 @@ def retrace(
         with quiet(skeleton), torch.no_grad(), recorder:
             output = run(skeleton, inputs)
     except Exception as error:
-        where = recorder.stack[-1] or "the model"
-        return Retrace(
-            recorder.records, parameters, f"forward fails in {where}: {type(error).__name__}: {str(error)[:200]}"
-        )
+        where = recorder.stack[-1]
+        told = f"forward fails in {where or 'the model'}: {type(error).__name__}: {str(error)[:200]}"
+        return Retrace(recorder.records, parameters, told, where=where)
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs:
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
@@ -95,31 +96,44 @@ def retrace(
     return Retrace(recorder.records, parameters, problem, scales)
 
 
+def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Record]]:
+    table: dict[str, list[Record]] = {}
+    for record in listing:
+        table.setdefault(record.module, []).append(record)
+    return table
+
+
 def _calls(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> str | None:
     """Where a module makes the calls it made: shapes must be the traced ones cut down, windows as they were."""
-
-    def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Record]]:
-        table: dict[str, list[Record]] = {}
-        for record in listing:
-            table.setdefault(record.module, []).append(record)
-        return table
-
     before = by_module(graph.records)
     for module, made in by_module(records).items():
         old = before.get(module, [])
         if [record.name for record in old] != [record.name for record in made]:
             continue
         for was, now in zip(old, made, strict=True):
-            for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
-                # what a call gives besides (saved statistics, indices of a maximum) carries no labels
-                expected = sizes.of(value)
-                # on real tensors an axis without labels may be as long as the data say (a selection, a routing)
-                told = [axis for labels in value.fields for axis in varying(labels)] if graph.device != "meta" else None
-                same = small.shape == expected if told is None else all(small.shape[a] == expected[a] for a in told)
-                if not same and (i == 0 or value.fields):
-                    return f"{now.name} in {module or 'the model'} gives {small.shape}, not {expected}"
-            if window(was) != window(now):
-                return f"{now.name} in {module or 'the model'} runs with {window(now)}, not {window(was)}"
+            if problem := differs(was, now, graph, sizes):
+                return problem
+    return None
+
+
+def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes) -> str | None:
+    """What a call of the cut model does otherwise than the traced one cut down, or None."""
+    where = now.module or "the model"
+    if was.name != now.name or len(was.outputs) != len(now.outputs):
+        return f"{now.name} in {where} is called in place of {was.name}"
+    for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
+        # what a call gives besides (saved statistics, indices of a maximum) carries no labels
+        expected = sizes.of(value)
+        # on real tensors an axis without labels may be as long as the data say (a selection, a routing)
+        told = [axis for labels in value.fields for axis in varying(labels)] if graph.device != "meta" else None
+        if told is None or len(small.shape) != len(expected):
+            same = small.shape == expected
+        else:
+            same = all(small.shape[a] == expected[a] for a in told)
+        if not same and (i == 0 or value.fields):
+            return f"{now.name} in {where} gives {small.shape}, not {expected}"
+    if window(was) != window(now):
+        return f"{now.name} in {where} runs with {window(now)}, not {window(was)}"
     return None
 
 

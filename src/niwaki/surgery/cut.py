@@ -14,19 +14,17 @@ from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
-from niwaki.surgery.check import retrace
+from niwaki.surgery.check import Retrace, retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fold import fold
-from niwaki.surgery.modules import Mend, apply_mends, attempts, declare, options
+from niwaki.surgery.mending import search
+from niwaki.surgery.modules import Mend, apply_mends, declare, options
 from niwaki.surgery.optimizer import cut_optimizer_
 from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
 from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
-
-MOST_ATTEMPTS = 48
-"""Ways to set open integers that are tried before the other door."""
 
 
 @uncollected()
@@ -132,18 +130,19 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)
     mends += adapt_attention(small, graph, alive)
     meta = graph.device == "meta"
-    found = options(small, changes(graph, sizes))
-    problem: str | None = None
-    for extra in attempts(found, MOST_ATTEMPTS) if found else [[]]:
+    set_: list[Mend] = []
+
+    def judge(extra: list[Mend]) -> Retrace:
+        set_[:] = extra
         apply_mends(small, extra)
-        seen = retrace(small, graph, alive, example, meta=meta, sizes=sizes)
-        problem = seen.problem
-        if problem is None:
-            scaled, problem = fold(small, seen)
-            if problem is None:
-                remember(small, Surgery("eager", tuple(_useful(mends, extra)), tuple(scaled)))
-                return small, None
-            break
+        return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
+
+    seen = search(options(small, changes(graph, sizes)), judge, graph, sizes)
+    if seen.problem is not None:
+        return small, seen.problem
+    scaled, problem = fold(small, seen)
+    if problem is None:
+        remember(small, Surgery("eager", tuple(_useful(mends, set_)), tuple(scaled)))
     return small, problem
 
 

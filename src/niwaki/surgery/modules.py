@@ -1,9 +1,9 @@
 """Integers that modules keep: the declared sizes of torch's own modules, and mends of anybody's by evidence."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,6 +12,15 @@ from niwaki.surgery.evidence import Changes
 
 Mend = dict[str, Any]
 """{"module": path, "attribute": name, "value": new value}"""
+
+
+class Option(NamedTuple):
+    """Integers that are decided together."""
+
+    places: list[tuple[str, str]]
+    """Module paths and attributes."""
+    choices: list[Any]
+    """What they may become, the likeliest first."""
 
 
 def declare(model: nn.Module, touched: set[str], groups: Mapping[str, int]) -> list[Mend]:
@@ -91,18 +100,17 @@ def settings(module: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(own).parameters) | {"_reversed_padding_repeated_twice"}
 
 
-Option = tuple[tuple[str, str, Any], list[Any]]
+MOST_PARTS = 16
+"""An integer may be this fraction of a number that changed: heads of a width, bins of four sides."""
 
 
-def options(
-    model: nn.Module, changes: Changes
-) -> dict[tuple[str, str, Any], tuple[list[tuple[nn.Module, str, str]], list[Any]]]:
-    """Integers of modules that equal a number which changed there: where they stand and what they may become.
+def options(model: nn.Module, changes: Changes) -> list[Option]:
+    """Integers of modules that may have to change with the numbers seen there: those that equal one that changed, whose
+    likeliest choice is that it changed too, and those that are a part of one, which are likelier to stay.
 
-    Modules of one class in which the same number has the same choices are decided together. The likeliest choice
-    (the number changed) comes first.
+    Modules of one class in which the same number has the same choices are decided together.
     """
-    found: dict[Any, tuple[list[tuple[nn.Module, str, str]], list[Any]]] = {}
+    found: dict[Any, Option] = {}
     for path, module in model.named_modules():
         table = changes.get(path, {})
         fixed = settings(module)
@@ -112,53 +120,27 @@ def options(
             choices = _choices(value, table)
             if len(choices) > 1 or (choices and choices[0] != value):
                 key = (type(module).__qualname__, attribute, repr(value), repr(choices))
-                places, _ = found.setdefault(key, ([], choices))
-                places.append((module, path, attribute))
-    return found
+                found.setdefault(key, Option([], choices)).places.append((path, attribute))
+    return list(found.values())
 
 
 def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
-    """What an attribute may become, changed values first."""
+    """What an attribute may become, the likeliest first."""
     if isinstance(value, bool):
         return []
     if isinstance(value, int):
-        if value <= 1 or value not in table:
+        if value <= 1:
             return []
-        return [n for n in sorted(table[value]) if n != value] + [value]
+        changed = [n for n in sorted(table.get(value, ())) if n != value]
+        wholes = [(n, n // value) for n in table if n % value == 0 and 1 < n // value <= MOST_PARTS]
+        parts = sorted({new // k for n, k in wholes for new in table[n] if new != n and new % k == 0})
+        return [*changed, value, *[n for n in parts if n not in (value, *changed)][:3]] if changed or parts else []
     if isinstance(value, (list, tuple)) and value and len(value) <= 8 and all(type(item) is int for item in value):
-        parts = [_choices(item, table) or [item] for item in value]
-        if all(len(part) == 1 for part in parts):
+        each = [_choices(item, table) or [item] for item in value]
+        if all(len(part) == 1 for part in each):
             return []
-        return [type(value)(pick) for pick in list(product(*parts))[:8]]
+        return [type(value)(pick) for pick in list(product(*each))[:8]]
     return []
-
-
-def attempts(found: dict[Any, tuple[list[tuple[nn.Module, str, str]], list[Any]]], most: int) -> Iterator[list[Mend]]:
-    """Ways to set the open integers, the likeliest first: all changed, none changed, then each combination."""
-    keys = list(found)
-    seen: set[tuple[int, ...]] = set()
-    sizes = [len(found[key][1]) for key in keys]
-
-    def ways() -> Iterator[tuple[int, ...]]:
-        yield tuple(0 for _ in keys)
-        yield tuple(n - 1 for n in sizes)
-        for i, n in enumerate(sizes):
-            for pick in range(1, n):
-                yield tuple(pick if j == i else 0 for j in range(len(keys)))
-        yield from product(*(range(n) for n in sizes))
-
-    for way in ways():
-        if way in seen:
-            continue
-        if len(seen) >= most:
-            return
-        seen.add(way)
-        mends = []
-        for key, pick in zip(keys, way, strict=True):
-            places, choices = found[key]
-            for _, path, attribute in places:
-                mends.append({"module": path, "attribute": attribute, "value": choices[pick]})
-        yield mends
 
 
 def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], ...]) -> None:

@@ -1,0 +1,111 @@
+"""Which of the open integers of a model's modules change: a search that is led by the first call that goes wrong."""
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import NamedTuple
+
+from niwaki.graph import ChannelGraph
+from niwaki.surgery.check import Retrace, by_module, differs
+from niwaki.surgery.evidence import Sizes
+from niwaki.surgery.modules import Mend, Option
+
+MOST_ATTEMPTS = 64
+"""Ways to set open integers that are tried before the other door."""
+
+
+class Attempt(NamedTuple):
+    """One way to set the integers, and how far the cut model then is what the plan means."""
+
+    picks: tuple[int, ...]
+    """Choice of every place."""
+    seen: Retrace
+    agreed: int
+    """Calls that do what the trace says, in each module up to the first that does not."""
+    wrong: str
+    """Module of the first call that does not."""
+
+
+def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: ChannelGraph, sizes: Sizes) -> Retrace:
+    """The first way whose model the judge has nothing against; if none is found, the one that came furthest.
+
+    Starts with the likeliest choices. Where a call goes wrong, the integers of its module and of those around it are
+    the first to be set otherwise; what brings the forward further stays.
+    """
+    places = [place for option in found for place in option.places]
+    choices = [option.choices for option in found for _ in option.places]
+    sets, start = [], 0
+    for option in found:
+        sets.append(tuple(range(start, start + len(option.places))))
+        start += len(option.places)
+    tried: dict[tuple[int, ...], Attempt] = {}
+
+    def attempt(picks: tuple[int, ...]) -> Attempt:
+        mends = [
+            {"module": path, "attribute": attribute, "value": options[pick]}
+            for (path, attribute), options, pick in zip(places, choices, picks, strict=True)
+        ]
+        seen = judge(mends)
+        agreed, wrong = agreement(seen, graph, sizes) if seen.problem else (0, "")
+        tried[picks] = Attempt(picks, seen, agreed, wrong)
+        return tried[picks]
+
+    def moves(picks: tuple[int, ...], wrong: str) -> Iterator[tuple[int, ...]]:
+        """Neighbouring ways, the nearest to the wrong call first."""
+        steps = [_steps(path, wrong) for path, _ in places]
+        order = sorted(sets, key=lambda held: min(steps[i] for i in held))
+        near = [held for held in order if min(steps[i] for i in held) <= 1]
+        alone: list[tuple[int, ...]] = [(i,) for held in near if len(held) > 1 for i in held if steps[i] <= 1]
+
+        def ways(listed: list[tuple[int, ...]]) -> list[tuple[tuple[int, ...], int]]:
+            return [(held, pick) for held in listed for pick in range(len(choices[held[0]]))]
+
+        pairs = [pair for pair in combinations(ways(near), 2) if pair[0][0] != pair[1][0]]
+        for move in (
+            *((way,) for way in (*ways(near), *ways(alone))),
+            *pairs,
+            *((way,) for way in ways(order[len(near) :])),
+        ):
+            made = list(picks)
+            for held, pick in move:
+                for i in held:
+                    made[i] = pick
+            yield tuple(made)
+
+    best = attempt((0,) * len(places))
+    while best.seen.problem is not None:
+        for picks in moves(best.picks, best.wrong):
+            if picks in tried:
+                continue
+            if len(tried) >= MOST_ATTEMPTS:
+                return best.seen
+            other = attempt(picks)
+            if other.seen.problem is None or other.agreed > best.agreed:
+                best = other
+                break
+        else:
+            return best.seen
+    return best.seen
+
+
+def _steps(path: str, wrong: str) -> int:
+    """How far two modules are apart in the tree of modules."""
+    a, b = path.split(".") if path else [], wrong.split(".") if wrong else []
+    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return len(a) + len(b) - 2 * common
+
+
+def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, str]:
+    """How many calls do what the trace says, and the module of the first that does not."""
+    before = by_module(graph.records)
+    order = {id(record): i for i, record in enumerate(seen.records)}
+    agreed, first, wrong = 0, len(seen.records), seen.where
+    for module, made in by_module(seen.records).items():
+        old = before.get(module, [])
+        at = next(
+            (i for i, (was, now) in enumerate(zip(old, made, strict=False)) if differs(was, now, graph, sizes)),
+            min(len(old), len(made)),
+        )
+        agreed += at
+        if at < len(made) and order[id(made[at])] < first:
+            first, wrong = order[id(made[at])], module
+    return agreed, wrong
