@@ -5,7 +5,15 @@ from networks.registry import FACTS, ZOO, Case, randomize_
 
 __all__ = ["FACTS", "ZOO", "Case", "named", "randomize_"]
 
-_MODULES = (convolutional, branching, variations, attention, sequence, unseen, detection)  # importing them fills the list
+_MODULES = (
+    convolutional,
+    branching,
+    variations,
+    attention,
+    sequence,
+    unseen,
+    detection,
+)  # importing them fills the list
 
 
 def named(name: str) -> Case:

@@ -17,6 +17,7 @@ from niwaki.models.source import IMAGENET_SHAPE, Built, ModelSource, call_builde
 from niwaki.units import Example
 
 # isort: split
+from niwaki.models.darknet import Darknet
 from niwaki.models.hf import HuggingFace
 from niwaki.models.python_factory import PythonFactory
 from niwaki.models.timm import Timm
@@ -43,6 +44,7 @@ SOURCES: dict[str, type[ModelSource]] = {
     "hf": HuggingFace,
     "python": PythonFactory,
     "ultralytics": Ultralytics,
+    "darknet": Darknet,
 }
 
 
@@ -74,10 +76,11 @@ def load(
 ) -> Loaded:
     """The network that `source` names, with random weights by `seed` or with those of `checkpoint`; never downloads.
 
-    Sources: "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_CONFIG" (a folder's own weights are used), and
-    "python:package.module:factory" or "python:file.py:factory". Arguments follow a question mark, "&" between them,
-    values in JSON ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without
-    the batch, where the usual one (3 x 224 x 224 for pictures) does not fit.
+    Sources: "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_CONFIG" (a folder's own weights are used),
+    "ultralytics:NAME.yaml", "darknet:FILE.cfg", and "python:package.module:factory" or "python:file.py:factory".
+    Arguments follow a question mark, "&" between them, values in JSON ("torchvision:resnet18?num_classes=10");
+    `config` adds more. `shape` is that of one input without the batch, where the usual one (3 x 224 x 224 for pictures)
+    does not fit.
 
     Raises:
         UnknownNameError: an unknown source or model.

@@ -1,0 +1,54 @@
+"""Networks of darknet, from cfg files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import nn
+
+from niwaki.errors import FileDamagedError, InputError
+from niwaki.models import Built, ModelSource
+from niwaki.models.darknet_files import load_weights_
+from niwaki.models.darknet_net import Darknet as Network
+from niwaki.models.darknet_net import parse
+
+
+@final
+@dataclass(frozen=True)
+class Darknet(ModelSource):
+    """`darknet:FILE.cfg`, untrained; darknet's own `.weights` are read as a checkpoint. Takes no arguments.
+
+    Source: the format of cfg and weights files as https://github.com/AlexeyAB/darknet reads them.
+
+    Raises:
+        InputError: no such file, arguments, or a layer or setting that is not known.
+        FileDamagedError: a file that is no cfg; weights shorter or longer than the network.
+    """
+
+    def build(self, *, stored: bool) -> Built:
+        path = Path(self.name).expanduser()
+        if self.arguments:
+            found, do = ", ".join(sorted(self.arguments)), "change the cfg"
+            raise InputError(f"arguments of darknet:{self.name}", found=found, do=do)
+        if not path.is_file():
+            raise InputError(f"model darknet:{self.name}", found="no such file", where=str(path), do="name a .cfg file")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as cause:
+            do = "give darknet's text file of layers"
+            raise FileDamagedError("read a darknet cfg", found=str(cause), where=str(path), do=do) from cause
+        model = Network(parse(text, str(path))).eval()
+        channels, rows, columns = self.shape or model.shape
+        if self.shape and channels != model.shape[0]:
+            found = f"{channels} channels, the cfg says {model.shape[0]}"
+            raise InputError(f"an input for darknet:{self.name}", found=found, do="give a shape with its channels")
+        model.shape = (channels, rows, columns)
+        plain = ((0.0,) * channels, (1.0,) * channels)  # pixels from 0 to 1, as they are
+        return Built(model, torch.zeros(1, channels, rows, columns), plain)
+
+    def fill_(self, model: nn.Module, file: str | Path) -> None:
+        if Path(file).suffix == ".weights":
+            load_weights_(model, file)
+        else:
+            super().fill_(model, file)
