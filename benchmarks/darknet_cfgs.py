@@ -1,4 +1,7 @@
-"""Darknet cfgs of published detectors, written from their descriptions: layer by layer, numbers of layers absolute."""
+"""Darknet cfgs of published detectors, written from their descriptions: layer by layer, numbers of layers absolute.
+
+Pictures are 320 pixels wide unless asked otherwise (published: 608 and 416); the weights do not depend on it.
+"""
 
 from collections.abc import Callable
 
@@ -52,7 +55,7 @@ class Cfg:
         return "\n".join(self.lines)
 
 
-def yolov4(size: int = 608) -> str:
+def yolov4(size: int = 320) -> str:
     """CSPDarknet53 with mish, pyramid pooling, a path aggregation network, three heads (arXiv:2004.10934)."""
     net = Cfg(size)
     net.conv(32, 3, act="mish")
@@ -95,7 +98,7 @@ def yolov4(size: int = 608) -> str:
     return net.text()
 
 
-def yolov4_tiny(size: int = 416) -> str:
+def yolov4_tiny(size: int = 320) -> str:
     """Three blocks that work on half of their channels, two heads (arXiv:2011.08036, sec. 4)."""
     net = Cfg(size)
     net.conv(32, 3, 2)
@@ -121,7 +124,7 @@ def yolov4_tiny(size: int = 416) -> str:
     return net.text()
 
 
-def yolov3(size: int = 416) -> str:
+def yolov3(size: int = 320) -> str:
     """Darknet-53 and three heads (arXiv:1804.02767)."""
     net = Cfg(size)
     net.conv(32, 3)
@@ -143,7 +146,7 @@ def yolov3(size: int = 416) -> str:
     return net.text()
 
 
-def yolov3_tiny(size: int = 416) -> str:
+def yolov3_tiny(size: int = 320) -> str:
     """Convolutions and pools, the last of which keeps its size; two heads."""
     net = Cfg(size)
     skip = -1

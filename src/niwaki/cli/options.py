@@ -11,12 +11,15 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG, python:file.py:factory or python:pkg.mod:factory; "
-        "arguments after '?' as name=JSON, joined by &.",
+        help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG, ultralytics:NAME.yaml, darknet:FILE.cfg, "
+        "python:file.py:factory or python:pkg.mod:factory; arguments after '?' as name=JSON, joined by &.",
     ),
 ]
 Checkpoint = Annotated[
-    str | None, typer.Option(help="Weights: safetensors, or a torch file (read with weights_only).", metavar="FILE")
+    str | None,
+    typer.Option(
+        help="Weights: safetensors, a torch file (read with weights_only), darknet's .weights.", metavar="FILE"
+    ),
 ]
 Input = Annotated[
     str | None, typer.Option("--input", help="Shape of the example, such as 1x3x224x224.", metavar="SHAPE")

@@ -1,0 +1,85 @@
+"""Networks of ultralytics."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+import niwaki.models
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
+from niwaki.models.ultralytics import alone
+
+
+@pytest.fixture
+def ultralytics(tmp_path_factory, monkeypatch):
+    """The package, which keeps its settings away from the home folder."""
+    monkeypatch.setenv("YOLO_CONFIG_DIR", str(tmp_path_factory.getbasetemp()))
+    pytest.importorskip("cv2", reason="opencv is not installed")
+    with alone():
+        return pytest.importorskip("ultralytics", reason="ultralytics is not installed")
+
+
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolov8n", "yolo11n-seg.yaml", "yolov8n-cls.yaml", "rtdetr-l.yaml"])
+def test_networks_with_their_usual_input(ultralytics, name):
+    loaded = niwaki.models.load(f"ultralytics:{name}")
+    size = 224 if "cls" in name else 320
+    assert loaded.example.shape == (1, 3, size, size) and not loaded.model.training
+    assert loaded.normalisation == ((0.0,) * 3, (1.0,) * 3)
+    with torch.no_grad():
+        assert loaded.model(loaded.example) is not None
+
+
+def test_sizes_differ_and_arguments_reach_the_builder(ultralytics):
+    small, large = (niwaki.models.load(f"ultralytics:yolo11{size}.yaml?nc=3").model for size in "ns")
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters())
+    assert small.model[-1].nc == 3
+    grey = niwaki.models.load("ultralytics:yolov8n.yaml?ch=1", shape=(1, 64, 96))
+    assert grey.example.shape == (1, 1, 64, 96) and grey.model(grey.example).shape[1] == 84
+
+
+@pytest.mark.parametrize("name", ["yolo99n.yaml", "yolov8q", "yolov8nn", "../yolov8n.yaml", "folder/yolov8n.yaml"])
+def test_unknown_names_list_the_nearest(ultralytics, name):
+    with pytest.raises(UnknownNameError, match="nearest"):
+        niwaki.models.load(f"ultralytics:{name}")
+
+
+@pytest.mark.parametrize("name, found", [("yolov8n.pt", "kind .pt"), ("yolov8n-world.yaml", "reads texts")])
+def test_what_is_no_structure_is_refused(ultralytics, name, found):
+    with pytest.raises(InputError, match=found):
+        niwaki.models.load(f"ultralytics:{name}")
+
+
+def test_pickled_networks_are_refused_with_the_way_to_plain_tensors(ultralytics, tmp_path):
+    model = niwaki.models.load("ultralytics:yolov8n-cls.yaml").model
+    torch.save({"model": model}, tmp_path / "best.pt")  # as the package saves
+    with pytest.raises(FileDamagedError, match=r"save_file.*safetensors"):
+        niwaki.models.load("ultralytics:yolov8n-cls.yaml", checkpoint=str(tmp_path / "best.pt"))
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    again = niwaki.models.load("ultralytics:yolov8n-cls.yaml", seed=1, checkpoint=str(tmp_path / "plain.pt")).model
+    assert all(a.equal(b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_a_detector_is_halved(ultralytics):
+    loaded = niwaki.models.load("ultralytics:yolov8n.yaml", shape=(3, 64, 64))
+    half = niwaki.Budget(keep=0.5, of="units")
+    outcome = niwaki.compress(loaded.model, loaded.example, method=niwaki.methods.Random(rule="uniform"), budget=half)
+    assert type(outcome.model) is type(loaded.model) and outcome.receipt.passed
+    assert outcome.model(loaded.example).shape == loaded.model(loaded.example).shape
+    assert outcome.plan.promised["params"] < 0.45 * outcome.plan.promised["params_before"]
+
+
+def test_without_the_package_its_name_and_licence_are_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(MissingExtraError, match=r"pip install ultralytics .*AGPL"):
+        niwaki.models.load("ultralytics:yolov8n.yaml")
+
+
+def test_nothing_is_fetched_or_printed_while_it_is_imported(monkeypatch, capsys):
+    monkeypatch.setenv("YOLO_OFFLINE", "maybe")
+    monkeypatch.delenv("YOLO_AUTOINSTALL", raising=False)
+    with alone():
+        assert os.environ["YOLO_OFFLINE"] == "true" and os.environ["YOLO_AUTOINSTALL"] == "false"
+        print("made a settings file")
+    assert os.environ["YOLO_OFFLINE"] == "maybe" and "YOLO_AUTOINSTALL" not in os.environ
+    assert capsys.readouterr() == ("", "made a settings file\n")
