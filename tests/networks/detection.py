@@ -49,7 +49,7 @@ class BinnedBoxes(nn.Module):
             sy, sx = torch.arange(h).to(x) + 0.5, torch.arange(w).to(x) + 0.5
             sy, sx = torch.meshgrid(sy, sx, indexing="ij")
             places.append(torch.stack((sx, sy), -1).view(-1, 2))
-            strides.append(torch.full((h * w, 1), float(stride), dtype=x.dtype))
+            strides.append(torch.full((h * w, 1), float(stride), dtype=x.dtype, device=x.device))
         return torch.cat(places).t(), torch.cat(strides).t()
 
     def forward(self, x: Tensor) -> Tensor:

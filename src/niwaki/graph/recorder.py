@@ -26,6 +26,9 @@ CONSTANT_LIMIT = 1 << 22
 NUMBERS_LIMIT = 1 << 12
 """Real tensors that no parameter has a part in are computed along up to this size, so that forwards may read them."""
 
+MADE = frozenset({"arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"})
+"""Operators that make a tensor of nothing but numbers."""
+
 TRAINED = ("native_batch_norm",)
 NORMS = ("_native_batch_norm_legit_no_training", *TRAINED)
 """Shape-preserving on the meta device, with two empty results besides."""
@@ -151,7 +154,7 @@ class Recorder(TorchDispatchMode):
         self.why = ""
         rule = self._rule(func, name)
         labels = self._apply(call, name, inputs, rule)
-        constant = self._constant(call, outputs, inputs)
+        constants = self._constants(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
@@ -169,8 +172,8 @@ class Recorder(TorchDispatchMode):
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
-            if i == 0 and constant is not None:
-                self.hold(tensor, value, constant)
+            if constants is not None:
+                self.hold(tensor, value, constants[i])
             self.know(tensor, value)
             made.append(value)
         self.terms.extend(call.terms)
@@ -204,23 +207,15 @@ class Recorder(TorchDispatchMode):
             for labels in value.get(self.space):
                 self.space.fix(labels, reason)
 
-    def _constant(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> Tensor | None:
-        first = outputs[0]
-        if not countable(first) or len(outputs) != 1 or torch.Tag.nondeterministic_seeded in call.func.tags:
+    def _constants(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> list[Tensor] | None:
+        """What the outputs are, where the inputs are known."""
+        if not all(map(countable, outputs)) or torch.Tag.nondeterministic_seeded in call.func.tags:
             return None
         if any(value.constant is None for value in inputs) or call.func._schema.is_mutable:
             return None
-        if not first.is_meta:
-            return first.detach() if not inputs or call.name != "_local_scalar_dense" else None
-        if not inputs and call.name not in (
-            "arange",
-            "scalar_tensor",
-            "tril_indices",
-            "triu_indices",
-            "zeros",
-            "ones",
-            "full",
-        ):
+        if not outputs[0].is_meta:
+            return [tensor.detach() for tensor in outputs]
+        if not inputs and call.name not in MADE:
             return None
         try:
             with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
@@ -228,10 +223,10 @@ class Recorder(TorchDispatchMode):
                 kwargs = {k: _swap(v, lambda t: self.value(t).constant) for k, v in call.kwargs.items()}
                 if "device" in kwargs and kwargs["device"] is not None:
                     kwargs["device"] = torch.device("cpu")
-                answer = call.func(*args, **kwargs)
+                answers = _tensors(call.func(*args, **kwargs))
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
-        return answer if isinstance(answer, Tensor) and answer.shape == first.shape else None
+        return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
 
 
 def countable(tensor: Tensor) -> bool:

@@ -130,24 +130,23 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)
     mends += adapt_attention(small, graph, alive)
     meta = graph.device == "meta"
-    set_: list[Mend] = []
+    found = options(small, changes(graph, sizes))
+    modules = dict(small.named_modules())
+    before = {(path, name): getattr(modules[path], name) for option in found for path, name in option.places}
+    extra: list[Mend] = []
 
-    def judge(extra: list[Mend]) -> Retrace:
-        set_[:] = extra
-        apply_mends(small, extra)
+    def judge(given: list[Mend]) -> Retrace:
+        extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
+        apply_mends(small, given)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
-    seen = search(options(small, changes(graph, sizes)), judge, graph, sizes)
+    seen = search(found, judge, graph, sizes)
     if seen.problem is not None:
         return small, seen.problem
     scaled, problem = fold(small, seen)
     if problem is None:
-        remember(small, Surgery("eager", tuple(_useful(mends, set_)), tuple(scaled)))
+        remember(small, Surgery("eager", tuple(dict(mend) for mend in (*mends, *extra)), tuple(scaled)))
     return small, problem
-
-
-def _useful(mends: list[Mend], extra: list[Mend]) -> list[dict[str, Any]]:
-    return [dict(m) for m in (*mends, *extra)]
 
 
 def redo(model: nn.Module, plan: Plan, surgery: Surgery) -> nn.Module:

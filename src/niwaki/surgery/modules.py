@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from niwaki.surgery.attention import CutMultiheadAttention
@@ -139,7 +140,9 @@ def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
         each = [_choices(item, table) or [item] for item in value]
         if all(len(part) == 1 for part in each):
             return []
-        return [type(value)(pick) for pick in list(product(*each))[:8]]
+        picks = [type(value)(pick) for pick in list(product(*each))[:8]]
+        # a shape is mostly what a forward remembers of its last input, and finds anew
+        return [value, *(pick for pick in picks if pick != value)] if isinstance(value, torch.Size) else picks
     return []
 
 
@@ -149,6 +152,8 @@ def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], .
     for mend in mends:
         module, value = modules[mend["module"]], mend["value"]
         now = getattr(module, mend["attribute"])
+        if now is None:  # only a forward sets it
+            continue
         if not (_whole(now) and _whole(value)):
             raise TypeError(f"{mend['module']}.{mend['attribute']} = {value!r} is no mend of a whole number")
         setattr(
