@@ -275,7 +275,7 @@ def gradients(model: nn.Module, small: nn.Module, example: Any) -> bool:
 
 def training(model: nn.Module, small: nn.Module, example: Any) -> bool | str:
     """The same in training mode, on two samples (one makes no batch statistics), with targets where those are asked."""
-    states = [{k: v.clone() for k, v in m.state_dict().items()} for m in (model, small)]  # running statistics move
+    held = [(buffer, buffer.clone()) for m in (model, small) for buffer in m.buffers()]  # running statistics move
     reason = ""
     try:
         for inputs in candidates(example):
@@ -287,8 +287,10 @@ def training(model: nn.Module, small: nn.Module, example: Any) -> bool | str:
             return wanted <= backward(small.train(), inputs)
         return f"the original does not run: {reason}"[:200]
     finally:
-        for network, state in zip((model, small), states, strict=True):
-            network.eval().load_state_dict(state)
+        model.eval()
+        small.eval()
+        for buffer, before in held:
+            buffer.copy_(before)
 
 
 def candidates(example: Any) -> Iterator[Any]:

@@ -192,15 +192,34 @@ class Receipt:
     tolerance: float = 1e-9
     physical: bool = True
     """Whether the saving is real (fewer bytes, fewer operations) and not zeros in unchanged tensors."""
+    numbers: int | None = None
+    """How many numbers were compared, where they were counted: of the outputs, or, of a detector that found nothing,
+    of what its parts put out in shapes that the cut left alone."""
 
     @property
     def passed(self) -> bool:
-        """Exact plans must agree to `tolerance` (relative above 1); inexact ones must at least be finite."""
+        """Exact plans must agree to `tolerance` (relative above 1); inexact ones must at least be finite.
+
+        Where nothing could be compared, nothing passes.
+        """
+        if self.numbers == 0:
+            return False
         finite = self.difference == self.difference and self.difference != float("inf")
         return finite and (not self.exact or self.difference <= self.tolerance * max(1.0, self.scale))
 
     def to_json(self) -> dict[str, Any]:
-        names = ("difference", "scale", "exact", "inexact", "door", "inputs", "tolerance", "physical", "passed")
+        names = (
+            "difference",
+            "scale",
+            "exact",
+            "inexact",
+            "door",
+            "inputs",
+            "tolerance",
+            "physical",
+            "numbers",
+            "passed",
+        )
         return {name: getattr(self, name) for name in names}
 
 

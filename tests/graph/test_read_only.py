@@ -161,6 +161,43 @@ def test_recurrent_and_training_only_parts() -> None:
     assert graph.macs == 32 + 16  # the second look is not counted
 
 
+def test_heads_of_training_that_keep_statistics_of_single_samples() -> None:
+    """Batch norm refuses one sample of one position while training; its widths are known all the same."""
+
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.aside = nn.Sequential(nn.Linear(8, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.a(x).relu()
+            return (self.b(y), self.aside(y)) if self.training else self.b(y)
+
+    graph = niwaki.trace(Aside().eval(), torch.randn(1, 4))
+    group = group_of(graph, "aside.0.weight", 0)
+    assert group.fixed is None
+    assert {m.tensor for m in group.members} >= {"aside.0.weight", "aside.1.weight", "aside.1.running_var"}
+
+
+def test_what_only_a_failing_training_forward_saw_is_fixed() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.a(x)
+            if self.training:
+                self.b(y)
+                raise ValueError("targets are missing")
+            return y[:, :2]
+
+    graph = niwaki.trace(Aside().eval(), torch.randn(1, 4))
+    assert group_of(graph, "b.weight", 0).fixed == "the forward in training mode fails"
+    assert "c.weight" in graph.unused
+
+
 class Watcher:
     """A user's hook as an object, as a bound method and as a function."""
 

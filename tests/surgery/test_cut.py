@@ -286,3 +286,35 @@ def test_sizes_that_depend_on_the_data() -> None:
     small = niwaki.cut(model, plan)
     assert small.a.out_features == small.experts[1].in_features == 5
     assert niwaki.verify(model, small, plan, example).passed
+
+
+class Detects(nn.Module):
+    """A detector in small: places whose score is above a threshold are read out and laid end to end."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.score = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 1))
+        self.box = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4 * 2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        places = nn.functional.relu(self.conv(x)).permute(0, 2, 3, 1).reshape(-1, self.conv.out_channels)
+        best = torch.nonzero(self.score(places).squeeze(1) > self.threshold).squeeze(1)
+        picture = nn.functional.interpolate(x, size=(1 + len(best) % 3, 4))
+        return self.box(places[best]).reshape(-1, 4), torch.arange(2).view(1, -1).expand(len(best), 2), picture
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.1, 1e9])
+def test_how_many_are_found_is_for_the_data_to_say(threshold: float) -> None:
+    """The cut detector finds others than the whole one, or nothing at all, and is right all the same."""
+    torch.manual_seed(0)
+    model, example = Detects(threshold).eval(), torch.randn(1, 3, 8, 8)
+    graph = niwaki.trace(model, example)
+    how = niwaki.scores.Random()
+    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units"), how=niwaki.budgets.Uniform())
+    small = niwaki.cut(model, plan)
+    assert type(small) is Detects and small.conv.out_channels == 4 and small.box[0].out_features == 3
+    receipt = niwaki.verify(model, small, plan, example)
+    assert receipt.exact and receipt.passed and receipt.numbers

@@ -195,3 +195,116 @@ def test_a_model_without_numbers_is_refused(which: str) -> None:
     (model if which == "model" else small).to("meta")
     with pytest.raises(niwaki.errors.InputError, match=r"holds no numbers to compare; where: 0\.weight; do: load"):
         niwaki.verify(model, small, plan, X)
+
+
+class Narrow(nn.Module):
+    """Casts to single precision in the middle, and makes single numbers and positions of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 6), nn.Linear(6, 3)
+        self.steps = torch.linspace(0, 1, 3)  # no buffer: nobody moves it to doubles
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.a(x).sin().to(torch.float32).softmax(1, dtype=torch.float32) * 3.7
+        return self.b(hidden.type_as(x)).float() + torch.linspace(0, 1, 3) @ torch.outer(self.steps, self.steps)
+
+
+def test_doubles_throughout_whatever_a_forward_casts_to() -> None:
+    torch.manual_seed(0)
+    model = Narrow().eval()
+    plan = keeping(model, X, {"a": [0, 2, 5]})
+    small = niwaki.cut(model, plan)
+    seen = []
+    hook = small.b.register_forward_hook(lambda module, given, out: seen.append((given[0].dtype, out.dtype)))
+    receipt = niwaki.verify(model, small, plan, X)
+    hook.remove()
+    assert seen == [(torch.float64, torch.float64)]
+    assert receipt.inexact and receipt.difference > 1e-3  # a softmax over what is left
+    assert model(X).dtype == torch.float32 and model.steps.dtype == torch.float32
+
+
+def test_a_factor_made_of_a_width_is_seen_as_a_tensor_too() -> None:
+    """Scores of a single head carry no label, and their factor is a tensor: sqrt of the width before the cut."""
+
+    class Correlate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)  # [batch, tokens, 8]
+            return y @ y.transpose(1, 2) / torch.sqrt(torch.tensor(y.shape[-1]))
+
+    torch.manual_seed(0)
+    model, example = Correlate().eval(), torch.zeros(1, 4, 2)
+    plan = keeping(model, example, {"a": [0, 3]})
+    small = niwaki.cut(model, plan)
+    receipt = niwaki.verify(model, small, plan, example)
+    assert receipt.exact and receipt.passed and receipt.difference < 1e-12
+
+
+class Finds(nn.Module):
+    """Puts out what its head finds above a threshold that nothing reaches."""
+
+    def __init__(self, inner: bool) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 6)
+        self.head: Any = nn.Linear(6, 3)
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = self.head(y) if self.inner else nn.functional.linear(y, self.head.weight, self.head.bias)
+        return y[y > 1e9]
+
+
+def test_nothing_found_is_judged_by_the_parts() -> None:
+    """The three scores of each of two inputs are compared in place of the detections, of which there are none."""
+    torch.manual_seed(0)
+    model = Finds(inner=True).eval()
+    plan = keeping(model, X, {"a": [0, 2, 5]})
+    small = niwaki.cut(model, plan)
+    receipt = niwaki.verify(model, small, plan, X, inputs=2)
+    assert receipt.passed and receipt.numbers == 6 and receipt.scale > 0
+    with torch.no_grad():
+        small.head.bias[1] += 0.25
+    receipt = niwaki.verify(model, small, plan, X)
+    assert receipt.difference == pytest.approx(0.25) and not receipt.passed
+
+
+def test_nothing_to_compare_does_not_pass() -> None:
+    torch.manual_seed(0)
+    model = Finds(inner=False).eval()
+    plan = keeping(model, X, {"a": [0, 2, 5]})
+    receipt = niwaki.verify(model, niwaki.cut(model, plan), plan, X)
+    assert receipt.numbers == 0 and not receipt.passed
+
+
+class Sorts(nn.Module):
+    """Puts out the places of its scores in order: two of them tie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Linear(2, 16), nn.Linear(16, 3)
+        with torch.no_grad():
+            self.head.weight[1], self.head.bias[1] = self.head.weight[0], self.head.bias[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x)).sort(descending=True).indices.float()
+
+
+def test_what_is_sorted_may_hang_on_the_last_bit() -> None:
+    """Rounding in the middle is set right before it decides; a wrong number in the middle is not."""
+    torch.manual_seed(0)
+    model, example = Sorts().double().eval(), X.double()
+    plan = keeping(model, example, {"a": [1, 2, 4, 6, 7, 8, 10, 12, 13, 15]})
+    right = niwaki.mask(model, plan)(example)
+    told = []
+    for error in (1e-13, -1e-13, 0.1, -0.1):
+        small = niwaki.cut(model, plan)
+        with torch.no_grad():
+            small.head.bias[0] += error
+        told.append((torch.equal(small(example), right), niwaki.verify(model, small, plan, example).passed))
+    assert sorted(told[:2]) == [(False, True), (True, True)]  # other places, by rounding alone
+    assert sorted(told[2:]) == [(False, False), (True, True)]  # other places, by a tenth

@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
             if name in RULES:
                 RULES[name](Call(func, args, kwargs, result, self))
             elif name not in SILENT and any(value.fields or value.parameter for value in inputs):
-                self._give_up(name, inputs)
+                self._give_up(f"{func.namespace}::{name}", inputs)
             return result
         call = Call(func, args, kwargs, result, self)
         self.why = ""
@@ -194,14 +194,14 @@ class Recorder(TorchDispatchMode):
             return []
         labels = rule(call) if rule is not None else None
         if labels is None:
-            self._give_up(name, inputs)
+            self._give_up(f"{call.func.namespace}::{name}", inputs)
             return []
         return labels if isinstance(labels, list) else [labels]
 
-    def _give_up(self, name: str, inputs: list[Value]) -> None:
+    def _give_up(self, operation: str, inputs: list[Value]) -> None:
         where = _source_line()
-        reason = f"unknown operation aten::{name} called in {self.stack[-1] or 'the model'}, {where}"
-        self.unknown.append(Unknown(f"aten::{name}", self.stack[-1], where))
+        reason = f"unknown operation {operation} called in {self.stack[-1] or 'the model'}, {where}"
+        self.unknown.append(Unknown(operation, self.stack[-1], where))
         self.why = f"the result of {reason}"
         for value in inputs:
             for labels in value.get(self.space):

@@ -286,12 +286,19 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
 def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:
     """Heads that only run while training share widths too: label them by a second forward in training mode."""
     kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown))
+    unseen = [parameter for parameter in parameters.values() if not parameter.seeds]
     skeleton.train()
+    for module in skeleton.modules():  # what keeps statistics refuses a single sample, and labels are the same
+        if any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
+            module.training = False
     try:
         with quiet(skeleton), torch.no_grad(), recorder:
             output = run(skeleton, inputs)
-    except Exception as error:  # the first look stands; what it did not see is listed as unused
+    except Exception as error:  # the first look stands; what only this one saw, it saw in part
         log.debug("no second look in training mode: %s: %s", type(error).__name__, error)
+        for parameter in unseen:
+            for labels in parameter.seeds.values():
+                recorder.space.fix(labels, "the forward in training mode fails")
     else:
         fix_outputs(recorder, output)
     finally:

@@ -1,7 +1,9 @@
 """Data movement: the same call applied to the label arrays, axis by axis, never along an axis without labels."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from niwaki.graph.labels import column_axis, compress, varying
 from niwaki.graph.rules.registry import Call, rule
 from niwaki.graph.values import Labels, Value, join, rigid_axes
 
+EMPTY = "an empty tensor is laid out anew"
 PICKED = "picked by a constant index"
 
 
@@ -204,14 +207,36 @@ def reshape(call: Call) -> Labels:
     call.zero = value.zero
     if call.name == "view" and call.has("dtype"):
         return unchanged(call)
+    before, after = value.shape, call.shape
+    if 0 in before:  # nothing was found: labels move as they would for a finding or two
+        before, after = found(before, after)
+        if prod(before) != prod(after):
+            for labels in value.get(call.space):
+                call.fix(labels, EMPTY)
+            return ()
+        value = replace(value, shape=before)
     arrays = []
-    for labels in prepare(call, value, call.shape):
+    for labels in prepare(call, value, after):
         grid_before = len(varying(labels))
-        moved = view(call, labels, value.shape, call.shape)
+        moved = view(call, labels, before, after)
         if len(varying(moved)) > grid_before:
             call.space.grid(moved)
-        arrays.append(moved)
+        if any(size == 0 and moved.shape[axis] > 1 for axis, size in enumerate(call.shape)):
+            call.fix(moved, EMPTY)
+        else:
+            arrays.append(moved)
     return separate(call, arrays)
+
+
+def found(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of an empty tensor and of its view, with as many positions along the empty axes as make them fit."""
+    whole = [[max(size, 1) for size in shape] for shape in (before, after)]
+    sizes = [prod(shape) for shape in whole]
+    for shape, sized, mine, other in zip((before, after), whole, sizes, sizes[::-1], strict=True):
+        if other % mine == 0:
+            sized[shape.index(0)] = other // mine
+            break
+    return tuple(whole[0]), tuple(whole[1])
 
 
 @rule(

@@ -62,3 +62,24 @@ def spatial(call: Call) -> list[Labels]:
     call.zero = value.zero
     results = [call.result] if isinstance(call.result, Tensor) else [t for t in call.result if isinstance(t, Tensor)]
     return [tuple(kept) for _ in results]
+
+
+@rule("roi_align", "_roi_align", "roi_pool")
+def regions(call: Call) -> list[Labels]:
+    """Pooled in boxes `[boxes, 5]` given beside the pictures: one picture a box, with the channels of the pictures."""
+    value, boxes = call.value(call.args[0]), call.value(call.args[1])
+    for labels in boxes.get(call.space):
+        call.fix(labels, "where it is pooled")
+    kept = []
+    for labels in value.get(call.space):
+        for axis in (2, 3):
+            if labels.shape[axis] > 1 and labels.shape[1] > 1:  # phases of a channel go with their channel
+                call.space.tie(labels, axis)
+                labels = np.take(labels, [0], axis=axis)
+        if varying(labels) == (1,):
+            kept.append(labels)
+        else:
+            call.fix(labels, "pictures and places are picked by boxes")
+    call.zero = value.zero and call.name != "roi_pool"
+    results = [call.result] if isinstance(call.result, Tensor) else list(call.result)
+    return [tuple(kept) for _ in results]
