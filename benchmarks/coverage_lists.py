@@ -5,7 +5,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 from rows import ROOT
@@ -22,7 +21,9 @@ def torchvision_list() -> dict[str, str]:
     from torchvision import models
 
     found = {}
-    for name in models.list_models():
+    weights = {name: next(iter(models.get_model_weights(name)), None) for name in models.list_models()}
+    sizes = {name: known.meta["num_params"] if known is not None else 0 for name, known in weights.items()}
+    for name in sorted(sizes, key=lambda name: (sizes[name], name)):  # the smallest first
         source = f"torchvision:{name}"
         if ".detection" in models.get_model_builder(name).__module__:
             if "rcnn" in name:
@@ -79,35 +80,30 @@ def transformers_list() -> dict[str, str]:
     return found
 
 
-YOLOS = ("yolov3", "yolov5", "yolov6", "yolov8", "yolov9", "yolov10", "yolo11", "yolo12", "yolo26")
-TASKS = ("", "-seg", "-pose", "-obb", "-cls")
-
-
 def ultralytics_list() -> dict[str, str]:
-    """Sizes n and s (the smallest two where they are called otherwise) of every yaml of the package, and RT-DETR."""
+    """Sizes n and s of every version and task, from the package's own yaml files, and RT-DETR."""
+    from ultralytics_names import names
+
     try:
-        import ultralytics
-    except ImportError:
-        _say("ultralytics is not installed")
+        sources = names()
+    except ImportError as error:
+        _say(f"ultralytics: {error}")
         return {}
-    folder = Path(ultralytics.__file__).parent / "cfg" / "models"
-    stems = {path.stem for path in folder.rglob("*.yaml")}
-    found = {}
-    for family in YOLOS:
-        for task in TASKS:
-            for size in ("t", "n", "s", "-tiny", "") if family in ("yolov3", "yolov9") else ("n", "s"):
-                # one yaml serves all sizes, unless it has its size in its name
-                if f"{family}{size}{task}" in stems or (size in ("n", "s") and f"{family}{task}" in stems):
-                    found[f"ultralytics:{family}{size}{task}"] = f"ultralytics:{family}{size}{task}.yaml"
-    found |= {f"ultralytics:{stem}": f"ultralytics:{stem}.yaml" for stem in sorted(stems) if stem.startswith("rtdetr")}
-    return found
+    return {source.removesuffix(".yaml"): source for source in sources}
 
 
 def darknet_list() -> dict[str, str]:
-    files = sorted((ROOT / "benchmarks" / "darknet").glob("*.cfg"))
-    if not files:
-        _say("no cfg files in benchmarks/darknet")
-    return {f"darknet:{path.stem}": f"darknet:{path.relative_to(ROOT)}" for path in files}
+    """Cfgs written where `darknet:` can read them."""
+    from darknet_cfgs import CFGS
+
+    folder = ROOT / "runs" / "darknet"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, write in CFGS.items():
+        path = folder / f"{name}.cfg"
+        path.write_text(write(), encoding="utf-8")
+        found[f"darknet:{name}"] = f"darknet:{path.relative_to(ROOT)}"
+    return found
 
 
 def _optional(module: str, name: str) -> dict[str, dict[str, object]] | None:
