@@ -364,6 +364,15 @@ def classifies(source: str) -> bool:
     return models.get_model_builder(name).__module__.count(".") == 2
 
 
+def heads(model: nn.Module, shapes: list[tuple[int, ...]]) -> list[nn.Module]:
+    """Layers that the peer must be told to leave alone: those as wide as an output (its examples do the same)."""
+    wide = {shape[1] for shape in shapes if len(shape) > 1}
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    return [m for m in layers if (m.out_features if isinstance(m, nn.Linear) else m.out_channels) in wide] or layers[
+        -1:
+    ]
+
+
 def peer(source: str) -> None:
     """The peer on the same model: does it prune half of the channels, and does what is left run?"""
     import torch_pruning as tp
@@ -373,7 +382,7 @@ def peer(source: str) -> None:
     before = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         shapes = [tuple(t.shape) for t in tensors_in(run(model, example))]
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
+    last = heads(model, shapes)
     clock = time.perf_counter()
     tp.pruner.BasePruner(
         model, example, importance=tp.importance.RandomImportance(), pruning_ratio=KEEP, ignored_layers=last

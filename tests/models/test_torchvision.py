@@ -42,7 +42,14 @@ def test_a_pair_of_pictures_for_optical_flow_and_a_clip_for_video():
     flow = made("raft_small", {})._example("torchvision.models.optical_flow.raft", None)
     clip = made("r3d_18", {})._example("torchvision.models.video.resnet", None)
     assert isinstance(flow, tuple) and [t.shape[1:] for t in flow] == [(3, 128, 128)] * 2
-    assert clip.shape == (1, 3, 16, 224, 224)
+    other = made("swin3d_t", {})._example("torchvision.models.video.swin_transformer", None)
+    assert clip.shape == (1, 3, 16, 112, 112)  # what its weights were trained on, as the table says
+    assert other.shape == (1, 3, 16, 224, 224)
+
+
+def test_a_quantised_twin_takes_what_its_original_takes():
+    twin = niwaki.models.SOURCES["torchvision"]("quantized_inception_v3", {})
+    assert twin._example("torchvision.models.quantization.inception", None).shape == (1, 3, 299, 299)
 
 
 def test_another_shape_on_request():

@@ -61,7 +61,7 @@ class Torchvision(ModelSource):
         return Built(model, self._example(builder.__module__, model), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
     def _example(self, module: str, model: Any) -> Example:
-        usual = SHAPES.get(self.name, CLIP if ".video" in module else IMAGENET_SHAPE)
+        usual = SHAPES.get(self.name.removeprefix("quantized_"), CLIP if ".video" in module else IMAGENET_SHAPE)
         size = getattr(model, "image_size", None)  # vision transformers are bound to theirs
         if isinstance(size, int):
             usual = (3, size, size)
