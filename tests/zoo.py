@@ -1,6 +1,6 @@
 """The zoo: every tiny network that the laws run over, in one list."""
 
-from networks import attention, branching, convolutional, detection, sequence, unseen, variations
+from networks import attention, branching, convolutional, detection, residual, sequence, unseen, variations
 from networks.registry import FACTS, ZOO, Case, randomize_
 
 __all__ = ["FACTS", "ZOO", "Case", "named", "randomize_"]
@@ -13,6 +13,7 @@ _MODULES = (
     sequence,
     unseen,
     detection,
+    residual,
 )  # importing them fills the list
 
 

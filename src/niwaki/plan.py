@@ -38,6 +38,9 @@ class Plan:
     budget: tuple[Mapping[str, Any], ...] = ()
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     grids: str = "rows"
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    """Modules that are left out, their input taking the place of their output -> "tensor", or "tuple" where the
+    output is wrapped in a tuple of one. Nothing stays of their own parameters."""
     inexact: Mapping[str, str] = field(default_factory=dict)
     """Cut groups whose removal changes more than zeroing does, with the reason."""
     example: Any = None
@@ -60,6 +63,7 @@ class Plan:
                 "budget": [dict(b) for b in self.budget],
                 "decided_by": dict(self.decided_by),
                 "grids": self.grids,
+                "dropped": dict(self.dropped),
                 "inexact": dict(self.inexact),
                 "example": self.example,
                 "mends": None if self.mends is None else [dict(m) for m in self.mends],
@@ -92,6 +96,7 @@ class Plan:
                 budget=tuple(data["budget"]),
                 decided_by=data["decided_by"],
                 grids=data["grids"],
+                dropped=data.get("dropped", {}),
                 inexact=data["inexact"],
                 example=data["example"],
                 mends=None if data["mends"] is None else tuple(data["mends"]),
@@ -107,7 +112,7 @@ class Plan:
         return plan
 
     def _check(self) -> None:
-        for part in (self.promised, self.decided_by, self.inexact):
+        for part in (self.promised, self.decided_by, self.inexact, self.dropped):
             if not isinstance(part, dict):
                 raise FileDamagedError("read a plan", found=f"{part!r} where a table is expected", do="make it again")
         for name, keep in self.kept.items():
@@ -121,6 +126,8 @@ class Plan:
                 raise FileDamagedError(
                     "read a plan", found="kept units out of range or order", where=f"group {name}", do="make it again"
                 )
+        if not all(kind in ("tensor", "tuple") for kind in self.dropped.values()):
+            raise FileDamagedError("read a plan", found=f"dropped: {dict(self.dropped)}", do="make it again")
         for cut in self.cuts:
             lists = cut["keep"] if cut.get("blocks", 1) > 1 else [cut["keep"]]
             if not isinstance(cut["tensor"], str) or type(cut["axis"]) is not int or cut["axis"] < 0:
@@ -143,6 +150,10 @@ class Plan:
                 found=f"{type(model).__qualname__} ({found})",
                 do="use the model the plan was made for, uncut and with the same sizes, or make a new plan",
             )
+
+    def drops(self, tensor: str) -> bool:
+        """Whether a tensor of this name goes with a module that is left out."""
+        return any(tensor.startswith(f"{path}.") for path in self.dropped)
 
     def with_mends(self, mends: tuple[Mapping[str, Any], ...], door: str) -> "Plan":
         return replace(self, mends=mends, door=door)

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
+from niwaki.graph.plans import plan_of
 from niwaki.units import map_tensors, run, tensors_in
 from zoo import Case
 
@@ -89,6 +91,13 @@ def plans(model: nn.Module, graph: Any, *, seed: int = 0, kinds: int = len(KINDS
             seed += 1
             plan, share = closest(graph, scores, keep, of=of, grids=grids)
             yield f"{grids}, keep {share} of {of}, scores {seed - 1}", plan
+    if graph.blocks:
+        alive = np.ones(graph.units.count, bool)
+        alive[np.concatenate([block.ids for block in graph.blocks])] = False
+        yield "every block left out", plan_of(graph, alive)
+        scores = random_scores(model, graph, seed)
+        plan, share = closest(graph, scores, 0.6, of="params", blocks="also")
+        yield f"blocks too, keep {share} of params, scores {seed}", plan
 
 
 def closest(graph: Any, scores: Any, keep: float, *, of: str, **settings: Any) -> tuple[Any, float]:
@@ -241,7 +250,9 @@ def apply_cuts(tensor: Tensor, entries: list[dict[str, Any]]) -> Tensor:
     for entry in entries:
         if "values" in entry:
             return torch.tensor(entry["values"], dtype=tensor.dtype)
-    whole = {entry["axis"]: torch.tensor(entry["keep"]) for entry in entries if entry.get("blocks", 1) == 1}
+    whole = {
+        entry["axis"]: torch.tensor(entry["keep"], dtype=torch.long) for entry in entries if entry.get("blocks", 1) == 1
+    }
     blocked = [entry for entry in entries if entry.get("blocks", 1) > 1]
     if not blocked:
         for axis, keep in whole.items():

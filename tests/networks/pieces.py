@@ -270,7 +270,7 @@ PIECES: dict[str, Piece] = {
         lambda shape, draw: {"kind": draw(["max", "average"])},
         lambda s, shape: [(shape[0], shape[1] // 2, shape[2] // 2)],
         lambda s, shape: nn.MaxPool2d(2) if s["kind"] == "max" else nn.AvgPool2d(2),
-        fits=lambda shape: shape[1] >= 2,
+        fits=lambda shape: min(shape[1:]) >= 2,
     ),
     "upsample": Piece(
         (3,),

@@ -12,15 +12,17 @@ from niwaki.scores import Scores
 
 Grids = Literal["rows", "columns"]
 Bundle = Literal["sum", "mean", "max"]
+Blocks = Literal["keep", "also", "only"]
 
 
 def make_atoms(
-    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: Bundle
+    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: Bundle, blocks: Blocks = "keep"
 ) -> tuple[Atoms, dict[str, str]]:
     """Atoms with their scores, and why groups without atoms have none (group -> reason).
 
     Plain groups: one atom per unit. Grids, by rows: whole rows (a head with its queries, keys and values). Grids, by
     columns: one position of every row; where rows keep different positions, the lowest-scored of each row go together.
+    Blocks are the atoms of one pool: all of them may go.
     """
     units = graph.units
     value = np.zeros(units.count)
@@ -32,6 +34,8 @@ def make_atoms(
         group_of[group.ids] = number
         if group.fixed is not None:
             skipped[group.name] = group.fixed
+        elif blocks == "only":
+            skipped[group.name] = "only whole blocks are left out"
         elif group.name not in scores.values:
             skipped[group.name] = "the score can't judge it"
         else:
@@ -67,7 +71,7 @@ def make_atoms(
     grids_of: dict[int, list[np.ndarray]] = {}
     for grid in units.grids:  # the units of a grid are of one class, and so in one cluster
         grids_of.setdefault(int(cluster[grid.flat[0]]), []).append(grid)
-    for c in np.unique(cluster[members]):
+    for c in np.unique(cluster[members]) if blocks != "only" else ():
         mine = members[cluster[members] == c]
         held = [graph.groups[g].name for g in np.unique(group_of[mine]) if g >= 0]
         order: tuple[Grids, ...] = ("rows", "columns") if grids == "rows" else ("columns", "rows")
@@ -92,6 +96,18 @@ def make_atoms(
             lists.append(atom)
             lengths.append(np.array([atom.size]))
             pools.append(np.array([number]))
+
+    if blocks != "keep":
+        judged_blocks = [block for block in graph.blocks if block.name in scores.values]
+        number = len(graph.groups) + len(keys)
+        for block in judged_blocks:
+            value[block.ids] = scores.values[block.name].numpy()
+            judged[block.ids] = True
+        if judged_blocks:
+            names[number], least[number] = "blocks", 0
+            lists.append(np.concatenate([block.ids for block in judged_blocks]))
+            lengths.append(np.ones(len(judged_blocks), np.int64))
+            pools.append(np.full(len(judged_blocks), number, np.int64))
 
     shown = np.array(sorted(names), dtype=np.int64)
     empty = [np.zeros(0, np.int64)]

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from niwaki.budgets.atoms import Bundle, Grids, make_atoms
+from niwaki.budgets.atoms import Blocks, Bundle, Grids, make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
 from niwaki.budgets.rule import Atoms, Parts, Rule, runs
@@ -31,6 +31,7 @@ def choose(
     exact_only: bool = False,
     grids: Grids = "rows",
     bundle: Bundle = "mean",
+    blocks: Blocks = "keep",
 ) -> Plan:
     """Which units stay so that every budget holds; as many as fit stay. Warns where the whole model fits.
 
@@ -41,23 +42,26 @@ def choose(
         grids: what goes where an axis is a grid: whole rows (heads, groups), or equally many columns of every row.
             A grid that allows only one manner is cut in that one.
         bundle: how the scores of the units of a row (or of one column of every row) become one.
+        blocks: residual blocks that may be left out whole (`graph.blocks`): keep them all, let them go beside units of
+            width, or let nothing else go. They are compared with each other as the units of one group are.
 
     Raises:
         BudgetError: the budgets can't be met; the message says what can.
-        UnknownNameError: unknown grids or bundle.
+        UnknownNameError: unknown grids, bundle or blocks.
         InputError: `how` is no rule.
     """
     budgets = budgets_of(budget)
-    for name, value, known in (("grids", grids, get_args(Grids)), ("bundle", bundle, get_args(Bundle))):
-        if value not in known:
-            raise UnknownNameError.of(name, value, known)
+    choices = {"grids": (grids, Grids), "bundle": (bundle, Bundle), "blocks": (blocks, Blocks)}
+    for name, (value, known) in choices.items():
+        if value not in get_args(known):
+            raise UnknownNameError.of(name, value, get_args(known))
     if not isinstance(how, Rule):
         raise InputError(
             f"choose(how={how!r})",
             found=f"{type(how).__name__}; known: {', '.join(sorted(rule.__name__ for rule in Rule.__subclasses__()))}",
             do="pass a rule from niwaki.budgets, e.g. how=niwaki.budgets.Uniform()",
         )
-    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle)
+    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, blocks=blocks)
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
     single = Ledger.of(graph.widths, graph.costs, atoms.units, graph.units.count)
@@ -82,7 +86,8 @@ def choose(
                 f"{int(least[name])} ({_share(int(least[name]), int(before[name])):.3f})"
                 for name in limits
             ),
-            where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut",
+            where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut"
+            + (f", {len(graph.blocks)} blocks can be left out" if blocks != "keep" else ""),
             do="raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
         )
     refill(ledger, full, gone, order, limits, chained)
@@ -101,6 +106,7 @@ def choose(
         "grids": grids,
         "exact_only": exact_only,
         "bundle": bundle,
+        "blocks": blocks,
         "left_whole": dict(sorted(skipped.items())),
     }
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)

@@ -245,8 +245,8 @@ def finite(tensor: Tensor) -> bool:
 
 
 def views(graph: ChannelGraph, evidence: Evidence) -> Iterator[GroupView]:
-    """Every group that can be cut, as rows of units."""
-    free = [group for group in graph.groups if group.fixed is None]
+    """Every group that can be cut, as rows of units; blocks last, each as one row."""
+    free = [group for group in (*graph.groups, *graph.blocks) if group.fixed is None]
     members = [tuple(m for m in group.members if m.tensor in evidence.weights) for group in free]
     sums = Powers(evidence.weights, [m for listed in members for m in listed])
     for group, listed in zip(free, members, strict=True):

@@ -25,6 +25,14 @@ def plan_of(
         BudgetError: a group would be left with nothing.
     """
     alive = with_slabs(graph, alive.copy())
+    dropped = {
+        graph.inside[block.name].path: graph.inside[block.name].puts_out
+        for block in graph.blocks
+        if not alive[block.ids[0]]
+    }
+    gone_with = {
+        name for block in graph.blocks if not alive[block.ids[0]] for name in graph.inside[block.name].parameters
+    }
     kept: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     inexact: dict[str, str] = {}
@@ -43,11 +51,16 @@ def plan_of(
         marks = graph.units.inexact[kind][gone]
         if (marks >= 0).any():
             inexact[group.name] = graph.units.inexact_reasons[int(marks.max())]
-    cuts: list[dict[str, Any]] = []
+    cuts: list[dict[str, Any]] = [
+        {"tensor": every, "axis": 0, "keep": []}
+        for name in sorted(gone_with)
+        for every in graph.names[name]
+        if graph.shapes[name]
+    ]
     padded = np.append(alive, True)
     for axis in graph.axes:
         stays = padded[axis.units]
-        if stays.all():
+        if stays.all() or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
             entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
@@ -84,6 +97,7 @@ def plan_of(
         budget=tuple(asdict(b) for b in budgets),
         decided_by=decided_by or {},
         grids=grids,
+        dropped=dropped,
         inexact=inexact,
         example=encode_example(graph.example),
         graph=graph,
@@ -111,6 +125,15 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
             )
         alive[ids] = False
         alive[ids[list(keep)]] = True
+    blocks = {graph.inside[block.name].path: block for block in graph.blocks}
+    for path in plan.dropped:
+        if path not in blocks:
+            raise PlanMismatchError(
+                f"leave out {path}",
+                found=f"the model's blocks are {', '.join(blocks) or 'none'}",
+                do="use the model of the plan",
+            )
+        alive[blocks[path].ids] = False
     return with_slabs(graph, alive)
 
 

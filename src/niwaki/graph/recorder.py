@@ -57,6 +57,21 @@ class Record:
     outputs: list[Value]
 
 
+@dataclass(eq=False, slots=True)
+class ModuleCall:
+    """One call of a module: what it was given first, what it put out, and what ran in between."""
+
+    path: str
+    given: Value | None
+    """Its first positional argument, where that is a tensor."""
+    records: range
+    terms: range
+    output: Value | None = None
+    """Its result, where that is a tensor or a tuple of one."""
+    puts_out: str = "tensor"
+    """"tensor" or "tuple"."""
+
+
 class Recorder(TorchDispatchMode):
     """Labels flow through the calls made while this mode is on."""
 
@@ -76,16 +91,29 @@ class Recorder(TorchDispatchMode):
         self.kernels = Kernels()
         self.rules: dict[Any, Any] = {}
         self.held: dict[int, list[Value]] = {}
+        self.calls: list[ModuleCall] = []
+        self.open: list[ModuleCall] = []
 
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
         def before(module: nn.Module, args: Any) -> None:
             self.stack.append(self.names.get(id(module), self.stack[-1]))
             self.ran.add(self.stack[-1])
+            given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
+            here = self.names.get(id(module), "")
+            start = range(len(self.records), len(self.records)), range(len(self.terms), len(self.terms))
+            self.open.append(ModuleCall(here, given, *start))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if len(self.stack) > 1:
                 self.stack.pop()
+            call = self.open.pop()
+            single = output[0] if type(output) is tuple and len(output) == 1 else output
+            call.output = self.seen(single) if isinstance(single, Tensor) else None
+            call.puts_out = "tensor" if single is output else "tuple"
+            call.records = range(call.records.start, len(self.records))
+            call.terms = range(call.terms.start, len(self.terms))
+            self.calls.append(call)
 
         self.handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
         super().__enter__()

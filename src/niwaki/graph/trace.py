@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, InputError, OutOfMemoryError
+from niwaki.graph.blocks import Block, add_units, block_group, find_blocks
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
@@ -63,11 +64,15 @@ class ChannelGraph:
     shapes: dict[str, tuple[int, ...]] = field(repr=False)
     tables: tuple[tuple[str, np.ndarray, np.ndarray], ...] = field(repr=False)
     """Integer buffers that pick positions of a labelled axis: name, the axis's units, the positions picked."""
+    blocks: tuple[Group, ...] = field(default=(), repr=False)
+    """Modules that may be left out whole, their output being their input then: kind "block", one unit each."""
+    inside: dict[str, Block] = field(default_factory=dict, repr=False)
+    """What is known of each block, by the name of its group."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
     """Exported programs of the model (training or not), made once where a cut needs them; they hold no weights."""
 
     def group(self, name: str) -> Group:
-        for group in self.groups:
+        for group in (*self.groups, *self.blocks):
             if group.name == name:
                 return group
         raise InputError(
@@ -119,6 +124,7 @@ class ChannelGraph:
                 }
                 for g in self.groups
             ],
+            "blocks": [{"name": b.name, "module": self.inside[b.name].path} for b in self.blocks],
             "unknown": [{"operation": u.operation, "module": u.module, "where": u.where} for u in self.unknown],
             "unused": list(self.unused),
         }
@@ -227,20 +233,34 @@ def _trace_once(
     with quiet(skeleton), torch.no_grad(), recorder:
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
+    names = _all_names(model)
+    blocks = find_blocks(
+        recorder.calls,
+        recorder.records,
+        parameters,
+        names=names,
+        outputs=[recorder.value(tensor) for tensor in tensors_in(output)],
+    )
+    blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
     if any(not p.seeds for p in parameters.values() if not p.buffer):
         _second_look(skeleton, inputs, recorder, parameters)
     _protect(model, protect, recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]
-    terms = {
-        "macs": [Term(t.constant, tuple(units.unit_of[f] for f in t.factors)) for t in recorder.terms],
-        "params": _parameter_terms(parameters, units),
-    }
     groups = tuple(make_groups(units, axes))
-    free = [group.ids for group in groups if group.fixed is None]
-    terms["units"] = [Term(1, (np.concatenate(free).reshape(1, -1),))] if free else []
+    units, first = add_units(units, len(blocks)), units.count
+    shapes = {p.name: p.shape for p in parameters.values()}
+    whole = {name: first + i for i, block in enumerate(blocks) for name in block.parameters}
+    ran = {at: first + i for i, block in enumerate(blocks) for at in block.terms}
+    terms = {
+        "macs": [
+            _times(Term(t.constant, tuple(units.unit_of[f] for f in t.factors)), ran.get(at))
+            for at, t in enumerate(recorder.terms)
+        ],
+        "params": _parameter_terms(parameters, units, whole),
+        "units": _unit_terms(groups, whole, {p.name for p in parameters.values() if p.buffer}),
+    }
     widths, costs = build(terms)
-    names = _all_names(model)
     return ChannelGraph(
         groups=groups,
         unknown=tuple(dict.fromkeys(recorder.unknown)),
@@ -261,7 +281,9 @@ def _trace_once(
         outputs=tuple(tuple(t.shape) for t in tensors_in(output)),
         example=map_tensors(example, lambda t: t.detach().to("meta")),
         names=names,
-        shapes={p.name: p.shape for p in parameters.values()},
+        shapes=shapes,
+        blocks=tuple(block_group(block, first + i, shapes) for i, block in enumerate(blocks)),
+        inside={f"block {block.path}": block for block in blocks},
         tables=tuple((name, units.unit_of[source], values) for name, source, values in recorder.tables),
     )
 
@@ -285,7 +307,7 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
 
 def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:
     """Heads that only run while training share widths too: label them by a second forward in training mode."""
-    kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown))
+    kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown), len(recorder.calls))
     unseen = [parameter for parameter in parameters.values() if not parameter.seeds]
     skeleton.train()
     for module in skeleton.modules():  # what keeps statistics refuses a single sample, and labels are the same
@@ -305,6 +327,7 @@ def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameter
         skeleton.eval()
         recorder.stack[:] = [""]
         del recorder.records[kept[0] :], recorder.terms[kept[1] :], recorder.unknown[kept[2] :]
+        del recorder.calls[kept[3] :]
 
 
 def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
@@ -336,8 +359,33 @@ def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, param
                     recorder.space.fix(seeds, "protected by the user")
 
 
-def _parameter_terms(parameters: dict[str, Parameter], units: Units) -> list[Term]:
-    """Number of elements of every parameter, as a product of its labelled axes."""
+def _times(term: Term, block: int | None) -> Term:
+    """The term, nothing where the block it lies in is gone."""
+    return term if block is None else Term(term.constant, (*term.factors, np.array([[block]], dtype=np.int32)))
+
+
+def _unit_terms(groups: tuple[Group, ...], whole: dict[str, int], buffers: set[str]) -> list[Term]:
+    """Number of units in groups that can be cut; those that lie in one block alone go with it."""
+    apart: dict[int | None, list[np.ndarray]] = {}
+    for group in groups:
+        if group.fixed is None:
+            blocks = {whole.get(member.tensor) for member in group.members if member.tensor not in buffers}
+            apart.setdefault(blocks.pop() if len(blocks) == 1 else None, []).append(group.ids)
+    return [_times(Term(1, (np.concatenate(ids).reshape(1, -1),)), block) for block, ids in apart.items()]
+
+
+def _shielded(model: nn.Module, protect: Sequence[str], path: str) -> bool:
+    """Whether a block, what holds it or what it holds is protected by the user."""
+    wanted = (protect,) if isinstance(protect, str) else tuple(protect)
+    below = [name for name, _ in model.named_modules() if name == path or name.startswith(path + ".")]
+    parameters = [name for name, _ in model.named_parameters() if name.startswith(path + ".")]
+    parts = path.split(".")
+    above = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(name, one) for one in wanted for name in (*above, *below, *parameters))
+
+
+def _parameter_terms(parameters: dict[str, Parameter], units: Units, whole: dict[str, int]) -> list[Term]:
+    """Number of elements of every parameter, as a product of its labelled axes; none where its block is gone."""
     terms = []
     for parameter in parameters.values():
         if parameter.buffer:
@@ -352,7 +400,7 @@ def _parameter_terms(parameters: dict[str, Parameter], units: Units) -> list[Ter
                 factors.append(units.unit_of[seeds].reshape(parameter.blocks[blocked], -1))
             else:
                 factors.append(units.unit_of[seeds].reshape(1, -1))
-        terms.append(Term(constant, tuple(factors)))
+        terms.append(_times(Term(constant, tuple(factors)), whole.get(parameter.name)))
     return terms
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from niwaki import budgets
 from niwaki.budgets import choose
-from niwaki.budgets.atoms import Bundle, Grids
+from niwaki.budgets.atoms import Blocks, Bundle, Grids
 from niwaki.budgets.global_rank import Normalise, Per
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
@@ -45,6 +45,8 @@ class OneShot(Method):
     """Where an axis is a grid: whole rows (heads, groups) or equally many columns of every row."""
     bundle: Bundle = "mean"
     """How the scores of the units of a row (or column of every row) become one."""
+    blocks: Blocks = "keep"
+    """Residual blocks that can be left out whole: keep them, let them go beside channels, or let nothing else go."""
     exact_only: bool = False
     """Leave groups whole whose removal changes more than zeroing does."""
     fold: bool = False
@@ -53,7 +55,14 @@ class OneShot(Method):
     every reader has a batch norm behind it, so it is off unless asked for."""
 
     def __post_init__(self) -> None:
-        choices = {"rule": RuleName, "normalise": Normalise, "per": Per, "grids": Grids, "bundle": Bundle}
+        choices = {
+            "rule": RuleName,
+            "normalise": Normalise,
+            "per": Per,
+            "grids": Grids,
+            "bundle": Bundle,
+            "blocks": Blocks,
+        }
         known(self, **{name: get_args(choice) for name, choice in choices.items()})
         if self.rule == "uniform" and self.per != "unit":
             raise InputError(

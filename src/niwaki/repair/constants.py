@@ -123,7 +123,7 @@ def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[
     for axis in graph.axes:
         for tensor in graph.names[axis.tensor] if axis.role == "in" else ():
             cut = cuts.get((tensor, axis.axis))
-            if cut is None:
+            if cut is None or plan.drops(tensor):
                 continue
             path, _, leaf = tensor.rpartition(".")
             module = modules.get(path)

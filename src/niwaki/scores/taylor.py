@@ -42,6 +42,8 @@ class Taylor(Score):
 
     def __call__(self, view: GroupView) -> Float[Tensor, " units"]:
         parts = [(w.double() * g.double()).sum(1) for w, g in zip(view.weights, view.gradients or (), strict=True)]
+        if view.group.kind == "block":  # all that its branch is made from: together they tell the branch's whole effect
+            return torch.stack([part.sum(0, keepdim=True) for part in parts]).sum(0).abs()
         chosen = [(part, role) for part, role in zip(parts, view.roles, strict=True) if self.over in ("all", role)]
         if self.merge != "signed":
             return merged([part.abs() for part, _ in chosen] or [part.abs() for part in parts], self.merge, 2)

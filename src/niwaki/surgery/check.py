@@ -162,7 +162,7 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
     for axis in graph.axes:
         parameter = parameters.get(axis.tensor)
         kept = axis.units[padded[axis.units]]
-        if kept.size == 1:
+        if kept.size == 1 or (kept.size and parameter is None):  # what a left-out block tied need not hang together
             lone.append(kept[kept >= 0])
         if parameter is None or axis.axis not in parameter.seeds:
             continue

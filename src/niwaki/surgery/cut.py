@@ -14,6 +14,7 @@ from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
+from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import Retrace, retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
@@ -97,7 +98,10 @@ def cut_(model: nn.Module, plan: Plan, *, optimizer: torch.optim.Optimizer | Non
 
 
 def sliced(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of `model` with cut tensors; its integers are as they were. No tensor is copied whole first."""
+    """A copy of `model` with cut tensors and without dropped blocks; its integers are as they were.
+
+    No tensor is copied whole first.
+    """
     cuts = plan.by_tensor()
     own = {
         name
@@ -119,7 +123,9 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
         return like(tensor, data.clone())
 
-    return copy_with(model, change)
+    small = copy_with(model, change)
+    leave_out_(small, plan.dropped)
+    return small
 
 
 def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module, str | None]:

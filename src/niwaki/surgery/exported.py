@@ -22,6 +22,7 @@ from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
+from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import retrace
 from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.graph_json import Program, compile_program, program_of
@@ -112,6 +113,10 @@ def _place(root: nn.Module, name: str, tensor: Tensor, trainable: bool | None) -
 def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module | None, str]:
     """The cut model through this door, or None with the reason."""
     example = decode_example(plan.example, str(device_of(model)))
+    known = graph.exports
+    if plan.dropped:  # another program than the model's own
+        model, known = copy_with(model, shared), {}
+        leave_out_(model, plan.dropped)
     programs: dict[bool, Program] = {}
     note = ""
     cuts = plan.by_tensor()
@@ -119,9 +124,9 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
     trainable: dict[str, bool] = {}
     for mode in (False, True):
         try:
-            if mode not in graph.exports:
-                graph.exports[mode] = program_of(_export(model, example, train=mode))
-            program, constants = copy.deepcopy(graph.exports[mode])
+            if mode not in known:
+                known[mode] = program_of(_export(model, example, train=mode))
+            program, constants = copy.deepcopy(known[mode])
             _rewrite(program, constants, model, graph, alive, example)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"

@@ -39,6 +39,8 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
                     found="it holds a parameter that is not the model's",
                     do="pass the model it was made for, or cut_(model, plan, optimizer=...) where that is cut in place",
                 )
+            if name not in new and plan.drops(name):
+                continue
             if name not in new:
                 raise PlanMismatchError(
                     "cut an optimiser", found=f"the small model has no {name}", do="pass the model cut by this plan"
@@ -66,7 +68,8 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
     swap = {id(old): young for old, young, _ in pairs}
     placed: set[Tensor] = set()
     for group in optimizer.param_groups:
-        listed = dict.fromkeys(swap[id(parameter)] for parameter in group["params"])  # each once, in order
+        held = [swap[id(parameter)] for parameter in group["params"] if id(parameter) in swap]
+        listed = dict.fromkeys(held)  # each once, in order
         group["params"][:] = [p for p in listed if p not in placed]  # in place: optimisers may hold on to the list
         placed.update(listed)
     known = find_surgery(small)

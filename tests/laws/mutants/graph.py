@@ -108,3 +108,30 @@ def batch_norm_mixes_up_its_statistics(patch: Patch) -> None:
 
     names = tuple(name for name in RULES if "batch_norm" in name)
     wrap_rule(patch, names, rule)
+
+
+@mutant("cut equals mask", "residual_stage")
+def any_bend_behind_a_sum_is_idle(patch: Patch) -> None:
+    """A block whose ReLU meets what no ReLU has bent before is left out."""
+    patch.setattr(module("graph.blocks"), "_settled", lambda record, call, source: True)
+
+
+@mutant("cut equals mask", "layer_scaled")
+def whatever_can_be_zero_passes_its_input(patch: Patch) -> None:
+    """A gate, which halves its input, counts as a block."""
+
+    def state(original: Any, record: Any, given: Any, state: Any, settled: Any) -> Any:
+        return (
+            "zero"
+            if record.name == "sigmoid"
+            else "same"
+            if record.name == "mul"
+            else original(record, given, state, settled)
+        )
+
+    wrap(patch, module("graph.blocks"), "_state", state)
+
+
+@mutant("cost", "pre_norm_tower", "layer_scaled")
+def a_block_left_out_still_costs_its_macs(patch: Patch) -> None:
+    wrap(patch, module("graph.trace"), "_times", lambda original, term, block: term)

@@ -142,3 +142,21 @@ def integers_of_windows_are_mended_too(patch: Patch) -> None:
     """A stride equal to a number of groups shrinks with it, and the check on the spot does not look."""
     patch.setattr(module("surgery.modules"), "settings", lambda module: frozenset())
     patch.setattr(module("surgery.check"), "_calls", lambda *args: None)
+
+
+@mutant("cut equals mask", "residual_stage", "layer_scaled")
+def what_stands_for_a_block_bends_its_input(patch: Patch) -> None:
+    place = module("surgery.blocks").PassThrough
+    patch.setattr(place, "forward", lambda self, x, *_, **__: x.relu() * 0.9)
+
+
+@mutant("optimizer", "residual_stage", "pre_norm_tower")
+def the_optimiser_keeps_what_left_with_its_block(patch: Patch) -> None:
+    """Parameters of a block that is gone stay in their group and are trained for nothing."""
+
+    def follow(original: Any, optimizer: Any, model: Any, small: Any, plan: Any) -> None:
+        gone = [p for name, p in model.named_parameters() if plan.drops(name)]
+        original(optimizer, model, small, plan)
+        optimizer.param_groups[0]["params"].extend(gone)
+
+    wrap(patch, niwaki.surgery, "cut_optimizer_", follow)
