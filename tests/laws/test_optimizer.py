@@ -39,7 +39,9 @@ def law(case: Case, *, kind: str = "sgd") -> None:
     if "inference" in case.facts:
         return
     model, example, graph = trace(case)
-    for label, plan in plans(model, graph):
+    for number, (label, plan) in enumerate(plans(model, graph, kinds=1)):
+        if number and not plan.dropped:
+            continue  # one plan of widths, and those that leave blocks out
         old = copy.deepcopy(model)
         optimizer = MAKERS[kind](groups_of(old))
         for _ in range(2):
@@ -60,7 +62,9 @@ def law(case: Case, *, kind: str = "sgd") -> None:
         assert held == membership, f"{label}: the optimiser holds {held}"
         assert [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups] == settings
         cuts = cuts_by_tensor(plan)
-        assert {live[id(p)] for p in optimizer.state} == set(states), f"{label}: states lost or stray"
+        assert {live[id(p)] for p in optimizer.state} == {n for n in states if not plan.drops(n)}, (
+            f"{label}: states lost or stray"
+        )
         for parameter, state in optimizer.state.items():
             name = live[id(parameter)]
             for key, value in states[name].items():
@@ -75,7 +79,6 @@ def law(case: Case, *, kind: str = "sgd") -> None:
         moved = {n for n, p in live_now if float(p.grad.abs().max()) > 1e-3}  # smaller steps may vanish in rounding
         still = {n for n, p in live_now if same_bits(p, before[n])}
         assert not still & moved, f"{label}: {still & moved} no longer train"
-        break
 
 
 def _clone(value: Any) -> Any:

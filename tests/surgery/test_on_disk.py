@@ -80,12 +80,12 @@ def made(folder: Path, *, tied: bool = False, dtype: torch.dtype = torch.float32
     return net, bare, folder
 
 
-def planned(net: nn.Module, *, grids: str = "rows", weights: Stored | None = None) -> niwaki.Plan:
+def planned(net: nn.Module, *, grids: str = "rows", blocks: Any = "keep", weights: Stored | None = None) -> niwaki.Plan:
     graph = niwaki.trace(net, EXAMPLE)
     how = niwaki.scores.Magnitude()
     scores = niwaki.score(graph, niwaki.collect(net, graph, how.needs, stored=weights), how=how)
     budget, rule = niwaki.Budget(keep=0.5, of="params"), niwaki.budgets.Uniform()
-    return niwaki.choose(graph, scores, budget, how=rule, grids=grids)  # type: ignore[arg-type]
+    return niwaki.choose(graph, scores, budget, how=rule, grids=grids, blocks=blocks)  # type: ignore[arg-type]
 
 
 def states(model: nn.Module) -> dict[str, Tensor]:
@@ -116,6 +116,17 @@ def test_the_bits_are_those_of_a_cut_in_memory(tmp_path: Path, grids: str, tied:
         assert (other.head.weight is other.embed.weight) == tied
         with torch.no_grad():
             assert torch.equal(small(EXAMPLE), other(EXAMPLE))
+
+
+def test_blocks_that_are_left_out_are_not_written(tmp_path: Path) -> None:
+    net, bare, folder = made(tmp_path / "whole")
+    plan = planned(bare, blocks="only", weights=Stored(folder))
+    assert plan.cuts == planned(net, blocks="only").cuts and set(plan.dropped) == {"blocks.0", "blocks.1"}
+    filled = niwaki.fill_stored(niwaki.cut_stored(bare, plan, folder, tmp_path / "cut"), tmp_path / "cut")
+    assert not any(plan.drops(name) for names in Stored(tmp_path / "cut").files.values() for name in names)
+    with torch.no_grad():
+        assert torch.equal(filled(EXAMPLE), niwaki.cut(net, plan)(EXAMPLE))
+    assert torch.equal(niwaki.load(tmp_path / "cut", lambda: Net().eval())(EXAMPLE), filled(EXAMPLE))
 
 
 def test_the_folder_is_laid_out_as_the_checkpoint(tmp_path: Path) -> None:

@@ -358,13 +358,13 @@ def add_units(units: Units, count: int) -> Units:
     )
 
 
-def block_group(block: Block, unit: int, shapes: Mapping[str, tuple[int, ...]]) -> Group:
+def block_group(block: Block, unit: int, *, shapes: Mapping[str, tuple[int, ...]], roles: Mapping[str, str]) -> Group:
     """The block as a group of one unit; its members are what multiplies or produces the branch that is added."""
     members = tuple(
         Member(
             name,
             0,
-            "block",
+            roles.get(name, "other"),
             1,
             np.arange(shapes[name][0], dtype=np.int32),
             np.zeros(shapes[name][0], dtype=np.int32),

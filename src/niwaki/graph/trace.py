@@ -251,6 +251,7 @@ def _trace_once(
     units, first = add_units(units, len(blocks)), units.count
     shapes = {p.name: p.shape for p in parameters.values()}
     whole = {name: first + i for i, block in enumerate(blocks) for name in block.parameters}
+    roles = {axis.tensor: axis.role for axis in axes if axis.axis == 0}
     ran = {at: first + i for i, block in enumerate(blocks) for at in block.terms}
     terms = {
         "macs": [
@@ -282,7 +283,7 @@ def _trace_once(
         example=map_tensors(example, lambda t: t.detach().to("meta")),
         names=names,
         shapes=shapes,
-        blocks=tuple(block_group(block, first + i, shapes) for i, block in enumerate(blocks)),
+        blocks=tuple(block_group(block, first + i, shapes=shapes, roles=roles) for i, block in enumerate(blocks)),
         inside={f"block {block.path}": block for block in blocks},
         tables=tuple((name, units.unit_of[source], values) for name, source, values in recorder.tables),
     )

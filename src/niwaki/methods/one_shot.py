@@ -81,7 +81,14 @@ class OneShot(Method):
         if self.rule == "global_rank":
             rule = budgets.GlobalRank(normalise=self.normalise, per=self.per)
         return choose(
-            graph, numbers, budget, how=rule, exact_only=self.exact_only, grids=self.grids, bundle=self.bundle
+            graph,
+            numbers,
+            budget,
+            how=rule,
+            exact_only=self.exact_only,
+            grids=self.grids,
+            bundle=self.bundle,
+            blocks=self.blocks,
         )
 
 

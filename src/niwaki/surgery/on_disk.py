@@ -95,7 +95,8 @@ def cut_stored(
         )
     parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     made = CutTensors(plan, surgery, stored, first, parameters)
-    files = stored.files
+    kept = {file: [name for name in names if not plan.drops(name)] for file, names in stored.files.items()}
+    files = {file: names for file, names in kept.items() if names}
     layouts = {file: made.layout(names) for file, names in files.items()}
     _as_promised(small, layouts)
     if folder.exists() and folder.resolve() == stored.folder.resolve():
