@@ -286,6 +286,7 @@ class _Traced(fx.Interpreter):
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("meta")}
+        args = tuple(torch.device("meta") if isinstance(item, torch.device) else item for item in args)
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
