@@ -53,6 +53,12 @@ def _drawn(data: dict[str, Any], name: str) -> Any:
         f"{name}: {len(data['groups'])} groups, {free} free; {data['params']:,} parameters, {share:.1f} % in free "
         f"groups; {data['macs']:,} MACs; {data['seconds']:.2f} s on {data.get('device', 'cpu')}"
     ]
+    if data["blocks"]:
+        shown = ", ".join(block["module"] for block in data["blocks"][:6])
+        more = len(data["blocks"]) - 6
+        lines.append(
+            f"{len(data['blocks'])} blocks can be left out whole: {shown}{f' and {more} more' if more > 0 else ''}"
+        )
     if data["unknown"]:
         lines.append("unknown operations (what they touch is fixed):")
         lines += [f"  {u['operation']} in {u['module'] or 'the model'}, {u['where']}" for u in data["unknown"]]

@@ -153,6 +153,7 @@ class Outcome:
                 widths.append(
                     {"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after}
                 )
+        gone = {f"block {path}" for path in plan.dropped}
         metric = [name for name in self.after if name not in ("params", "macs", "bytes")]
         candidates = [
             {"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
@@ -182,14 +183,14 @@ class Outcome:
                 {
                     "name": g.name,
                     "units": g.units,
-                    "kept": len(plan.kept.get(g.name, range(g.units))),
+                    "kept": 0 if g.name in gone else len(plan.kept.get(g.name, range(g.units))),
                     "fixed": g.fixed,
                     "exact": g.exact,
                     "inexact": g.inexact,
                     "kind": g.kind,
                     "rows": g.rows,
                 }
-                for g in graph.groups
+                for g in (*graph.groups, *(block for block in graph.blocks if block.name in gone))
             ],
             "unknown": [
                 vars(u) if hasattr(u, "__dict__") else {"operation": u.operation, "module": u.module, "where": u.where}
