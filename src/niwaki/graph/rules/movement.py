@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
-from itertools import takewhile
 from math import prod
 from typing import Any
 
@@ -96,10 +95,6 @@ def factor(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple[tuple
     """Smallest runs of axes with equal products: how a view regroups axes."""
     runs = []
     i = j = 0
-    if 0 in before:  # nothing is in there, so products tell nothing: what follows the equal axes is one run
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] != 0, zip(before, after, strict=False)))
-        rest = (tuple(range(same, len(before))), tuple(range(same, len(after))))
-        return (*(((axis,), (axis,)) for axis in range(same)), rest)
     while i < len(before) or j < len(after):
         left: list[int] = []
         right: list[int] = []
