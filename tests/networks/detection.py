@@ -64,3 +64,50 @@ class BinnedBoxes(nn.Module):
         one, other = self.bins(boxes).chunk(2, 1)
         corners = torch.cat((self.places - one, self.places + other), 1) * self.strides
         return torch.cat((corners, classes.sigmoid()), 1)
+
+
+@case(
+    IMAGES,
+    free={"stem.weight:0": 6, "many.0.weight:0": 5, "one.0.weight:0": 5},
+    fixed=("one.1.weight:0", "many.1.weight:0"),
+)
+class HeadForTraining(nn.Module):
+    """Two heads run, one of which is only returned while training: its width is no less an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.one, self.many = (nn.Sequential(nn.Conv2d(6, 5, 1), nn.Conv2d(5, 4, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.silu(self.stem(x))
+        one, many = (torch.cat([head(x).flatten(2), head(x).flatten(2)], 2) for head in (self.one, self.many))
+        return (one, many) if self.training else one.sigmoid()
+
+
+@case(
+    reals(1, 9, 16),
+    "integers",
+    "grid",
+    "inexact",
+    free={"value.weight:0": 16, "places.weight:0": 0, "weights.weight:0": 0, "out.weight:1": 16},
+    fixed=("out.weight:0", "value.weight:1"),
+)
+class DeformableAttention(nn.Module):
+    """Heads read a small picture at places that each query names, and weigh what they read: heads go whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.points, self.width = 4, 3, 16
+        self.value, self.out = nn.Linear(16, 16), nn.Linear(16, 5)
+        self.places, self.weights = nn.Linear(16, 4 * 3 * 2), nn.Linear(16, 4 * 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        side = int(n**0.5)
+        value = self.value(x).view(b, n, self.heads, self.width // self.heads).permute(0, 2, 3, 1).flatten(0, 1)
+        places = self.places(x).view(b, n, self.heads, self.points, 2).permute(0, 2, 1, 3, 4).flatten(0, 1)
+        weights = self.weights(x).view(b, n, self.heads, self.points).softmax(-1).permute(0, 2, 1, 3)
+        read = F.grid_sample(value.unflatten(-1, (side, side)), places.sigmoid() * 2 - 1, align_corners=False)
+        read = (read * weights.reshape(b * self.heads, 1, n, self.points)).sum(-1)
+        return self.out(read.view(b, self.width, n).transpose(1, 2))

@@ -26,6 +26,7 @@ CONSTANT_LIMIT = 1 << 22
 NUMBERS_LIMIT = 1 << 12
 """Real tensors that no parameter has a part in are computed along up to this size, so that forwards may read them."""
 
+UNREGISTERED = "a constant tensor that the model does not register"
 MADE = frozenset({"arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"})
 """Operators that make a tensor of nothing but numbers."""
 
@@ -137,7 +138,7 @@ class Recorder(TorchDispatchMode):
     def value(self, tensor: Tensor) -> Value:
         known = self.seen(tensor)
         if known is None:
-            known = Value(tuple(tensor.shape), why="a constant tensor that the model does not register")
+            known = Value(tuple(tensor.shape), why=UNREGISTERED)
             if not tensor.is_meta and countable(tensor):
                 self.hold(tensor, known, tensor.detach())
             self.know(tensor, known)
@@ -255,6 +256,17 @@ class Recorder(TorchDispatchMode):
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
+
+
+def values_in(record: Record) -> list[Value]:
+    """The tensors that a call reads, in lists too."""
+    found: list[Value] = []
+    for item in (*record.args, *record.kwargs.values()):
+        if isinstance(item, Value):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found.extend(i for i in item if isinstance(i, Value))
+    return found
 
 
 def countable(tensor: Tensor) -> bool:

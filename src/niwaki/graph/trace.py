@@ -23,6 +23,7 @@ from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Record, Recorder, countable, fix_outputs, seed
 from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_hooks
+from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter
 from niwaki.units import Group, Unknown, map_tensors, need_module, run, tensors_in
 
@@ -233,6 +234,7 @@ def _trace_once(
     with quiet(skeleton), torch.no_grad(), recorder:
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
+    fix_unread(recorder, output, parameters)
     names = _all_names(model)
     blocks = find_blocks(
         recorder.calls,
@@ -299,11 +301,10 @@ def note_tables(recorder: Recorder, model: nn.Module) -> None:
 def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
     """Tables keep their values beside the meta tensor: gathers by them stay movement, numbers in them can be read.
 
-    Parameters and real buffers do not: they are what is cut.
+    Parameters do not.
     """
-    value = recorder.value(copy)
-    if not real.is_meta and value.parameter is None and not isinstance(real, nn.Parameter) and countable(real):
-        recorder.hold(copy, value, real.detach().cpu())
+    if not real.is_meta and not isinstance(real, nn.Parameter) and countable(real):
+        recorder.hold(copy, recorder.value(copy), real.detach().cpu())
 
 
 def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:

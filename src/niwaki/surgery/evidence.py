@@ -7,7 +7,7 @@ import numpy as np
 
 from niwaki.graph import ChannelGraph
 from niwaki.graph.labels import column_axis, varying
-from niwaki.graph.recorder import Record
+from niwaki.graph.recorder import Record, values_in
 from niwaki.graph.values import Value
 
 Changes = dict[str, dict[int, set[int]]]
@@ -83,16 +83,6 @@ def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
         groups = group_count(record)
         if groups is not None:
             table.setdefault(groups[0], set()).add(groups_after(record, sizes))
-    return found
-
-
-def values_in(record: Record) -> list[Value]:
-    found: list[Value] = []
-    for item in (*record.args, *record.kwargs.values()):
-        if isinstance(item, Value):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            found.extend(i for i in item if isinstance(i, Value))
     return found
 
 

@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Recorder, seed
+from niwaki.graph.recorder import UNREGISTERED, Recorder, seed
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
-from niwaki.graph.values import Parameter
+from niwaki.graph.values import Parameter, Value
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import retrace
@@ -257,6 +257,10 @@ def _rewrite(
     space = LabelSpace()
     recorder = Recorder(space, {})
     parameters = seed(recorder, root)
+    for name in constants:  # tensors that the model holds without registering them: they are not cut
+        if parameters.pop(name, None) is not None:
+            twin = memo[identity(constants[name])]
+            recorder.know(twin, Value(tuple(twin.shape), why=UNREGISTERED))
     for real, twin in pairs:
         note_constant(recorder, real, twin)
     note_tables(recorder, root)

@@ -95,17 +95,18 @@ def _steps(path: str, wrong: str) -> int:
 
 
 def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, str]:
-    """How many calls do what the trace says, and the module of the first that does not."""
+    """How many calls do what the trace says, and the module of the first that does not.
+
+    Where a module makes other calls than it did, nobody can tell which are wrong: what follows there does not count.
+    """
     before = by_module(graph.records)
     order = {id(record): i for i, record in enumerate(seen.records)}
     agreed, first, wrong = 0, len(seen.records), seen.where
     for module, made in by_module(seen.records).items():
-        old = before.get(module, [])
-        at = next(
-            (i for i, (was, now) in enumerate(zip(old, made, strict=False)) if differs(was, now, graph, sizes)),
-            min(len(old), len(made)),
-        )
-        agreed += at
-        if at < len(made) and order[id(made[at])] < first:
-            first, wrong = order[id(made[at])], module
+        for was, now in zip(before.get(module, ()), made, strict=False):
+            if differs(was, now, graph, sizes):
+                if was.name == now.name and order[id(now)] < first:
+                    first, wrong = order[id(now)], module
+                break
+            agreed += 1
     return agreed, wrong

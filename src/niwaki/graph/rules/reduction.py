@@ -1,6 +1,5 @@
 """Reductions and softmax: a labelled axis is dropped or kept, and marked inexact where the value changes."""
 
-import torch
 from torch import Tensor
 
 from niwaki.graph.labels import varying
@@ -127,7 +126,7 @@ def by_order(call: Call) -> list[Labels]:
 def read(call: Call) -> Labels:
     """A number read out in forward: what it was computed from is fixed."""
     for item in call.args:
-        if isinstance(item, Tensor) and not torch.is_tensor(call.value(item).constant):
+        if isinstance(item, Tensor):
             for labels in call.value(item).get(call.space):
                 call.fix(labels, "its value is read by forward")
     return ()

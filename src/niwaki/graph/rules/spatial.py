@@ -5,7 +5,7 @@ from torch import Tensor
 
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels
+from niwaki.graph.values import Labels, join, merge
 
 NAMES = (
     [
@@ -34,10 +34,6 @@ NAMES = (
         "upsample_trilinear3d",
         "_upsample_bilinear2d_aa",
         "_upsample_bicubic2d_aa",
-        "grid_sampler_2d",
-        "grid_sampler",
-        "cudnn_grid_sampler",
-        "grid_sampler_3d",
         "max_unpool2d",
         "max_unpool3d",
     ]
@@ -83,3 +79,36 @@ def regions(call: Call) -> list[Labels]:
     call.zero = value.zero and call.name != "roi_pool"
     results = [call.result] if isinstance(call.result, Tensor) else list(call.result)
     return [tuple(kept) for _ in results]
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
+def sampled(call: Call) -> Labels:
+    """Values at places of a picture: samples meet pictures one by one, channels pass on, places come with the grid."""
+    picture, grid = call.value(call.args[0]), call.value(call.args[1])
+    rank = len(picture.shape)
+    shape = (*picture.shape[:2], *grid.shape[1:])  # [samples, channels, places..., coordinates]
+    of_picture = []
+    for labels in picture.get(call.space):
+        inside = tuple(axis for axis in varying(labels) if axis >= 2)
+        if inside:
+            call.fix(call.space.marker(labels, inside), "space")
+        rest = call.drop(labels, inside)
+        if rest is not None:
+            of_picture.append(rest.reshape((*rest.shape, 1)))
+    of_grid = tuple(labels.reshape((labels.shape[0], 1, *labels.shape[1:])) for labels in grid.get(call.space))
+    operands = [
+        ((*picture.shape[:2], *(1 for _ in range(rank - 1))), tuple(of_picture), picture.why),
+        ((grid.shape[0], 1, *grid.shape[1:]), of_grid, grid.why),
+        ((*(1 for _ in range(rank)), grid.shape[-1]), (), "the coordinates of a place"),
+    ]
+    call.zero = picture.zero
+    result: list[np.ndarray] = []
+    for labels in join(call.space, operands, shape):
+        rest = call.drop(labels, (rank,))
+        if rest is not None:
+            # each place has coordinates, which stay: places are removed with their sample (a head) or not at all
+            places = tuple(axis for axis in varying(rest) if 2 <= axis < rank)
+            if places:
+                call.fix(call.space.marker(rest, places), "the number of places that are read")
+            merge(call.space, result, rest.reshape(rest.shape[:rank]))
+    return tuple(result)
