@@ -230,3 +230,39 @@ def test_sums_are_exact_of_zeros_and_means_are_not() -> None:
         )
         graph = niwaki.trace(net, torch.randn(2, 3, 4))
         assert group_of(graph, "a.weight", 0).exact is (exact or False), change
+
+
+@pytest.mark.parametrize(
+    ("change", "exact"),
+    [
+        (lambda n, y: y, True),
+        (lambda n, y: y * n.gate, True),  # nothing where channels are gone, whatever the gate
+        (lambda n, y: y + n.along, True),  # a bias of the channels goes with them
+        (lambda n, y: y + n.gate, False),
+        (lambda n, y: n.mix(y.transpose(1, 2)).transpose(1, 2), False),
+        (lambda n, y: n.conv(y), False),
+        (lambda n, y: n.plain(y), True),
+        (lambda n, y: y + n.gate.expand(5, 8), False),
+        (lambda n, y: torch.cat([y[:, :2], n.gate.expand(2, 5, 8)[:, 2:]], 1), False),
+        (lambda n, y: torch.cat([y[:, :2], torch.zeros(2, 3, 8, device=y.device)], 1), True),
+        (lambda n, y: torch.stack([y, n.gate.expand(2, 5, 8)], 1).flatten(1, 2), False),
+        (lambda n, y: F.layer_norm(y.transpose(1, 2), (5,), n.ends, n.ends).transpose(1, 2), False),
+        (lambda n, y: torch.baddbmm(n.gate[None], n.mix.weight[None].expand(2, 5, 5), y), False),
+        (lambda n, y: y.slice_scatter(n.gate.expand(2, 5, 8)[:, :2], 1, 0, 2), False),
+    ],
+)
+def test_only_what_a_channel_owns_is_zero_without_it(change: Any, exact: bool) -> None:
+    """y^T y over 8 channels: exact where all of y is zero at a channel whose weights are zero."""
+    net = Net(
+        lambda n, x: change(n, n.a(x)) @ change(n, n.a(x)).transpose(1, 2),
+        a=nn.Linear(3, 8),
+        gate=nn.Parameter(torch.randn(5, 1)),
+        along=nn.Parameter(torch.randn(8)),
+        ends=nn.Parameter(torch.randn(5)),
+        mix=nn.Linear(5, 5),
+        conv=nn.Conv1d(5, 5, 1),
+        plain=nn.Conv1d(5, 5, 1, bias=False),
+    )
+    assert group_of(niwaki.trace(net, torch.randn(2, 5, 3)), "a.weight", 0).exact is exact
+    if exact:
+        assert cut_and_judge(net, torch.randn(2, 5, 3))[2].passed

@@ -117,6 +117,7 @@ CASES: dict[str, Case] = {
     "pixel_unshuffle": (lambda x: F.pixel_unshuffle(x, 2), (2, 3, 4, 6), [(0,), (1,), (0, 1, 2, 3)]),
     "channel_shuffle": (lambda x: torch.channel_shuffle(x, 3), (2, 6, 3, 3), [(0,), (1,), (0, 1, 2, 3)]),
     "im2col": (lambda x: F.unfold(x, 2), (1, 3, 4, 4), [(1,)]),
+    "col2im": (lambda x: F.fold(x, (2, 3), 1), (1, 4, 6), [(1,)]),
     "negative padding": (lambda x: F.pad(x, (-1, -2)), S, [(0,), (1,), (2,)]),
     "diagonal of other axes": (lambda x: x.diagonal(dim1=0, dim2=2), S, [(1,)]),
     "view_as_real": (lambda x: torch.view_as_real(x.to(torch.complex64))[..., 0], S, EACH),
@@ -145,6 +146,16 @@ def test_pixel_shuffle_ties_the_phases_of_a_channel() -> None:
     """8 channels become 2 of 2 x 2 phases in space: channels 0 to 3 are one unit, 4 to 7 the other."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.PixelShuffle(2), torch.nn.Conv2d(2, 5, 1))
     graph = niwaki.trace(model, torch.zeros(1, 3, 2, 2))
+    (group,) = [g for g in graph.groups if g.fixed is None]
+    members = {(m.tensor, m.axis): (m.index.tolist(), m.unit.tolist()) for m in group.members}
+    assert members["0.weight", 0] == ([0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 1, 1, 1, 1])
+    assert members["2.weight", 1] == ([0, 1], [0, 1])
+
+
+def test_folding_ties_the_window_of_a_channel() -> None:
+    """8 rows of windows of 2 x 2 are added up into 2 channels: rows 0 to 3 are one unit, 4 to 7 the other."""
+    model = torch.nn.Sequential(torch.nn.Conv1d(3, 8, 1), torch.nn.Fold((3, 3), 2), torch.nn.Conv2d(2, 5, 1))
+    graph = niwaki.trace(model, torch.zeros(1, 3, 4))
     (group,) = [g for g in graph.groups if g.fixed is None]
     members = {(m.tensor, m.axis): (m.index.tolist(), m.unit.tolist()) for m in group.members}
     assert members["0.weight", 0] == ([0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 0, 1, 1, 1, 1])

@@ -105,6 +105,10 @@ def is_grid(graph: Any, alive: np.ndarray, inside: np.ndarray) -> bool:
         kept = alive[view].sum(1)
         if np.unique(kept[kept > 0]).size > 1:
             return False
+    for stack in units.stacks:  # [grids, rows]: and a stack of grids as many rows of each
+        kept = alive[stack].sum(1)
+        if np.unique(kept[kept > 0]).size > 1:
+            return False
     ids = np.flatnonzero(inside & units.in_row)
     if whole(units.row[ids], alive[ids]):
         return True

@@ -308,3 +308,99 @@ class MultiQuery(nn.Module):
         scores = scores.masked_fill(~causal, float("-inf"))
         y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, self.heads * self.size)
         return self.head(x + self.o_proj(y))
+
+
+@case(TOKENS, *HEADS, free={"qkv.weight:0": 0, "mix.weight:0": 0, "proj.weight:1": 0})
+class TalkingHeads(nn.Module):
+    """A layer over the heads before the softmax: queries and keys have heads of their own, values theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = 4, 3
+        self.embed = nn.Linear(6, 10)
+        self.qkv = nn.Linear(10, 36)
+        self.mix = nn.Linear(4, 4)
+        self.proj = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(self.embed(x)).reshape(b, n, 3, self.heads, self.size)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = self.mix((q @ k.transpose(-2, -1)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = scores.softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+@case(TOKENS, "inexact", free={"embed.weight:0": 8, "mix.weight:0": 4})
+class TokenGram(nn.Module):
+    """Biases along the tokens are still there where a channel is gone, and enter a product of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.mix = nn.Linear(5, 4)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.mix(self.embed(x).transpose(1, 2))
+        return self.out((y.transpose(1, 2) @ y).sum(1))
+
+
+class PositionBias(nn.Module):
+    """A number for every head and every pair of positions; asked for by a method, never called."""
+
+    def __init__(self, tokens: int, heads: int) -> None:
+        super().__init__()
+        self.tokens, self.heads = tokens, heads
+        self.table = nn.Parameter(torch.zeros(tokens * tokens, heads))
+
+    def bias(self) -> Tensor:
+        return self.table.view(self.tokens, self.tokens, self.heads).permute(2, 0, 1)
+
+
+@case(TOKENS, *HEADS, free={"qkv.weight:0": 0, "position.table:1": 0, "proj.weight:1": 0})
+class BiasByMethod(nn.Module):
+    """Attention with a bias of positions from a module that keeps the number of heads for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = 4, 3
+        self.qkv = nn.Linear(6, 36)
+        self.position = PositionBias(5, 4)
+        self.proj = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q @ k.transpose(-2, -1) * self.size**-0.5 + self.position.bias()).softmax(-1) @ v
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+
+class Outlook(nn.Module):
+    """Every position weighs the windows around it: unfolded, mixed by heads of window x window, folded again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.embed = nn.Linear(3, 8)
+        self.v = nn.Linear(8, 8, bias=False)
+        self.attn = nn.Linear(8, 2 * 4 * 4)
+        self.proj = nn.Linear(8, 3)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        b, h, w, _ = x.shape
+        v = F.unfold(self.v(x).permute(0, 3, 1, 2), 2, stride=2)
+        v = v.reshape(b, self.heads, -1, 4, h * w // 4).permute(0, 1, 4, 3, 2)
+        attn = F.avg_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+        attn = self.attn(attn).reshape(b, h * w // 4, self.heads, 4, 4).permute(0, 2, 1, 3, 4)
+        y = (attn.softmax(-1) @ v).permute(0, 1, 4, 3, 2)  # [batch, heads, channels, window, windows]
+        return y.reshape(b, -1, h * w // 4)
+
+
+@case(reals(2, 4, 4, 3), *HEADS, free={"v.weight:0": 0, "attn.weight:0": 0, "proj.weight:1": 0, "embed.weight:0": 8})
+class FoldedOutlook(Outlook):
+    """What is unfolded into windows and weighed is folded into a picture again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.fold(self.mixed(self.embed(x)), x.shape[1:3], 2, stride=2)
+        return self.proj(y.permute(0, 2, 3, 1))

@@ -324,3 +324,20 @@ class StridedGroups(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.relu(self.dilated(F.relu(self.up(self.squeeze(x))))).mean((2, 3)))
+
+
+@case(reals(2, 5, 6), free={"embed.weight:0": 8, "mix.weight:0": 4, "cell.weight:0": 3, "head.weight:1": 0})
+class KernelOfOne(nn.Module):
+    """Convolutions over tokens with a kernel of one, while the channels lie where space would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.mix, self.join = nn.Conv1d(5, 4, 1), nn.Conv1d(4, 1, 1, bias=False)
+        self.cell = nn.Conv2d(1, 3, (3, 1), padding=(1, 0), bias=False)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)  # [batch, tokens, channels]
+        z = self.cell(x[:, None]).sum((1, 2))
+        return self.head(self.join(F.relu(self.mix(x))).squeeze(1) + z)

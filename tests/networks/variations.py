@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.attention import Outlook
 from networks.registry import case, reals
 
 IMAGES = reals(2, 3, 8, 8)
@@ -82,6 +83,25 @@ class CustomOperation(nn.Module):
         with torch.no_grad():
             x = wobble(self.conv2(F.relu(self.conv1(x))))
         return self.fc(x.mean((2, 3)))
+
+
+@case(
+    reals(2, 4, 4, 3),
+    "attention",
+    "grid",
+    "integers",
+    "unknown",
+    "inference",
+    free={"embed.weight:0": 8},
+    fixed=("v.weight:0", "attn.weight:0", "proj.weight:1"),
+)
+class UnknownAfterCrossing(Outlook):
+    """Two grids that became one axis meet an unknown call: neither of them may lose rows or columns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = wobble(self.mixed(self.embed(x)))
+        return self.proj(y.unflatten(1, (-1, 4)).mean((2, 3)))
 
 
 @case(lambda: [reals(2, 3, 8, 8)(), reals(2, 3, 4, 4)()], free={"conv.weight:0": 6, "low.weight:0": 6})

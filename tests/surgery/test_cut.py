@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.surgery import surgery_of
+from zoo import ZOO
 
 X = torch.tensor([[1.0, 2.0]])
 
@@ -318,3 +319,15 @@ def test_how_many_are_found_is_for_the_data_to_say(threshold: float) -> None:
     assert type(small) is Detects and small.conv.out_channels == 4 and small.box[0].out_features == 3
     receipt = niwaki.verify(model, small, plan, example)
     assert receipt.exact and receipt.passed and receipt.numbers
+
+
+def test_integers_of_a_module_that_is_asked_by_a_method() -> None:
+    """The module with the table of positions is never called; its number of heads follows that of its holder."""
+    model, example = next((c.make(), c.example()) for c in ZOO if c.name == "bias_by_method")
+    graph = niwaki.trace(model, example)
+    (heads,) = {g.rows for g in graph.groups if any(m.tensor == "qkv.weight" and m.axis == 0 for m in g.members)}
+    how = niwaki.scores.Random()
+    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    small = niwaki.cut(model, niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units")))
+    assert surgery_of(small).door == "eager"
+    assert (heads, small.heads, small.position.heads) == (4, 2, 2)

@@ -145,3 +145,15 @@ def test_an_argument_named_like_a_builtin() -> None:
     small, reason = cut_exported(model, plan, plan.graph, alive_of(plan.graph, plan))
     assert small is not None, reason
     assert torch.allclose(small(X), niwaki.cut(model, plan)(X), atol=1e-6)
+
+
+def test_a_forward_that_names_a_device() -> None:
+    """The graph holds the device among the plain arguments of `to`; the check runs without numbers all the same."""
+
+    class Placed(Hard):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.ones(1).to(x.device, x.dtype))
+
+    model, small, plan = made(Placed())
+    assert isinstance(small, Exported)
+    assert niwaki.verify(model, small, plan, X).passed

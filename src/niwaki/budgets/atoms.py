@@ -13,6 +13,7 @@ from niwaki.scores import Scores
 Grids = Literal["rows", "columns"]
 Bundle = Literal["sum", "mean", "max"]
 Blocks = Literal["keep", "also", "only"]
+ACROSS = "rows of grids that lie across each other"
 
 
 def make_atoms(
@@ -65,12 +66,15 @@ def make_atoms(
 
     least: dict[int, int] = {}
     keys: dict[tuple[int, ...], int] = {}
-    closures = {"rows": units.row, "columns": units.column}
+    closures: dict[Grids, np.ndarray] = {"rows": units.row, "columns": units.column}
+    torn = {mode: _torn(graph, closures[mode], mode, group_of >= 0) for mode in closures}
     members = np.flatnonzero(in_grid)
     cluster = _clusters(graph)
     grids_of: dict[int, list[np.ndarray]] = {}
-    for grid in units.grids:  # the units of a grid are of one class, and so in one cluster
-        grids_of.setdefault(int(cluster[grid.flat[0]]), []).append(grid)
+    stacks_of: dict[int, list[np.ndarray]] = {}
+    for table, grids_seen in ((grids_of, units.grids), (stacks_of, units.stacks)):
+        for grid in grids_seen:  # the units of a grid are of one class, and so in one cluster
+            table.setdefault(int(cluster[grid.flat[0]]), []).append(grid)
     for c in np.unique(cluster[members]) if blocks != "only" else ():
         mine = members[cluster[members] == c]
         held = [graph.groups[g].name for g in np.unique(group_of[mine]) if g >= 0]
@@ -79,8 +83,10 @@ def make_atoms(
         why = "a slab that stays with its grid"
         mode: Grids = grids
         for mode in order:
-            viewed = tuple(grids_of.get(int(c), ()))
-            found, reason = _grid_atoms(graph, mine, viewed, closures[mode], mode, judged, value, exact_only, inexact)
+            viewed, stacked = tuple(grids_of.get(int(c), ())), tuple(stacks_of.get(int(c), ()))
+            found, reason = _grid_atoms(
+                graph, mine, (viewed, stacked), closures[mode], mode, judged, value, exact_only, inexact, torn[mode]
+            )
             why = reason or why
             if len(found) > 1:
                 break
@@ -140,6 +146,16 @@ def make_atoms(
     return atoms, skipped
 
 
+def _torn(graph: ChannelGraph, closure: np.ndarray, mode: Grids, shown: np.ndarray) -> np.ndarray:
+    """Which closures hold a slab without all of what it spans: it would go, and that would stay; bool `[closures]`."""
+    frozen = graph.units.row_frozen if mode == "rows" else graph.units.column_frozen
+    slab, element = graph.units.slabs
+    apart = (closure[slab] != closure[element]) | frozen[element]
+    torn = np.zeros(int(closure.max(initial=0)) + 1, bool)
+    torn[closure[slab[apart & ~frozen[slab] & shown[element]]]] = True
+    return torn
+
+
 def _clusters(graph: ChannelGraph) -> np.ndarray:
     """Units tied in any way, rows, columns or a common grid: they are decided in one manner."""
     units = graph.units
@@ -156,15 +172,16 @@ def _clusters(graph: ChannelGraph) -> np.ndarray:
 def _grid_atoms(
     graph: ChannelGraph,
     mine: np.ndarray,
-    viewed: tuple[np.ndarray, ...],
+    viewed: tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]],
     closure: np.ndarray,
     mode: Grids,
     judged: np.ndarray,
     value: np.ndarray,
     exact_only: bool,
     inexact: dict[str, np.ndarray],
+    torn: np.ndarray,
 ) -> tuple[list[np.ndarray], str | None]:
-    """Atoms of one cluster in one manner, and a reason where it has none."""
+    """Atoms of one cluster in one manner, and a reason where it has none; `viewed` has its grids and its stacks."""
     units = graph.units
     kind = "row" if mode == "rows" else "column"
     frozen = units.row_frozen if mode == "rows" else units.column_frozen
@@ -175,37 +192,40 @@ def _grid_atoms(
     order = np.argsort(closure[inside], kind="stable")
     inside = inside[order]
     starts = np.flatnonzero(np.r_[True, np.diff(closure[inside]) != 0])
-    parts = np.split(inside, starts[1:])
-    good, why = [], None
-    for part in parts:
-        if (reasons[part] >= 0).any():
-            why = units.reasons[int(reasons[part].max())]
-        elif exact_only and inexact[kind][part].any():
-            why = "not exact: " + units.inexact_reasons[int(units.inexact[kind][part].max())]
-        elif judged[part].any():
-            good.append(part)
+    stops = np.append(starts[1:], inside.size)
+    reason = np.maximum.reduceat(reasons[inside], starts)  # of each part, as all that follows
+    vague = np.maximum.reduceat(units.inexact[kind][inside], starts)
+    whole = ~torn[closure[inside[starts]]]
+    bad = (reason >= 0) | ~whole | (exact_only & np.logical_or.reduceat(inexact[kind][inside], starts))
+    seen = np.logical_or.reduceat(judged[inside], starts)
+    why = None if seen.all() else "the score can't judge it"
+    if bad.any():
+        last = int(np.flatnonzero(bad)[-1])
+        if reason[last] >= 0:
+            why = units.reasons[int(reason[last])]
         else:
-            why = why or "the score can't judge it"
-    if mode == "rows":
-        if good:
-            even, _, _ = _takes(viewed, good, rows_go=True)
-            why = why if even.all() else "rows of grids that lie across each other"
-            good = [part for part, fits in zip(good, even.tolist(), strict=True) if fits]
+            why = "not exact: " + units.inexact_reasons[int(vague[last])] if whole[last] else ACROSS
+    good = [inside[starts[i] : stops[i]] for i in np.flatnonzero(~bad & seen).tolist()]
+    grids, stacks = viewed
+    if mode == "rows" and good:
+        even, _, _ = _takes(grids, good, rows_go=True)
+        why = why if even.all() else ACROSS
+        good = [part for part, fits in zip(good, even.tolist(), strict=True) if fits]
+    if not good or (mode == "rows" and not stacks):
         return good, why
-    if not good:
-        return [], why
-    return _balanced(viewed, good, np.array([value[part[judged[part]]].sum() for part in good]), why)
+    totals = np.array([value[part[judged[part]]].sum() for part in good])
+    return _balanced(stacks if mode == "rows" else grids, good, totals, why, rows_go=mode == "rows")
 
 
 def _balanced(
-    grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np.ndarray, why: str | None
+    grids: tuple[np.ndarray, ...], parts: list[np.ndarray], totals: np.ndarray, why: str | None, *, rows_go: bool
 ) -> tuple[list[np.ndarray], str | None]:
     """Atoms that take equally from every row of every grid.
 
     A part that does so is one by itself. Parts that take from one row only wait for their like in the other rows: the
     lowest-scored of every row go together, then the second lowest, and so on.
     """
-    even, marks, shapes = _takes(grids, parts, rows_go=False)
+    even, marks, shapes = _takes(grids, parts, rows_go=rows_go)
     atoms = [parts[i] for i in np.flatnonzero(even)]
     lanes: dict[tuple[tuple[int, int, int], ...], list[int]] = {}
     for i in np.flatnonzero(~even).tolist():
@@ -219,7 +239,7 @@ def _balanced(
                 together[g, r] = together.get((g, r), 0) + n
         touched = {g for g, _ in together}
         if any(len({together.get((g, r), 0) for r in range(shapes[g])}) > 1 for g in touched):
-            why = "rows of grids that lie across each other"
+            why = ACROSS
         elif len({len(lanes[lane]) for lane in family}) > 1:
             why = "rows of different lengths"
         else:

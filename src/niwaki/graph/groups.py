@@ -68,6 +68,8 @@ class Units:
     """Pairs of a slab and an element it spans, rows and columns together."""
     grids: tuple[np.ndarray, ...]
     """Every viewed grid as units `[rows, columns]`: all rows that keep anything keep equally many."""
+    stacks: tuple[np.ndarray, ...]
+    """Every viewed stack of grids as first units of rows `[grids, rows]`: all that keep any row keep equally many."""
 
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
@@ -117,6 +119,8 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         units = units[units >= 0]
         units = units[reason[units] < 0]
         reason[units] = reasons.setdefault(why, len(reasons))
+    slabs_of = _pairs(pairs)
+    _hold(reason, *slabs_of)
     inexact_reasons: dict[str, int] = {}
     inexact = {kind: np.full(count, -1, dtype=np.int32) for kind in ("row", "column")}
     for mark in space.inexact:
@@ -128,13 +132,11 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         for kind in along:
             inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
     classes = np.arange(count, dtype=np.int32)
-    viewed: dict[tuple[int, bytes], np.ndarray] = {}
+    viewed, stacked = _viewed(space.grids, unit_of), _viewed(space.stacks, unit_of)
     if space.grids:
         links: Edges = []
         for grid in space.grids:
             flat = unit_of[grid.ravel()]
-            if (flat >= 0).all():
-                viewed.setdefault((len(grid), flat.tobytes()), flat.reshape(grid.shape))
             flat = flat[flat >= 0]
             if flat.size:
                 links.append((np.full(flat.size - 1, flat[0], dtype=np.int32), flat[1:]))
@@ -155,8 +157,9 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
         inexact_reasons=tuple(inexact_reasons),
         classes=classes,
-        slabs=_pairs(pairs),
-        grids=tuple(viewed.values()),
+        slabs=slabs_of,
+        grids=viewed,
+        stacks=stacked,
     )
     axes = []
     for parameter, axis in seeded:
@@ -173,6 +176,25 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
             )
         )
     return units, axes
+
+
+def _viewed(grids: list[np.ndarray], unit_of: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Grids of labels as grids of units, each once."""
+    found: dict[tuple[int, bytes], np.ndarray] = {}
+    for grid in grids:
+        flat = unit_of[grid.ravel()]
+        if (flat >= 0).all():
+            found.setdefault((len(grid), flat.tobytes()), flat.reshape(grid.shape))
+    return tuple(found.values())
+
+
+def _hold(reason: np.ndarray, slab: np.ndarray, element: np.ndarray) -> None:
+    """What can't be removed holds every slab that it lies in, whichever way that slab would go (in place)."""
+    while True:
+        held = np.flatnonzero((reason[slab] < 0) & (reason[element] >= 0))
+        if not held.size:
+            return
+        reason[slab[held]] = reason[element[held]]
 
 
 def _pairs(edges: Edges) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ spans, where an axis was viewed as a grid (heads x head size): the slab lives as
 Removing whole rows follows strict and row ties, removing columns follows strict and column ties.
 """
 
+from bisect import bisect_right
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,8 +33,10 @@ class LabelSpace:
         self.fixed: list[tuple[np.ndarray, str]] = []
         self.inexact: list[Mark] = []
         self.grids: list[np.ndarray] = []
+        self.stacks: list[np.ndarray] = []
         self.roles: dict[int, str] = {}
-        self._free: set[int] = set()
+        self._free: dict[int, tuple[int, bool]] = {}
+        self._starts: list[int] = []
         self._markers: dict[tuple[int, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
 
     def new(self, size: int) -> np.ndarray:
@@ -42,13 +45,20 @@ class LabelSpace:
         self.count += size
         return labels
 
-    def free(self, size: int) -> np.ndarray:
-        """Fresh labels of positions that all hold the same value: any number of them will do."""
-        self._free.add(self.count)
+    def free(self, size: int, *, zero: bool = False) -> np.ndarray:
+        """Fresh labels of positions that all hold the same value (`zero`: nothing): any number of them will do."""
+        self._free[self.count] = self.count + size, zero
+        self._starts.append(self.count)
         return self.new(size)
 
-    def is_free(self, labels: np.ndarray) -> bool:
-        return int(labels.min()) in self._free
+    def is_free(self, labels: np.ndarray, *, zero: bool = False) -> bool:
+        """Whether these positions all hold the same value; with `zero` only where that value is something else."""
+        least = int(labels.min())
+        at = bisect_right(self._starts, least) - 1
+        if at < 0:
+            return False
+        stop, nothing = self._free[self._starts[at]]
+        return least < stop and not (zero and nothing)
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
         """Strictly tie `a` and `b` element by element (broadcast against each other)."""
@@ -123,6 +133,11 @@ class LabelSpace:
         if len(varying(labels)) > 1:
             column = column_axis(labels) if inner is None else inner
             self.grids.append(np.moveaxis(labels, column, -1).reshape(-1, labels.shape[column]))
+            firsts = np.take(labels, [0], axis=column)
+            while len(varying(firsts)) > 1:  # thirds of heads of channels: equally many heads stay in every third
+                row = column_axis(firsts)
+                self.stacks.append(np.moveaxis(firsts, row, -1).reshape(-1, labels.shape[row]))
+                firsts = np.take(firsts, [0], axis=row)
 
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:

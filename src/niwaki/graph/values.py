@@ -103,6 +103,18 @@ def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]],
     return tuple(kept)
 
 
+def covers(space: LabelSpace, labels: Labels, result: Labels) -> bool:
+    """Whether an operand with these labels has some of its own wherever the result of a call has labels.
+
+    An operand is zero where its own units are removed; where a unit of the others is, it holds what it held.
+    """
+    owned = [set(varying(mine)) for mine in labels if varying(mine) and not space.is_free(mine, zero=True)]
+    ndim = max((array.ndim for array in result), default=0)
+    shift = ndim - max((array.ndim for array in labels), default=ndim)
+    owned = [{axis + shift for axis in axes} for axes in owned]
+    return all(any(set(varying(theirs)) <= mine for mine in owned) for theirs in result if varying(theirs))
+
+
 def merge(space: LabelSpace, kept: list[np.ndarray], labels: np.ndarray) -> None:
     """Add `labels` to the list of a value's labels, tying it to those that share an axis."""
     axes = set(varying(labels))

@@ -52,11 +52,13 @@ class Sizes:
             if len(axes) == 1:
                 self._known[key] = {axes[0]: int(keep.sum())}
             else:
-                column = column_axis(labels)
                 found = {}
-                for axis in axes:
-                    others = tuple(a for a in range(labels.ndim) if a != axis)
-                    found[axis] = int(keep.sum(axis).max()) if axis == column else int(keep.any(others).sum())
+                while len(varying(labels)) > 1:  # columns of every row, rows of every grid, grids of a stack
+                    axis = column_axis(labels)
+                    found[axis] = int(keep.sum(axis).max())
+                    keep = keep.any(axis, keepdims=True)
+                    labels = np.take(labels, [0], axis=axis)
+                found[varying(labels)[0]] = int(keep.sum())
                 self._known[key] = found
         return self._known[key]
 

@@ -32,6 +32,9 @@ def attention(call: Call) -> Labels:
         if call.has(name) and isinstance(call[name], Tensor):
             mask = call.value(call[name])
             scores = join(call.space, [(shape, scores, q.why), (mask.shape, mask.get(call.space), mask.why)], shape)
+    for labels in scores:
+        if labels.shape[-1] > 1:
+            call.space.mark_inexact(labels, (labels.ndim - 1,), "softmax runs along it")
     weights = Value(shape, scores, why=q.why, zero=zero)
     return contract(call, weights, v, f"{lead}qk,{lead}kd->{lead}qd")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from niwaki.graph.cost import Term
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, Value, join, merge
+from niwaki.graph.values import Labels, Value, covers, join, merge
 
 NOT_ZERO = "a value that is not zero at zero enters a product of two activations"
 
@@ -137,9 +137,12 @@ def matrix_product(call: Call) -> Labels | None:
         for array in value.get(call.space):
             call.space.role(array, "out")
     product_zero = call.zero
-    call.zero = product_zero and (value.zero or (call.has("beta") and call["beta"] == 0))
-    return join(
+    fields = value.get(call.space)
+    result = join(
         call.space,
-        [(call.shape, labels, "an axis that no parameter spans"), (value.shape, value.get(call.space), value.why)],
+        [(call.shape, labels, "an axis that no parameter spans"), (value.shape, fields, value.why)],
         call.shape,
     )
+    added = value.zero and covers(call.space, fields, result)
+    call.zero = product_zero and (added or (call.has("beta") and call["beta"] == 0))
+    return result

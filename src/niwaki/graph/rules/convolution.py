@@ -71,10 +71,15 @@ def convolution(call: Call) -> Labels:
     c_in, c_out = x.shape[c_axis], call.shape[c_axis]
     if w.parameter is None:
         w = without_taps(call, w)
-    spatial = call.shape[c_axis + 1 :] if not transposed else x.shape[c_axis + 1 :]
+    x, passing = beside(call, x, w, c_axis)
+    spatial = list(call.shape[c_axis + 1 :] if not transposed else x.shape[c_axis + 1 :])
+    for labels in passing:
+        for axis in varying(labels):
+            spatial[axis - c_axis - 1] = 1
+    counted = [labels.reshape(1, -1) for labels in passing]
     constant = prod(spatial) * prod(w.shape[2:]) * (call.shape[0] if batched else 1)
 
-    inputs = channel_labels(call, x, c_axis, "space") if c_in > 1 else None
+    inputs = channel_labels(call, x, c_axis, "space")
     if inputs is not None and not (x.zero or w.zero):
         call.space.mark_inexact(inputs, (0,), NOT_ZERO)
     if groups == 1:
@@ -90,14 +95,15 @@ def convolution(call: Call) -> Labels:
         missing = (1 if inputs is not None and weight_in is not None else c_in) * (
             1 if weight_out is not None else c_out
         )
-        call.terms.append(Term(constant * missing, tuple(factors)))
+        call.terms.append(Term(constant * missing, (*factors, *counted)))
         out = weight_out
     else:
         out = grouped(call, w, inputs, groups, transposed, c_in, c_out, constant, x.why)
+        call.terms[-1] = Term(call.terms[-1].constant, (*call.terms[-1].factors, *counted))
     shape = [1] * len(call.shape)
     shape[c_axis] = c_out
     result: Labels = () if out is None else (out.reshape(shape),)
-    call.zero = w.zero
+    call.zero = w.zero and (x.zero or not passing)
     if w.direct:
         for axis, role in ((in_axis, "in"), (out_axis, "out")):
             seeds = w.parameter.seeds.get(axis) if w.parameter is not None else None
@@ -105,13 +111,30 @@ def convolution(call: Call) -> Labels:
                 call.space.role(seeds, role)
     if bias is not None:
         value = call.value(bias)
-        call.zero = call.zero and value.zero
+        call.zero = call.zero and value.zero and not passing
         fields = tuple(f.reshape(shape) for f in value.get(call.space) if f.size > 1)
         for labels_of_bias in fields:
             call.space.role(labels_of_bias, "out")
         if c_out > 1:
             result = join(call.space, [(tuple(shape), result, w.why), (tuple(shape), fields, value.why)], tuple(shape))
-    return result
+    return (*result, *passing)
+
+
+def beside(call: Call, x: Value, w: Value, c_axis: int) -> tuple[Value, Labels]:
+    """Labels along spatial axes on which the kernel has one tap and moves by one: they pass. The input without them."""
+    rank = len(w.shape) - 2
+
+    def each(name: str, usual: int) -> list[int]:
+        given = call[name] if call.has(name) else usual
+        listed = [given] if isinstance(given, int) else given if isinstance(given, (list, tuple)) else [-1]
+        return [int(n) for n in listed] * (rank if len(listed) == 1 else 1)
+
+    settings = zip(w.shape[2:], each("stride", 1), each("padding", 0), each("output_padding", 0), strict=True)
+    alone = {c_axis + 1 + i for i, setting in enumerate(settings) if setting == (1, 1, 0, 0)}
+    passing = tuple(labels for labels in x.fields if varying(labels) and set(varying(labels)) <= alone)
+    if not passing:
+        return x, ()
+    return replace(x, fields=tuple(f for f in x.fields if not any(f is other for other in passing))), passing
 
 
 def without_taps(call: Call, weight: Value) -> Value:

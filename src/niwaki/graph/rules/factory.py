@@ -24,7 +24,8 @@ def uniform(call: Call) -> Labels:
     arrays = []
     for axis, size in enumerate(shape):
         if size > 1:
-            arrays.append(call.space.free(size).reshape([size if a == axis else 1 for a in range(len(shape))]))
+            labels = call.space.free(size, zero=call.zero)
+            arrays.append(labels.reshape([size if a == axis else 1 for a in range(len(shape))]))
     return tuple(arrays)
 
 

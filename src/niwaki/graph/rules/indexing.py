@@ -9,7 +9,7 @@ from torch import Tensor
 from niwaki.graph.labels import compress, varying
 from niwaki.graph.rules.movement import normal, separate
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, Value, join
+from niwaki.graph.values import Labels, Value, covers, join
 
 
 @rule("index_select")
@@ -141,6 +141,7 @@ def by_position(call: Call) -> Labels | None:
                 side.append(labels)
         rest.append((shape, tuple(side), other.why))
     call.zero = value.zero and all(call.value(part).zero for part in parts)
+    call.zero = call.zero and all(covers(call.space, fields, tuple(kept)) for _, fields, _ in rest)
     if call.name in ("gather", "take_along_dim"):
         item = call.value(call["index"])
         return join(

@@ -10,7 +10,7 @@ import numpy as np
 
 from niwaki.graph.labels import column_axis, compress, varying
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, Value, join, rigid_axes
+from niwaki.graph.values import Labels, Value, covers, join, rigid_axes
 
 EMPTY = "an empty tensor is laid out anew"
 PICKED = "picked by a constant index"
@@ -368,7 +368,6 @@ def cat(call: Call) -> Labels:
 
 def cat_values(call: Call, values: list[Value], axis: int) -> Labels:
     """Labels of tensors laid end to end along `axis`; on the other axes they meet index by index."""
-    call.zero = all(value.zero for value in values)
     listed = [list(value.get(call.space)) for value in values]
     others: list[tuple[tuple[int, ...], Labels, str]] = []
     spans: list[list[np.ndarray]] = []
@@ -382,7 +381,11 @@ def cat_values(call: Call, values: list[Value], axis: int) -> Labels:
             if rest:
                 side.append(call.space.marker(labels, rest))
         others.append((shape, tuple(side), value.why))
-    result = list(join(call.space, others, tuple(1 if a == axis else n for a, n in enumerate(call.shape))))
+    beside = join(call.space, others, tuple(1 if a == axis else n for a, n in enumerate(call.shape)))
+    call.zero = all(
+        value.zero and covers(call.space, fields, beside) for value, (_, fields, _) in zip(values, others, strict=True)
+    )
+    result = list(beside)
     if any(spans):
         pieces = []
         full = [1] * len(call.shape)
@@ -415,14 +418,10 @@ def stack(call: Call) -> Labels:
         fields = tuple(np.expand_dims(labels, axis) for labels in value.get(call.space))
         shape = (*value.shape[:axis], 1, *value.shape[axis:])
         values.append(Value(shape, fields, why=value.why, zero=value.zero))
-    call.zero = all(value.zero for value in values)
-    return tuple(
-        join(
-            call.space,
-            [(v.shape, v.fields, v.why) for v in values],
-            tuple(1 if a == axis else n for a, n in enumerate(call.shape)),
-        )
-    )
+    shape = tuple(1 if a == axis else n for a, n in enumerate(call.shape))
+    result = join(call.space, [(v.shape, v.fields, v.why) for v in values], shape)
+    call.zero = all(v.zero and covers(call.space, v.fields, result) for v in values)
+    return result
 
 
 @rule("flip", "fliplr", "flipud")
@@ -484,20 +483,20 @@ def pad(call: Call) -> Labels:
 def scatter_part(call: Call) -> Labels:
     value, part = call.value(call["self"]), call.value(call["src"])
     axis = normal(call["dim"], call["self"].dim())
-    call.zero = value.zero and part.zero
-    fields = value.get(call.space)
+    fields, added = value.get(call.space), part.get(call.space)
+    call.zero = value.zero and part.zero and (call.name == "select_scatter" or covers(call.space, added, fields))
     if call.name == "slice_scatter":
         window = [cut_axis(axis, slice(call["start"], call["end"], call["step"]))(labels) for labels in fields]
         join(
             call.space,
-            [(part.shape, tuple(window), value.why), (part.shape, part.get(call.space), part.why)],
+            [(part.shape, tuple(window), value.why), (part.shape, added, part.why)],
             part.shape,
         )
     else:
         window = [np.take(labels, int(call["index"]) if labels.shape[axis] > 1 else 0, axis) for labels in fields]
         join(
             call.space,
-            [(part.shape, separate(call, window), value.why), (part.shape, part.get(call.space), part.why)],
+            [(part.shape, separate(call, window), value.why), (part.shape, added, part.why)],
             part.shape,
         )
     return fields
@@ -566,6 +565,26 @@ def im2col(call: Call) -> Labels:
         if labels.shape[-3] > 1:
             labels = np.repeat(labels, kernel, axis=-3)
         arrays.append(labels.reshape(*labels.shape[:-2], 1))
+    return separate(call, arrays)
+
+
+@rule("col2im")
+def col2im(call: Call) -> Labels:
+    """The way back: the positions of a channel's windows are added up in space, so they go with their channel."""
+    value = call.value(call["self"])
+    call.zero = value.zero
+    kernel = int(np.prod(call["kernel_size"]))
+    arrays = []
+    for labels in value.get(call.space):
+        if labels.shape[-1] > 1:
+            call.fix(labels, "space")
+            continue
+        *lead, channels, _ = labels.shape
+        if channels > 1:
+            grid = labels.reshape(*lead, channels // kernel, kernel)
+            call.space.tie(grid, grid.ndim - 1)
+            labels = grid[..., :1]
+        arrays.append(labels[..., None])
     return separate(call, arrays)
 
 

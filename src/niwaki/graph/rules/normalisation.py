@@ -5,16 +5,20 @@ from torch import Tensor
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.movement import view
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, Value, join
+from niwaki.graph.values import Labels, join
 
 ROLES = {"weight": "scale", "bias": "shift", "running_mean": "stat", "running_var": "stat"}
 
 
-def affine_zero(call: Call, x: Value) -> bool:
-    """Zero at removed units: with weight and bias zeroed anything becomes zero."""
+def affine_zero(call: Call, axes: tuple[int, ...], fields: Labels) -> bool:
+    """Zero at removed units: with weight and bias zeroed, which lie along `axes`, anything becomes zero."""
     has_weight = isinstance(call["weight"], Tensor)
     bias = call["bias"] if call.has("bias") else None
-    return has_weight and (bias is None or isinstance(bias, Tensor))
+    return (
+        has_weight
+        and (bias is None or isinstance(bias, Tensor))
+        and all(set(varying(labels)) & set(axes) for labels in fields)
+    )
 
 
 @rule(
@@ -42,8 +46,9 @@ def batch_norm(call: Call) -> Labels:
             shape = tuple(n if a == axis else 1 for a, n in enumerate(x.shape))
             fields = tuple(f.reshape(shape) for f in value.get(call.space) if f.size > 1)
             operands.append((shape, fields, value.why))
-    call.zero = affine_zero(call, x)
-    return join(call.space, operands, x.shape)
+    fields = join(call.space, operands, x.shape)
+    call.zero = affine_zero(call, (axis,), fields)
+    return fields
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
@@ -64,7 +69,7 @@ def layer_norm(call: Call) -> Labels:
         axes = tuple(axis for axis in varying(labels) if axis in across)
         if axes:
             call.space.mark_inexact(labels, axes, f"{call.name.replace('native_', '')} takes its statistic across it")
-    call.zero = affine_zero(call, x)
+    call.zero = affine_zero(call, across, fields)
     return fields
 
 
@@ -92,7 +97,7 @@ def group_norm(call: Call) -> Labels:
         axes = tuple(axis for axis in varying(grid) if axis >= 2)
         if axes:
             call.space.mark_inexact(grid, axes, "group norm takes its statistic across it")
-    call.zero = affine_zero(call, x)
+    call.zero = affine_zero(call, (1,), fields)
     return fields
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, join
+from niwaki.graph.values import Labels, covers, join
 
 MISSING_TAG = (
     "hardswish",
@@ -90,9 +90,15 @@ def meet(call: Call) -> Labels:
     """All tensor operands meet index by index."""
     tensors = [t for t in (*call.args, *call.kwargs.values()) if isinstance(t, Tensor)]
     values = [call.value(t) for t in tensors]
-    call.zero = keeps_zero(call, [v.zero and bool(v.fields or v.parameter) for v in values])
     operands = [(value.shape, value.get(call.space), value.why) for value in values]
-    return join(call.space, operands, call.shape)
+    result = join(call.space, operands, call.shape)
+    # unit by unit: an operand is zero only where units of its own are gone
+    fields = [value.get(call.space) for value in values]
+    call.zero = bool(result) and all(
+        keeps_zero(call, [v.zero and covers(call.space, f, (r,)) for v, f in zip(values, fields, strict=True)])
+        for r in result
+    )
+    return result
 
 
 def keeps_zero(call: Call, zeros: list[bool]) -> bool:
