@@ -105,6 +105,21 @@ class Unknown:
 
 @final
 @dataclass(frozen=True)
+class DataRead:
+    """A place where forward reads numbers out of a tensor. What it does then may depend on them: a branch that the
+    example did not take was not seen.
+    """
+
+    operation: str
+    module: str
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.operation} in {self.module or 'the model'}, {self.where}"
+
+
+@final
+@dataclass(frozen=True)
 class Budget:
     """How much stays. Several budgets given together hold jointly.
 

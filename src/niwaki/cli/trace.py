@@ -62,4 +62,7 @@ def _drawn(data: dict[str, Any], name: str) -> Any:
     if data["unknown"]:
         lines.append("unknown operations (what they touch is fixed):")
         lines += [f"  {u['operation']} in {u['module'] or 'the model'}, {u['where']}" for u in data["unknown"]]
+    if data["data_reads"]:
+        lines.append("forward reads numbers out of data (only the path that the example takes is seen):")
+        lines += [f"  {r['operation']} in {r['module'] or 'the model'}, {r['where']}" for r in data["data_reads"]]
     return Group(table, Text("\n".join(lines)))

@@ -1,15 +1,18 @@
 """Sees every ATen call of one forward, applies its rule, and remembers what surgery needs of it."""
 
-import traceback
+import sys
 import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph.cost import Term
@@ -19,7 +22,7 @@ from niwaki.graph.rules import RULES, Call
 from niwaki.graph.rules import movement as movement_rules
 from niwaki.graph.rules.pointwise import is_pointwise, meet
 from niwaki.graph.values import Labels, Parameter, Value
-from niwaki.units import Unknown, tensors_in
+from niwaki.units import DataRead, Unknown, tensors_in
 
 CONSTANT_LIMIT = 1 << 22
 """Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
@@ -43,6 +46,15 @@ SILENT = (
     "_assert_scalar",
     "_has_compatible_shallow_copy_type",
 )
+READS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose")
+"""Calls whose answer is a number."""
+LEAVES = frozenset(
+    ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "__deepcopy__")
+)
+"""Functions of tensors whose answer torch sees no more of."""
+
+Heard = Mapping[tuple[str, str], list[Any]]
+"""(module, operation) -> the answers to what forward read, in order."""
 
 
 @dataclass(eq=False, slots=True)
@@ -76,7 +88,8 @@ class ModuleCall:
 class Recorder(TorchDispatchMode):
     """Labels flow through the calls made while this mode is on."""
 
-    def __init__(self, space: LabelSpace, names: dict[int, str]) -> None:
+    def __init__(self, space: LabelSpace, names: dict[int, str], *, heard: Heard | None = None) -> None:
+        """`heard` are answers of an earlier forward, to be given again: the same path, the same factors."""
         super().__init__()
         self.space = space
         self.names = names
@@ -94,6 +107,15 @@ class Recorder(TorchDispatchMode):
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
         self.open: list[ModuleCall] = []
+        self.reads: dict[DataRead, None] = {}
+        self.heard: dict[tuple[str, str], list[Any]] = {}
+        self.again: dict[tuple[str, str], Iterator[Any]] = {
+            key: iter(answers) for key, answers in (heard or {}).items()
+        }
+        self.outside = ""
+        """How numbers left torch, once they did: what comes from outside may be made of them."""
+        self.numbers: dict[str, set[int]] = {}
+        """Module -> whole numbers that it read out of data."""
 
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
@@ -138,8 +160,8 @@ class Recorder(TorchDispatchMode):
     def value(self, tensor: Tensor) -> Value:
         known = self.seen(tensor)
         if known is None:
-            known = Value(tuple(tensor.shape), why=UNREGISTERED)
-            if not tensor.is_meta and countable(tensor):
+            known = Value(tuple(tensor.shape), why=self.outside or UNREGISTERED)
+            if not self.outside and not tensor.is_meta and countable(tensor):
                 self.hold(tensor, known, tensor.detach())
             self.know(tensor, known)
         return known
@@ -155,6 +177,38 @@ class Recorder(TorchDispatchMode):
         for value in self.held.pop(_memory(tensor), ()):
             value.constant = None
 
+    # -- numbers that leave ------------------------------------------------------------------------------------
+    def hear(self, operation: str, ask: Callable[[], Any]) -> Any:
+        """The answer to a read of data: the one of the earlier forward where there was one."""
+        module = self.stack[-1]
+        named = "item" if operation == "_local_scalar_dense" else operation.strip("_")
+        self.reads[DataRead(named, module, _source_line())] = None
+        nothing = object()
+        answer = next(self.again.get((module, operation), iter(())), nothing)
+        answer = ask() if answer is nothing else answer
+        kept, answer = (answer, answer.copy()) if isinstance(answer, np.ndarray) else (answer, answer)
+        self.heard.setdefault((module, operation), []).append(kept)
+        if type(answer) is int:
+            self.numbers.setdefault(module, set()).update((answer, answer + 1))
+        return answer
+
+    def data_numbers(self) -> set[int]:
+        """Whole numbers that the running module read out of data, and those after them."""
+        return self.numbers.get(self.stack[-1], set())
+
+    def leave(self, operation: str, tensor: Tensor, ask: Callable[[], Any]) -> Any:
+        """A tensor goes where no call is seen: what it holds stays as it is, and what comes back is not known."""
+        value = self.value(tensor)
+        if value.constant is not None and value.parameter is None and not value.fields:
+            return ask()
+        how = f"left torch through {operation.strip('_')} in {self.stack[-1] or 'the model'}, {_source_line()}"
+        self.outside = f"a tensor from outside torch, after numbers {how}"
+        for labels in value.get(self.space):
+            self.space.fix(labels, how)
+        value.zero = False
+        value.written()
+        return self.hear(operation, ask) if operation in ("numpy", "tolist", "__array__") else ask()
+
     # -- calls -------------------------------------------------------------------------------------------------
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -168,6 +222,8 @@ class Recorder(TorchDispatchMode):
         trains = name in TRAINED and len(args) > 5 and args[5]
         if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains:
             result: Any = like_input(args[0])  # torch decomposes these in Python, slowly
+        elif name in READS and not args[0].is_meta:
+            result = self.hear(name, lambda: func(*args, **kwargs))
         else:
             result = self.kernels(func, args, kwargs)
         outputs = _tensors(result)
@@ -188,7 +244,8 @@ class Recorder(TorchDispatchMode):
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
         )
-        direct = rule is not None and rule.__module__ == MOVEMENT and bool(inputs) and all(v.direct for v in inputs)
+        moved = rule is not None and rule.__module__ == MOVEMENT
+        direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(func, args, kwargs)
         for i, tensor in enumerate(outputs):
@@ -203,6 +260,10 @@ class Recorder(TorchDispatchMode):
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
             if constants is not None:
                 self.hold(tensor, value, constants[i])
+            if moved and inputs:
+                value.picked = (*inputs[0].picked, *(call.picked[i] if i < len(call.picked) else ()))
+            if given and _is_view(func):
+                value.shares(inputs[0])
             self.know(tensor, value)
             made.append(value)
         self.terms.extend(call.terms)
@@ -211,6 +272,7 @@ class Recorder(TorchDispatchMode):
         self.records.append(Record(name, func, self.stack[-1], _swap(args, swap), named, made))
         for mutated in written:
             self.forget(mutated)
+            self.value(mutated).written()
         return result
 
     def _rule(self, func: Any, name: str) -> Any:
@@ -280,7 +342,28 @@ def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
+class Watch(TorchFunctionMode):
+    """Sees tensors leave torch, on real devices; the meta device lets none go."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in LEAVES and args and isinstance(args[0], Tensor):
+            return self.recorder.leave(name, args[0], lambda: func(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
 _is_pointwise = cache(is_pointwise)
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether a result shares the memory of the first tensor given."""
+    return any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
 
 
 def find_rule(func: Any, name: str) -> Any:
@@ -342,10 +425,12 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
 
 def _source_line() -> str:
     """The innermost line outside torch and niwaki."""
-    for frame in reversed(traceback.extract_stack()):
-        path = frame.filename.replace("\\", "/")
+    frame = sys._getframe(1)
+    while frame is not None:
+        path = frame.f_code.co_filename.replace("\\", "/")
         if "/torch/" not in path and "/niwaki/graph/" not in path and not path.startswith("<"):
-            return f"{'/'.join(path.split('/')[-2:])}:{frame.lineno}"
+            return f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
     return "unknown line"
 
 

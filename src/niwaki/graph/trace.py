@@ -21,11 +21,11 @@ from niwaki.graph.blocks import Block, add_units, block_group, find_blocks
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Record, Recorder, countable, fix_outputs, seed
+from niwaki.graph.recorder import Heard, Record, Recorder, Watch, countable, fix_outputs, seed
 from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_hooks
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter
-from niwaki.units import Group, Unknown, map_tensors, need_module, run, tensors_in
+from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,14 @@ class ChannelGraph:
     """Modules that may be left out whole, their output being their input then: kind "block", one unit each."""
     inside: dict[str, Block] = field(default_factory=dict, repr=False)
     """What is known of each block, by the name of its group."""
+    data_reads: tuple[DataRead, ...] = ()
+    """Where forward reads numbers out of data: another path than the example's may be taken next time."""
+    heard: Heard = field(default_factory=dict, repr=False)
+    """What it read."""
+    held: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    """Whether this very forward fixes a unit (and not the user, or a forward in training mode); bool `[units]`."""
+    inputs: Any = field(default=None, repr=False)
+    """The example itself, where the forward ran on a real device."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
     """Exported programs of the model (training or not), made once where a cut needs them; they hold no weights."""
 
@@ -127,6 +135,7 @@ class ChannelGraph:
             ],
             "blocks": [{"name": b.name, "module": self.inside[b.name].path} for b in self.blocks],
             "unknown": [{"operation": u.operation, "module": u.module, "where": u.where} for u in self.unknown],
+            "data_reads": [{"operation": r.operation, "module": r.module, "where": r.where} for r in self.data_reads],
             "unused": list(self.unused),
         }
 
@@ -231,9 +240,12 @@ def _trace_once(
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
-    with quiet(skeleton), torch.no_grad(), recorder:
+    with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=attempt == "meta"):
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
+    heard = {key: list(answers) for key, answers in recorder.heard.items()}
+    reads = tuple(recorder.reads)
+    fixed = np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])
     fix_unread(recorder, output, parameters)
     names = _all_names(model)
     blocks = find_blocks(
@@ -245,10 +257,12 @@ def _trace_once(
     )
     blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
     if any(not p.seeds for p in parameters.values() if not p.buffer):
-        _second_look(skeleton, inputs, recorder, parameters)
+        _second_look(skeleton, inputs, recorder, parameters, meta=attempt == "meta")
     _protect(model, protect, recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]
+    held = np.zeros(units.count + 1, bool)
+    held[units.unit_of[fixed]] = True
     groups = tuple(make_groups(units, axes))
     units, first = add_units(units, len(blocks)), units.count
     shapes = {p.name: p.shape for p in parameters.values()}
@@ -267,6 +281,10 @@ def _trace_once(
     return ChannelGraph(
         groups=groups,
         unknown=tuple(dict.fromkeys(recorder.unknown)),
+        data_reads=reads,
+        heard=heard,
+        held=held[:-1],
+        inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
         fingerprint=fingerprint(model),
         model=type(model).__qualname__,
         macs=macs_of(recorder.terms),
@@ -291,6 +309,11 @@ def _trace_once(
     )
 
 
+def watch(recorder: Recorder, *, meta: bool) -> contextlib.AbstractContextManager[Any]:
+    """Inside, tensors that leave torch are seen, where they can."""
+    return contextlib.nullcontext() if meta else Watch(recorder)
+
+
 def note_tables(recorder: Recorder, model: nn.Module) -> None:
     """Tell the recorder the names of registered integer buffers."""
     for name, buffer in model.named_buffers():
@@ -307,7 +330,9 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
         recorder.hold(copy, recorder.value(copy), real.detach().cpu())
 
 
-def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter]) -> None:
+def _second_look(
+    skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter], *, meta: bool
+) -> None:
     """Heads that only run while training share widths too: label them by a second forward in training mode."""
     kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown), len(recorder.calls))
     unseen = [parameter for parameter in parameters.values() if not parameter.seeds]
@@ -316,7 +341,7 @@ def _second_look(skeleton: nn.Module, inputs: Any, recorder: Recorder, parameter
         if any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
             module.training = False
     try:
-        with quiet(skeleton), torch.no_grad(), recorder:
+        with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=meta):
             output = run(skeleton, inputs)
     except Exception as error:  # the first look stands; what only this one saw, it saw in part
         log.debug("no second look in training mode: %s: %s", type(error).__name__, error)

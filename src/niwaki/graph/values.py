@@ -55,6 +55,24 @@ class Value:
     table: str | None = None
     """Name of the registered integer buffer this is."""
     """The value, where it is known (integer tables, positions)."""
+    picked: Labels = ()
+    """Labels of single positions that this was taken from, where it was only moved since."""
+    family: "list[Value] | None" = None
+    """Values that share this one's memory, itself included, where there are any others."""
+
+    def shares(self, other: "Value") -> None:
+        """This is a view of `other`."""
+        if other.family is None:
+            other.family = [other]
+        self.family = other.family
+        self.family.append(self)
+
+    def written(self) -> None:
+        """Somebody wrote to the memory: what was known of the numbers of its views holds no longer."""
+        for value in self.family or ():
+            if value is not self:
+                value.constant = None
+                value.zero = value.zero and self.zero
 
     def get(self, space: LabelSpace, axes: tuple[int, ...] | None = None) -> Labels:
         """Labels, of the given axes only where this is a parameter that has none yet."""

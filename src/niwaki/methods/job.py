@@ -196,6 +196,7 @@ class Outcome:
                 vars(u) if hasattr(u, "__dict__") else {"operation": u.operation, "module": u.module, "where": u.where}
                 for u in graph.unknown
             ],
+            "data_reads": [vars(read) for read in graph.data_reads],
             "candidates": candidates,
             "history": self.history,
             "unfolded": list(self.unfolded),

@@ -52,6 +52,7 @@ class StoredOutcome:
             "groups": {name: {"units": self.plan.units[name], "kept": len(k)} for name, k in self.plan.kept.items()},
             "fixed": {group.name: group.fixed for group in self.graph.groups if group.fixed is not None},
             "unknown": [vars(u) for u in self.graph.unknown],
+            "data_reads": [vars(read) for read in self.graph.data_reads],
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
 

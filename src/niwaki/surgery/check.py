@@ -14,16 +14,17 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import Record, Recorder, find_rule, seed
-from niwaki.graph.rules import convolution, spatial
+from niwaki.graph.recorder import MOVEMENT, Record, Recorder, find_rule, fix_outputs, seed
+from niwaki.graph.rules import attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
-from niwaki.graph.trace import note_constant, note_tables, quiet
+from niwaki.graph.trace import note_constant, note_tables, quiet, watch
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.evidence import Sizes, stays_of
-from niwaki.units import map_tensors, run, tensors_in
+from niwaki.surgery.evidence import Sizes, stays_of, values_in
+from niwaki.units import device_of, map_tensors, run, tensors_in
 
 SCALARS = ("mul", "div", "mul_", "div_", "true_divide")
+CONTRACTIONS = (contraction.__name__, convolution.__name__, attention.__name__)
 WINDOWED = (convolution.__name__, spatial.__name__)
 ATTENTION = "_scaled_dot_product"
 
@@ -50,6 +51,14 @@ class Retrace:
     """Module in which the forward failed."""
 
 
+def example_of(graph: ChannelGraph, model: nn.Module) -> Any:
+    """What the graph's forward ran on, for another run on the device of `model`."""
+    if graph.device == "meta":
+        return graph.example
+    place = device_of(model)
+    return map_tensors(graph.inputs, lambda tensor: tensor.to(place))
+
+
 def retrace(
     small: nn.Module,
     graph: ChannelGraph,
@@ -72,16 +81,17 @@ def retrace(
 
     skeleton = without_hooks(copy_with(small, stand_in)).eval()
     space = LabelSpace()
-    recorder = Recorder(space, {id(m): name for name, m in reversed(list(skeleton.named_modules()))})
+    names = {id(m): name for name, m in reversed(list(skeleton.named_modules()))}
+    recorder = Recorder(space, names, heard=graph.heard)
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
     note_tables(recorder, skeleton)
-    inputs = map_tensors(example, lambda t: t.to("meta") if meta else t)
+    inputs = map_tensors(example, lambda t: t.to("meta") if meta else t.detach().clone())
     for tensor in tensors_in(inputs):
         recorder.value(tensor).constant = None
     try:
-        with quiet(skeleton), torch.no_grad(), recorder:
+        with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=meta):
             output = run(skeleton, inputs)
     except Exception as error:
         where = recorder.stack[-1]
@@ -90,8 +100,10 @@ def retrace(
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs and (graph.device == "meta" or [*map(len, shapes)] != [*map(len, graph.outputs)]):
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")
+    fix_outputs(recorder, output)
     sizes = sizes or Sizes(stays_of(graph, alive))
-    problem = _calls(recorder.records, graph, sizes) or _compare(space, parameters, graph, alive)
+    pairs_made = _pairs(recorder.records, graph)
+    problem = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
     scales = () if problem else _scales(recorder.records, graph)
     return Retrace(recorder.records, parameters, problem, scales)
 
@@ -103,20 +115,75 @@ def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Reco
     return table
 
 
-def _calls(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> str | None:
-    """Where a module makes the calls it made: shapes must be the traced ones cut down, windows as they were."""
+Pair = tuple[Record, Record, bool]
+"""A call of the original, the same one of the cut model, and whether their module makes the very calls it made."""
+
+
+def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
+    """The calls of modules that make the calls they made.
+
+    Slicing what is now all there is, or viewing what has the shape already, is no call any more: where movement alone
+    differs, the other calls are paired.
+    """
+
     before = by_module(graph.records)
+    found: list[Pair] = []
     for module, made in by_module(records).items():
         old = before.get(module, [])
-        if [record.name for record in old] != [record.name for record in made]:
-            continue
-        for was, now in zip(old, made, strict=True):
-            if problem := differs(was, now, graph, sizes):
-                return problem
+        whole = [record.name for record in old] == [record.name for record in made]
+        if not whole:
+            old, made = ([record for record in calls if not _moves(record)] for calls in (old, made))
+            if [record.name for record in old] != [record.name for record in made]:
+                continue
+        found += [(was, now, whole) for was, now in zip(old, made, strict=True)]
+    return found
+
+
+def _moves(record: Record) -> bool:
+    rule = find_rule(record.func, record.name)
+    return rule is not None and rule.__module__ == MOVEMENT
+
+
+def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
+    """Shapes must be the traced ones cut down, windows as they were."""
+    for was, now, whole in pairs:
+        if problem := differs(was, now, graph, sizes, whole=whole):
+            return problem
     return None
 
 
-def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes) -> str | None:
+def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np.ndarray) -> str | None:
+    """Whether calls get the units they got: a slice of the right length may still be another one.
+
+    `known` is the unit of every label of the cut model, -1 where there is none or more than one.
+    """
+    seen: set[tuple[int, int]] = set()
+    for was, now, _ in pairs:
+        rule = find_rule(now.func, now.name)
+        if rule is None or rule.__module__ in (MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
+            continue
+        for value, small in zip(values_in(was), values_in(now), strict=False):
+            if (id(value), id(small)) in seen or value.parameter is not None or len(value.shape) != len(small.shape):
+                continue
+            seen.add((id(value), id(small)))
+            fields = {varying(labels): labels for labels in value.fields}
+            taken = [labels.ravel() for labels in (*value.fields, *value.picked)]
+            for labels in small.picked:  # what is a single position now may have been several
+                unit = known[labels.ravel()[0]] if labels.size else -1
+                if unit >= 0 and taken and not any((graph.units.unit_of[part] == unit).any() for part in taken):
+                    return f"{now.name} in {now.module or 'the model'} picks another unit than it picked"
+            for labels in small.fields:
+                before = fields.get(varying(labels))
+                if before is None:
+                    continue
+                meant = graph.units.unit_of[before.ravel()][stays[before.ravel()]]
+                found = known[labels.ravel()]
+                if meant.size == found.size and bool(((meant != found) & (meant >= 0) & (found >= 0)).any()):
+                    return f"{now.name} in {now.module or 'the model'} gets other units than it got"
+    return None
+
+
+def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whole: bool = True) -> str | None:
     """What a call of the cut model does otherwise than the traced one cut down, or None."""
     where = now.module or "the model"
     if was.name != now.name or len(was.outputs) != len(now.outputs):
@@ -124,7 +191,7 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes) -> str 
     for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
         # what a call gives besides (saved statistics, indices of a maximum) carries no labels
         expected = sizes.of(value)
-        told = _told(value, sizes) if graph.device != "meta" else None
+        told = None if whole and graph.device == "meta" else _told(value, sizes)
         if told is None or len(small.shape) != len(expected):
             same = small.shape == expected
         else:
@@ -139,7 +206,8 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes) -> str 
 
 def _told(value: Value, sizes: Sizes) -> list[int]:
     """Axes that the plan makes shorter. How long the others are, of a call on real tensors, may be for the data to say:
-    so many boxes, times so many classes that all stay.
+    so many boxes, times so many classes that all stay. Where movement differs, they may have followed a width (an
+    index that was expanded).
     """
     return [axis for labels in value.fields if not bool(sizes.stays[labels].all()) for axis in varying(labels)]
 
@@ -156,7 +224,9 @@ def window(record: Record) -> tuple[Any, ...] | None:
     )
 
 
-def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray) -> str | None:
+def _compare(
+    space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray, made: list[Pair]
+) -> str | None:
     padded = np.append(alive, True)
     labels, units, lone = [], [], []
     for axis in graph.axes:
@@ -204,7 +274,18 @@ def _compare(space: LabelSpace, parameters: dict[str, Parameter], graph: Channel
         wrong = None if wrong is None else int(together[wrong])
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
-    return None
+    known = np.full(component.max(initial=0) + 1, -1, dtype=np.int64)
+    known[component[label]] = unit
+    known[component[label[known[component[label]] != unit]]] = -1
+    held = np.zeros(known.size, bool)
+    held[component[np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])]] = True
+    lost = np.flatnonzero(graph.held[unit] & ~held[component[label]])
+    whole = all(
+        alive[block.ids].all() for block in graph.blocks
+    )  # what a block picks is not picked once it is left out
+    if lost.size and whole:
+        return f"what forward picks is not what it picked ({_tensor_at(graph, parameters, label[lost[0]])})"
+    return _places(made, known[component], graph, stays_of(graph, alive))
 
 
 def _scattered(component: np.ndarray, means: np.ndarray, unit: np.ndarray, graph: ChannelGraph) -> int | None:

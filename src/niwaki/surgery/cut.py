@@ -15,7 +15,7 @@ from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
 from niwaki.surgery.blocks import leave_out_
-from niwaki.surgery.check import Retrace, retrace
+from niwaki.surgery.check import Retrace, example_of, retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fold import fold
@@ -26,6 +26,9 @@ from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
 from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
+
+SHOWN = 4
+"""Places named in a warning."""
 
 
 @uncollected()
@@ -42,6 +45,10 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
     """
     plan.bound(model, fingerprint(model))
     graph = plan.graph if plan.graph is not None else trace(model, decode_example(plan.example, str(device_of(model))))
+    if graph.data_reads:
+        listed = "; ".join(map(str, graph.data_reads[:SHOWN])) + ("; ..." if len(graph.data_reads) > SHOWN else "")
+        unseen = f" (never used: {', '.join(graph.unused[:SHOWN])})" if graph.unused else ""
+        log.warning("forward reads numbers out of data, only the path of the example is judged%s: %s", unseen, listed)
     alive = alive_of(graph, plan)
     if plan.graph is None:
         _consistent(plan, graph, alive)
@@ -130,7 +137,7 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
 
 def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> tuple[nn.Module, str | None]:
     small = sliced(model, plan)
-    example = graph.example if graph.device == "meta" else decode_example(plan.example, str(device_of(model)))
+    example = example_of(graph, model)
     sizes = Sizes(stays_of(graph, alive))
     groups = {r.module: groups_after(r, sizes) for r in graph.records if group_count(r) is not None}
     mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)

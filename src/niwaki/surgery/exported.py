@@ -23,7 +23,7 @@ from niwaki.graph.trace import note_constant, note_tables, quiet
 from niwaki.graph.values import Parameter, Value
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.blocks import leave_out_
-from niwaki.surgery.check import retrace
+from niwaki.surgery.check import example_of, retrace
 from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.graph_json import Program, compile_program, program_of
 from niwaki.surgery.record import Surgery, remember
@@ -155,9 +155,7 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
             made[name] = data
     small = Exported({**made, **tensors}, trainable, programs, note)
     small.train(model.training) if (not model.training or True in programs) else small.eval()
-    seen = retrace(
-        small, graph, alive, graph.example if graph.device == "meta" else example, meta=graph.device == "meta"
-    )
+    seen = retrace(small, graph, alive, example_of(graph, model), meta=graph.device == "meta")
     if seen.problem is not None:
         return None, seen.problem
     remember(small, Surgery("exported", graph=small.to_json()))

@@ -19,10 +19,13 @@ PICKED = "picked by a constant index"
 def separate(call: Call, arrays: list[np.ndarray]) -> Labels:
     """Labels of a moved tensor: those that fell on one axis together, or onto no axis at all, are fixed."""
     kept: list[np.ndarray] = []
+    alone: list[np.ndarray] = []
+    call.picked.append(alone)
     for labels in arrays:
         axes = set(varying(labels))
         if not axes:
             call.fix(labels, PICKED)
+            alone.append(labels)
             continue
         clash = [other for other in kept if axes & set(varying(other)) and not crossing(labels, other)]
         if clash:
@@ -316,13 +319,23 @@ def slice_(call: Call) -> Labels:
         part = slice(int(call["start"]), int(call["start"]) + int(call["length"]))
     else:
         part = slice(call["start"], call["end"], call["step"])
+    by_number(call, axis, part.start or -1, part.stop)
     return move(call, cut_axis(axis, part))
 
 
 @rule("select", "select_copy")
 def select(call: Call) -> Labels:
     axis, index = normal(call["dim"], call["self"].dim()), int(call["index"])
+    by_number(call, axis, index)
     return move(call, lambda labels: np.take(labels, index if labels.shape[axis] > 1 else 0, axis))
+
+
+def by_number(call: Call, axis: int, *ends: int | None) -> None:
+    """A position that may be a number read out of data can be another one next time: the axis is fixed."""
+    if not call.recorder.data_numbers().isdisjoint(ends):
+        for labels in call.value(call["self"]).get(call.space, (axis,)):
+            if labels.shape[axis] > 1:
+                call.fix(call.space.marker(labels, (axis,)), "picked by a number read out of data")
 
 
 def take_at(axis: int, index: int) -> Callable[[np.ndarray], np.ndarray]:

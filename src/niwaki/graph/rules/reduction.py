@@ -122,7 +122,7 @@ def by_order(call: Call) -> list[Labels]:
     return [tuple(kept) if same_rank else () for _ in results]
 
 
-@rule("_local_scalar_dense", "item", "equal", "is_nonzero")
+@rule("_local_scalar_dense", "item", "equal", "is_nonzero", "allclose")
 def read(call: Call) -> Labels:
     """A number read out in forward: what it was computed from is fixed."""
     for item in call.args:

@@ -33,6 +33,8 @@ class Call:
         self.recorder = recorder
         self.zero = False
         """Set by the rule: whether removed elements of the result are zero when the parameters are zeroed."""
+        self.picked: list[list[np.ndarray]] = []
+        """For each moved result, labels of single positions, which lie on no axis any more."""
         self.terms: list[Term] = []
         self.operands: list[Value] | None = None
         self._bound: dict[str, Any] = {}
