@@ -1,6 +1,6 @@
 """The zoo: every tiny network that the laws run over, in one list."""
 
-from networks import attention, branching, convolutional, detection, residual, sequence, unseen, variations
+from networks import attention, branching, convolutional, detection, positions, residual, sequence, unseen, variations
 from networks.registry import FACTS, ZOO, Case, randomize_
 
 __all__ = ["FACTS", "ZOO", "Case", "named", "randomize_"]
@@ -14,6 +14,7 @@ _MODULES = (
     unseen,
     detection,
     residual,
+    positions,
 )  # importing them fills the list
 
 

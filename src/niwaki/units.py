@@ -89,6 +89,8 @@ class Group:
     """"channels", or "grid" where what stays must again be a grid (heads x head size, groups x channels)."""
     rows: int = 1
     """Rows of the grid (heads, convolution groups); 1 for plain channels."""
+    multiple: int = 1
+    """A kernel takes only multiples of this many units."""
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32), repr=False)
     """Numbers of the units in the graph's own count; `unit` of a member indexes this array."""
 

@@ -142,6 +142,7 @@ def make_atoms(
         pools=tuple(names[n] for n in sorted(names)),
         takes=takes[order_],
         sizes=np.array([group.units for group in graph.groups], dtype=np.int64),
+        multiples=np.array([group.multiple for group in graph.groups], dtype=np.int64),
     )
     return atoms, skipped
 

@@ -134,11 +134,11 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
     bounds = np.searchsorted(atoms.pool[ranked], np.arange(len(atoms.pools) + 1))
     for pool in range(len(atoms.pools)):
         order = ranked[bounds[pool] : bounds[pool + 1]]
-        stops = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
+        stops, tied = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
         if stops.size:
             orders.append(order[: stops[-1]])
             firsts.append(count + np.append(0, stops[:-1]))
-            chains.append(np.full(stops.size, pool if multiple > 1 else -1, dtype=np.int64))
+            chains.append(np.full(stops.size, pool if tied else -1, dtype=np.int64))
             count += int(stops[-1])
     if not orders:
         return Parts.of([]), np.zeros(0), np.zeros(0, np.int64)
@@ -147,21 +147,27 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
     return chunks, np.maximum.reduceat(priority[order], first), np.concatenate(chains)
 
 
-def _stops(atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int) -> np.ndarray:
-    """After how many atoms of a pool, in `order`, every group holds a multiple and no floor is undercut."""
+def _stops(
+    atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int
+) -> tuple[np.ndarray, bool]:
+    """After how many atoms of a pool, in `order`, every group holds a multiple and no floor is undercut; and whether a
+    multiple of more than one is asked of any."""
     if atoms.takes is None or atoms.sizes is None:
         takes, sizes = np.full((order.size, 1), int(atoms.width[order[0]])), np.array([int(atoms.width[order].sum())])
+        multiples = np.array([multiple])
     else:
         at, bounds = runs(atoms.takes.indptr, order)
         held, place = np.unique(atoms.takes.indices[at], return_inverse=True)
         takes, sizes = np.zeros((order.size, held.size), dtype=np.int64), atoms.sizes[held]
         takes[np.repeat(np.arange(order.size), np.diff(bounds)), place] = atoms.takes.data[at]
+        own = atoms.multiples[held] if atoms.multiples is not None else np.ones(held.size, dtype=np.int64)
+        multiples = np.lcm(own, multiple)
     floors = np.ones(sizes.size)
     for budget in budgets:
         share = isinstance(budget.floor, float)
         wanted = np.ceil(budget.floor * sizes) if share else np.minimum(budget.floor, sizes)
         floors = np.maximum(floors, wanted)
     left = sizes - np.cumsum(takes, axis=0)  # [atoms, groups]
-    good = (left >= floors).all(1) & (left % multiple == 0).all(1)
+    good = (left >= floors).all(1) & (left % multiples == 0).all(1)
     good[max(0, order.size - least) :] = False
-    return np.flatnonzero(good) + 1
+    return np.flatnonzero(good) + 1, bool((multiples > 1).any())

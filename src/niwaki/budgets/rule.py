@@ -98,6 +98,8 @@ class Atoms:
     """How many units of each group an atom takes; `[atoms, groups]`."""
     sizes: np.ndarray | None = None
     """Units of each group; int64 `[groups]`."""
+    multiples: np.ndarray | None = None
+    """A multiple of how many units of each group a kernel takes; int64 `[groups]`."""
 
 
 class Rule(ABC):

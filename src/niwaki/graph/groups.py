@@ -62,6 +62,8 @@ class Units:
     inexact: dict[str, np.ndarray]
     """"row" and "column" -> index into `inexact_reasons`, or -1."""
     inexact_reasons: tuple[str, ...]
+    multiple: np.ndarray
+    """A multiple of how many units like this one a kernel needs; 1 for any number."""
     classes: np.ndarray
     """Units of one viewed grid, or of grids that share units."""
     slabs: tuple[np.ndarray, np.ndarray]
@@ -89,6 +91,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
     unit_of = order[component] if component.size else np.zeros(0, np.int32)
     count = int(used.sum())
 
+    slabs["row"], slabs["outer"] = settle_outer(slabs["row"], slabs["outer"], used.size)
     ends = {}
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     closure = {}
@@ -114,7 +117,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
 
     reasons: dict[str, int] = {}
     reason = np.full(count, -1, dtype=np.int32)
-    for labels, why in space.fixed:
+    for labels, why in (*space.fixed, *space.held):
         units = unit_of[labels]
         units = units[units >= 0]
         units = units[reason[units] < 0]
@@ -131,6 +134,11 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
             along = frozenset({"row", "column"})
         for kind in along:
             inexact[kind][units] = inexact_reasons.setdefault(mark.reason, len(inexact_reasons))
+    multiple = np.ones(count, dtype=np.int64)
+    for labels, step in space.multiples:
+        held = np.unique(unit_of[labels])
+        held = held[held >= 0]
+        multiple[held] = np.lcm(multiple[held], step)
     classes = np.arange(count, dtype=np.int32)
     viewed, stacked = _viewed(space.grids, unit_of), _viewed(space.stacks, unit_of)
     if space.grids:
@@ -156,6 +164,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         reasons=tuple(reasons),
         inexact={k: _spread(v, closure[k]) for k, v in inexact.items()},
         inexact_reasons=tuple(inexact_reasons),
+        multiple=multiple,
         classes=classes,
         slabs=slabs_of,
         grids=viewed,
@@ -203,6 +212,19 @@ def _pairs(edges: Edges) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.concatenate([e[0] for e in edges]), np.concatenate([e[1] for e in edges])
     differ = a != b
     return a[differ], b[differ]
+
+
+def settle_outer(row: Edges, outer: Edges, size: int) -> tuple[Edges, Edges]:
+    """A slab of several rows that is one row elsewhere (a head with its points) goes as that does: it is one of rows.
+
+    Takes and gives the ties of row slabs and of outer ones, between `size` components.
+    """
+    rows = np.zeros(size, bool)
+    for a, b in row:
+        rows[a] = rows[b] = True
+    goes = [rows[a] for a, _ in outer]
+    settled = [(a[g], b[g]) for (a, b), g in zip(outer, goes, strict=True) if g.any()]
+    return [*row, *settled], [(a[~g], b[~g]) for (a, b), g in zip(outer, goes, strict=True)]
 
 
 def rows_of_grids(space: LabelSpace) -> np.ndarray:
@@ -314,6 +336,7 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
                 inexact=None if why < 0 else units.inexact_reasons[why],
                 kind="grid" if grid else "channels",
                 rows=rows,
+                multiple=int(np.lcm.reduce(units.multiple[held])),
                 ids=held.astype(np.int32),
             )
         )

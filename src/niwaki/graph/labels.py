@@ -31,9 +31,12 @@ class LabelSpace:
         self.strict: list[tuple[np.ndarray, np.ndarray]] = []
         self.slabs: dict[Direction, list[tuple[np.ndarray, np.ndarray]]] = {"row": [], "column": [], "outer": []}
         self.fixed: list[tuple[np.ndarray, str]] = []
+        self.held: list[tuple[np.ndarray, str]] = []
+        """Fixed as well, with reasons that say less: told where there is no other."""
         self.inexact: list[Mark] = []
         self.grids: list[np.ndarray] = []
         self.stacks: list[np.ndarray] = []
+        self.multiples: list[tuple[np.ndarray, int]] = []
         self.roles: dict[int, str] = {}
         self._free: dict[int, tuple[int, bool]] = {}
         self._starts: list[int] = []
@@ -110,6 +113,10 @@ class LabelSpace:
     def fix(self, labels: np.ndarray, reason: str) -> None:
         """These can't be removed."""
         self.fixed.append((labels.ravel(), reason))
+
+    def multiple(self, labels: np.ndarray, count: int) -> None:
+        """A multiple of `count` of these stay, or none: a kernel takes no other widths."""
+        self.multiples.append((labels.ravel(), count))
 
     def mark_inexact(self, labels: np.ndarray, axes: tuple[int, ...], reason: str) -> None:
         """A value is computed across `axes` of `labels`: removing along them changes more than zeroing does."""

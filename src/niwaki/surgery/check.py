@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from niwaki.graph import ChannelGraph
-from niwaki.graph.groups import components, rows_of_grids
+from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.recorder import MOVEMENT, Record, Recorder, find_rule, fix_outputs, seed
 from niwaki.graph.rules import attention, contraction, convolution, spatial
@@ -255,8 +255,9 @@ def _compare(
         return (
             f"positions of different units meet (unit {unit[wrong]} of {_tensor_at(graph, parameters, label[wrong])})"
         )
-    slabs = space.slabs["row"]
-    rows = components(space.count, [*space.strict, *slabs]) if slabs else component
+    row, outer = ([(component[a], component[b]) for a, b in space.slabs[kind]] for kind in ("row", "outer"))
+    row, _ = settle_outer(row, outer, component.size)
+    rows = components(component.size, row)[component] if row else component
     old = graph.units.row[unit]
     inside = np.flatnonzero(graph.units.in_row[unit] & ~graph.units.row_frozen[unit])
     # a grid with a single row left is no grid any more: what was its row axis may meet anything

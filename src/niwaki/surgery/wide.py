@@ -29,6 +29,8 @@ class Wide(TorchDispatchMode):
         written = {a.name for a in listed if a.alias_info is not None and a.alias_info.is_write}
         given = [item if listed[i].name in written else widened(item) for i, item in enumerate(args)]
         named = {name: item if name in written else widened(item) for name, item in (kwargs or {}).items()}
+        if func.overloadpacket.__name__ == "_grouped_mm" and given[1].dim() == 3:
+            return _grouped(given[0], given[1], named["offs"] if "offs" in named else given[2])
         result = func(*given, **named)
         return result if written else widened(result)
 
@@ -42,3 +44,9 @@ def widened(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)([widened(item) for item in value])
     return value
+
+
+def _grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Each run of rows times its matrix, as the grouped kernels compute it, which have none for doubles."""
+    parts = rows.tensor_split(ends[:-1].cpu().long())
+    return torch.cat([part @ matrix for part, matrix in zip(parts, matrices, strict=True)])

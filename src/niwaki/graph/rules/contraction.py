@@ -1,6 +1,7 @@
 """Matrix products, and what linear, matmul, einsum and tensordot become: tied along the contracted axis."""
 
 from collections import Counter
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -146,3 +147,29 @@ def matrix_product(call: Call) -> Labels | None:
     added = value.zero and covers(call.space, fields, result)
     call.zero = product_zero and (added or (call.has("beta") and call["beta"] == 0))
     return result
+
+
+@rule("_grouped_mm", "grouped_mm_fallback")
+def grouped_product(call: Call) -> Labels | None:
+    """Rows of one operand sorted by expert, each run times the matrix of its expert (offsets are data).
+
+    Which expert a row meets depends on the data, so that experts stay; their widths are those of any product.
+    """
+    names = ("self", "mat2") if call.has("mat2") else ("input", "weight")
+    a, b = (call.value(call[name]) for name in names)
+    if (len(a.shape), len(b.shape)) != (2, 3) or (call.has("bias") and call["bias"] is not None):
+        return None
+    fields = []
+    for labels in b.get(call.space):
+        if labels.shape[0] > 1:
+            call.fix(call.space.marker(labels, (0,)), "experts chosen by data")
+        if varying(labels) != (0,):
+            fields.append(np.take(labels, 0, axis=0))
+    step = 16 // call.args[0].element_size()  # the kernels ask for rows that begin at multiples of 16 bytes
+    across = 2 if call[names[1]].stride(-1) == 1 else 1
+    for value, axis in ((a, 1), (b, across)):
+        for labels in value.get(call.space):
+            if varying(labels) == (axis,) and labels.size % step == 0:
+                call.space.multiple(labels, step)
+    expert = replace(b, shape=b.shape[1:], fields=tuple(fields), parameter=None)
+    return contract(call, a, expert, "mk,kn->mn")

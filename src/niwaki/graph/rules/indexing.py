@@ -141,12 +141,15 @@ def by_position(call: Call) -> Labels | None:
                 side.append(labels)
         rest.append((shape, tuple(side), other.why))
     call.zero = value.zero and all(call.value(part).zero for part in parts)
+    item = call.value(call["index"]) if call.has("index") else None
+    if item is not None and len(item.shape) == len(call.shape):  # one index for every place: it has these axes too
+        left = [call.drop(labels, tuple(axes)) for labels in item.get(call.space)]
+        fields = tuple(labels for labels in left if labels is not None)
+        spread = {axis for labels in fields for axis in varying(labels)}  # a bare axis may be cut to fit by forward
+        shape = tuple(n if axis in spread else 1 for axis, n in enumerate(item.shape))
+        rest.append((shape, fields, item.why))
     call.zero = call.zero and all(covers(call.space, fields, tuple(kept)) for _, fields, _ in rest)
     if call.name in ("gather", "take_along_dim"):
-        item = call.value(call["index"])
-        return join(
-            call.space,
-            [(tuple(1 if a in axes else n for a, n in enumerate(call.shape)), tuple(kept), value.why)] if item else [],
-            call.shape,
-        )
+        source = tuple(1 if a in axes else n for a, n in enumerate(call.shape))
+        return join(call.space, [(source, tuple(kept), value.why), *rest], call.shape)
     return join(call.space, [(value.shape, tuple(kept), value.why), *rest], call.shape)

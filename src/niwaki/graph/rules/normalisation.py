@@ -47,7 +47,13 @@ def batch_norm(call: Call) -> Labels:
             fields = tuple(f.reshape(shape) for f in value.get(call.space) if f.size > 1)
             operands.append((shape, fields, value.why))
     fields = join(call.space, operands, x.shape)
-    call.zero = affine_zero(call, (axis,), fields)
+    fresh = any(bool(call[name]) for name in ("training", "train") if call.has(name))
+    call.zero = affine_zero(call, (axis,), fields) or (fresh and x.zero and not isinstance(call["bias"], Tensor))
+    if fresh:  # the statistic is that of what comes in, of a computed kernel for one
+        for labels in fields:
+            across = tuple(a for a in varying(labels) if a != axis)
+            if across:
+                call.space.mark_inexact(labels, across, "batch norm takes its statistic across it")
     return fields
 
 

@@ -1,10 +1,11 @@
 """Reductions and softmax: a labelled axis is dropped or kept, and marked inexact where the value changes."""
 
+import numpy as np
 from torch import Tensor
 
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels
+from niwaki.graph.values import Labels, merge
 
 SUMS = ("sum", "nansum", "norm", "linalg_vector_norm", "count_nonzero")
 """Zeros add nothing to these, so removing what is zero is exact."""
@@ -49,14 +50,17 @@ def reduce(call: Call) -> list[Labels]:
     order = call["ord"] if call.has("ord") else call["p"] if call.has("p") else 2
     negative = isinstance(order, (int, float)) and not isinstance(order, bool) and order <= 0
     exact = call.name in SUMS and value.zero and not negative
-    out = []
+    kept: list[np.ndarray] = []
     for labels in value.get(call.space):
         across = tuple(axis for axis in varying(labels) if axis in axes)
+        if across and call.name in ("argmax", "argmin"):
+            call.space.held.append((labels.ravel(), "its positions are numbers that forward goes on with"))
         if across and not exact:
             call.space.mark_inexact(labels, across, f"{call.name} is taken across it")
         rest = call.drop(labels, axes)
         if rest is not None:
-            out.append(rest if keep else rest.reshape([n for a, n in enumerate(rest.shape) if a not in axes]))
+            merge(call.space, kept, rest)  # of two grids that shared their rows, one may be left with nothing else
+    out = [f if keep else f.reshape([n for a, n in enumerate(f.shape) if a not in axes]) for f in kept]
     call.zero = value.zero and call.name in (*SUMS, "mean", "amax", "amin", "max", "min", "prod")
     tensors = [call.result] if isinstance(call.result, Tensor) else call.result
     return [tuple(out) for _ in tensors]

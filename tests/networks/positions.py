@@ -1,0 +1,86 @@
+"""Places that are data: sampled, gathered, routed; and widths that several numbers of one module share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.registry import case, reals
+
+TOKENS = reals(2, 6, 6)
+
+
+@case(TOKENS, "attention", "grid", "integers", free={"query.weight:0": 0, "value.weight:0": 0, "near.weight:1": 0})
+class RelativePositions(nn.Module):
+    """Content to position: a window of a table of positions, where it begins a number of the module's, then gathered.
+
+    The table is as long as the heads are wide together, so that the number that says where the window begins looks like
+    a width that changed. The index is one for all heads, spread over them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.reach = 2, 4, 8
+        self.near = nn.Embedding(16, 8)
+        self.query, self.key, self.value = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 8)
+        self.place = nn.Linear(8, 8, bias=False)
+        self.out = nn.Linear(8, 6)
+
+    def spread(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(-3, -2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[1]
+        q, k, v = self.spread(self.query(x)), self.spread(self.key(x)), self.spread(self.value(x))
+        table = self.near.weight[self.reach - tokens : self.reach + tokens, :]
+        places = q @ self.spread(self.place(table)).transpose(-1, -2)
+        steps = torch.arange(tokens, device=x.device)
+        index = (steps[:, None] - steps[None, :] + tokens).clamp(0, 2 * tokens - 1)
+        places = torch.gather(places, -1, index.expand(x.shape[0], q.shape[1], tokens, tokens))
+        weights = ((q @ k.transpose(-1, -2) + places) / math.sqrt(8)).softmax(-1)
+        y = (weights @ v).transpose(1, 2).flatten(2)
+        return x + self.out(y)
+
+
+@case(
+    reals(2, 5, 6),
+    "attention",
+    "grid",
+    "integers",
+    free={"value.weight:0": 0, "out.weight:1": 0, "offsets.weight:0": 0},
+)
+class DeformableHeads(nn.Module):
+    """Every head samples its own channels at places that the query says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.points = 4, 3
+        self.value, self.out = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.offsets, self.weights = nn.Linear(6, 4 * 3 * 2), nn.Linear(6, 4 * 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        value = self.value(x).view(b, n, self.heads, -1).permute(0, 2, 3, 1).reshape(b * self.heads, -1, 1, n)
+        places = self.offsets(x).view(b, n, self.heads, self.points, 2).transpose(1, 2).flatten(0, 1).tanh()
+        weights = self.weights(x).view(b, n, self.heads, self.points).softmax(-1).transpose(1, 2).flatten(0, 1)
+        sampled = F.grid_sample(value, places, align_corners=False)
+        y = (sampled * weights.unsqueeze(1)).sum(-1).view(b, -1, n).transpose(1, 2)
+        return x + self.out(y)
+
+
+@case(reals(2, 3, 6, 6), "inexact", free={"first:0": 6, "second:0": 4})
+class StandardisedKernels(nn.Module):
+    """Each kernel loses its mean and is divided by its spread, as a batch norm over the kernels computes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(6, 3, 3, 3))
+        self.second = nn.Parameter(torch.randn(4, 6, 3, 3))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kernel in (self.first, self.second):
+            flat = F.batch_norm(kernel.reshape(1, kernel.shape[0], -1), None, None, training=True, momentum=0.0)
+            x = F.conv2d(x, flat.reshape_as(kernel), padding=1).relu()
+        return self.head(x.mean((2, 3)))
