@@ -1,7 +1,8 @@
 """Which of the open integers of a model's modules change: a search that is led by the first call that goes wrong."""
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
+from itertools import combinations, product
+from math import prod
 from typing import NamedTuple
 
 from niwaki.graph import ChannelGraph
@@ -11,6 +12,10 @@ from niwaki.surgery.modules import Mend, Option
 
 MOST_ATTEMPTS = 64
 """Ways to set open integers that are tried before the other door."""
+
+
+FEW = 32
+"""So many ways to set the integers near a wrong call are tried all."""
 
 
 class Attempt(NamedTuple):
@@ -60,9 +65,13 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
             return [(held, pick) for held in listed for pick in range(len(choices[held[0]]))]
 
         pairs = [pair for pair in combinations(ways(near), 2) if pair[0][0] != pair[1][0]]
+        every: list[tuple[tuple[tuple[int, ...], int], ...]] = []
+        if prod(len(choices[held[0]]) for held in near) <= FEW:  # heads, their keys' and their size are set together
+            every = list(product(*(ways([held]) for held in near)))
         for move in (
             *((way,) for way in (*ways(near), *ways(alone))),
             *pairs,
+            *every,
             *((way,) for way in ways(order[len(near) :])),
         ):
             made = list(picks)
