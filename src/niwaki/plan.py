@@ -96,7 +96,7 @@ class Plan:
                 budget=tuple(data["budget"]),
                 decided_by=data["decided_by"],
                 grids=data["grids"],
-                dropped=data.get("dropped", {}),
+                dropped=data["dropped"],
                 inexact=data["inexact"],
                 example=data["example"],
                 mends=None if data["mends"] is None else tuple(data["mends"]),

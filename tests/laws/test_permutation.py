@@ -52,25 +52,48 @@ def blocks_last(flat: Tensor, member: Any, like: Tensor) -> Tensor:
 
 
 def orders_of(graph: Any, seed: int) -> dict[str, np.ndarray]:
-    """A random order of the units of every group of plain channels.
+    """A random order of the units of every group of plain channels, of those that are always computed with together.
 
-    Not of units that lie partly on padding: two of them may look alike, and yet one has its channel where the other
-    has its zeros. They are told by having fewer positions on an axis than other units have there.
+    Units that some tensor of the forward holds without the others (half of a split) may fare otherwise than they: one
+    half may be added to itself. Not of units that lie partly on padding: two of them may look alike, and yet one has
+    its channel where the other has its zeros. They are told by having fewer positions on an axis than other units have
+    there.
     """
     random = np.random.default_rng(seed)
+    alike = fates(graph)
     most: dict[tuple[str, int], int] = {}
     for group in graph.groups:
         for member in group.members:
             place = member.tensor, member.axis
             most[place] = max(most.get(place, 0), int(np.bincount(member.unit).max()))
     return {
-        group.name: random.permutation(group.units)
+        group.name: within(alike[group.ids], random)
         for group in graph.groups
         if group.fixed is None
         and group.kind == "channels"
         and group.units > 1
         and all(np.bincount(m.unit).max() == most[m.tensor, m.axis] for m in group.members)
     }
+
+
+def fates(graph: Any) -> np.ndarray:
+    """A number for each unit, the same for units that the same tensors of the forward hold."""
+    random = np.random.default_rng(0)
+    number = np.zeros(graph.units.count + 1, dtype=np.uint64)
+    held = {labels.tobytes(): labels for r in graph.records for value in r.outputs for labels in value.fields}
+    for labels in held.values():
+        with np.errstate(over="ignore"):
+            number[np.unique(graph.units.unit_of[labels])] += random.integers(1, 1 << 62, dtype=np.uint64)
+    return number
+
+
+def within(marks: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A random order in which each place is taken by one of its own mark."""
+    order = np.arange(marks.size)
+    for mark in np.unique(marks):
+        places = np.flatnonzero(marks == mark)
+        order[places] = random.permutation(places)
+    return order
 
 
 def law(case: Case) -> None:
