@@ -259,3 +259,28 @@ def test_what_is_no_network_is_refused(model: Any) -> None:
     ):
         with pytest.raises(niwaki.errors.InputError, match=r"not an nn\.Module"):
             call()
+
+
+def test_hooks_of_the_models_own_package_stay_in_the_copy() -> None:
+    """A forward that goes on with what hooks of its own package took down (hidden states) needs them."""
+    taken: list[torch.Tensor] = []
+
+    class Taking(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 6), torch.nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            taken.clear()
+            self.a(x)
+            return self.b(taken[0])
+
+    def take(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        taken.append(output)
+
+    Taking.__module__, take.__module__ = "package.models", "package.hooks"
+    net = Taking()
+    net.a.register_forward_hook(take)
+    net.b.register_forward_hook(lambda *_: 1 / 0)
+    graph = niwaki.trace(net, torch.randn(1, 4))
+    assert [group.units for group in graph.groups if group.fixed is None] == [6]

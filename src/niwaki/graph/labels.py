@@ -56,6 +56,8 @@ class LabelSpace:
 
     def is_free(self, labels: np.ndarray, *, zero: bool = False) -> bool:
         """Whether these positions all hold the same value; with `zero` only where that value is something else."""
+        if not labels.size:
+            return True
         least = int(labels.min())
         at = bisect_right(self._starts, least) - 1
         if at < 0:

@@ -143,18 +143,20 @@ def shared(tensor: Tensor) -> Tensor:
 def without_hooks(model: nn.Module) -> nn.Module:
     """`model` (a copy) without the forward hooks that users registered: they expect real numbers, and each call counts.
 
-    Hooks that torch itself defines stay: weight and spectral norm compute their weight in one.
+    Hooks that torch itself defines stay: weight and spectral norm compute their weight in one. So do those of the
+    package that the model is from: its forward may go on with what they take down.
     """
+    package, dot, _ = type(model).__module__.partition(".")
+    packages = {"torch", package} if dot else {"torch"}  # what stands in a file alone is the user's
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [key for key, hook in hooks.items() if not _of_torch(hook)]:
+            for key in [key for key, hook in hooks.items() if _package(hook) not in packages]:
                 del hooks[key]
     return model
 
 
-def _of_torch(hook: Any) -> bool:
-    """Whether a hook's function, or the class that it is an instance of, is torch's own."""
+def _package(hook: Any) -> str:
+    """Where a hook's function, or the class that it is an instance of, comes from."""
     while isinstance(hook, functools.partial):
         hook = hook.func
-    home = getattr(hook, "__module__", None) or ""
-    return home == "torch" or home.startswith("torch.")
+    return (getattr(hook, "__module__", None) or "").partition(".")[0]

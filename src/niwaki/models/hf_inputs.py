@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError
-from niwaki.graph.skeleton import copy_with, to_meta
+from niwaki.graph.skeleton import copy_with, shared, to_meta
 from niwaki.units import Example, device_of, map_tensors, run
 
 TOKENS = 16  # long enough for attention to matter, short enough to trace at once
@@ -44,7 +44,8 @@ def example_for(model: Any, shape: tuple[int, ...] | None, asked: str) -> Exampl
     if len(ways) == 1:
         return ways[0]
     skeleton = copy_with(model, to_meta).eval()  # a trial costs no memory there, where the forward allows it
-    trials = ((way, network) for network in (skeleton, model) for way in ways)
+    again = copy_with(model, shared).eval()  # a forward may leave marks on its model
+    trials = ((way, network) for network in (skeleton, again) for way in ways)
     return next((way for way, network in trials if _accepted(network, way)), ways[0])
 
 
