@@ -282,6 +282,19 @@ def test_expanded_axes_are_free_and_do_not_tie() -> None:
     assert seen.space.is_free(by_axis[1])
 
 
+def test_a_part_of_nothing_joins_the_rest() -> None:
+    """Heads of four channels of which all four are turned and none is passed by: cut by heads, exactly."""
+
+    def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x).unflatten(-1, (3, 4))  # [batch, tokens, heads, size]
+        y = torch.cat([y[..., :4].sin(), y[..., 4:]], -1)
+        return net.b(y.flatten(2))
+
+    net = Net(forward, a=torch.nn.Linear(6, 12), b=torch.nn.Linear(12, 2))
+    _, small, receipt = cut_and_judge(net, torch.randn(2, 5, 6), keep=0.7)
+    assert receipt.passed and receipt.exact and small.get_parameter("a.weight").shape == (8, 6)
+
+
 def test_stack_ties_what_lies_on_top_of_each_other() -> None:
     seen = Seen(lambda x: torch.stack([x[:, :3], x[:, 3:]], 1), (4, 6), (1,))
     component = tied(seen.space, 6)
