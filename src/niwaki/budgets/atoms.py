@@ -270,8 +270,10 @@ def _takes(
         np.add.at(taken, (held[held >= 0], rows[held >= 0]), 1)
         shapes[g] = grid.shape[0]
         uneven = (taken != taken[:, :1]).any(1)
-        if rows_go:  # rows that go as a whole disturb no other
+        if rows_go:  # rows that go as a whole disturb no other; what goes from every row has to be columns of it
             uneven &= ~((taken == 0) | (taken == grid.shape[1])).all(1)
+            for i in np.flatnonzero(~uneven & (taken[:, 0] > 0) & (taken[:, 0] < grid.shape[1])).tolist():
+                uneven[i] = ((held == i) != (held[:1] == i)).any()
         even &= ~uneven
         for i in np.flatnonzero(uneven).tolist():
             marks[i].extend((g, int(r), int(taken[i, r])) for r in np.flatnonzero(taken[i]))

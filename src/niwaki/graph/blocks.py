@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from niwaki.graph.groups import Units
-from niwaki.graph.recorder import ModuleCall, Record
-from niwaki.graph.rules import RULES, attention, contraction, convolution, movement, normalisation, reduction, spatial
-from niwaki.graph.rules.pointwise import is_pointwise
+from niwaki.graph.recorder import ModuleCall, Record, find_rule, values_in
+from niwaki.graph.rules import (
+    attention,
+    contraction,
+    convolution,
+    movement,
+    normalisation,
+    pointwise,
+    reduction,
+    spatial,
+)
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.values import Parameter, Value
 from niwaki.units import Group, Member
@@ -74,7 +82,7 @@ def find_blocks(
     owners = _owned([call.path for call in fitting], parameters, names)
     read: dict[int, int] = {id(value): len(records) for value in outputs}
     for at, record in enumerate(records):
-        for value in _values(record):
+        for value in values_in(record):
             read[id(value)] = max(read.get(id(value), at), at)
     made: dict[int, list[int]] = {}
     for at, record in enumerate(records):
@@ -134,14 +142,6 @@ def _above(name: str) -> Iterator[str]:
         yield name
 
 
-def _values(record: Record) -> Iterator[Value]:
-    for item in (*record.args, *record.kwargs.values()):
-        if isinstance(item, Value):
-            yield item
-        elif isinstance(item, (list, tuple)):
-            yield from (one for one in item if isinstance(one, Value))
-
-
 def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source: Source) -> tuple[str, ...] | None:
     """Whether the module puts out its input when its own parameters are zero: those nearest to the sum, or None."""
     assert call.given is not None and call.output is not None
@@ -156,7 +156,7 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
         return states.get(id(value))
 
     for record in records:
-        given = list(_values(record))
+        given = values_in(record)
         made = _state(record, given, state, lambda once: _settled(once, call, source))
         written = [value for value in record.outputs if any(value is one for one in given)]
         for value in written:  # what shares memory with a tensor that is written to is not known any more
@@ -188,16 +188,8 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
 
 
 def _is(record: Record, *modules: str) -> bool:
-    rule = _rule(record.name)
+    rule = find_rule(record.func, record.name)
     return rule is not None and rule.__module__ in modules
-
-
-@cache
-def _rule(name: str) -> Any:
-    return RULES.get(name) or RULES.get(name.removesuffix("_"))
-
-
-_pointwise = cache(is_pointwise)
 
 
 def _state(
@@ -225,7 +217,7 @@ def _state(
         return "zero" if all(zero) and record.name.removesuffix("_") in ("sum", "mean", "cumsum") else None
     if _is(record, spatial.__name__):
         return "zero" if all(zero) else None
-    if not _pointwise(record.func, record.name):
+    if not _is(record, pointwise.__name__):
         return None
     name = record.name.removesuffix("_")
     if name in ("add", "sub", "rsub") and len(given) == 2 and "same" in known and any(zero):
@@ -320,12 +312,13 @@ def _settled(record: Record, call: ModuleCall, source: Source) -> bool:
     value, before = call.given, call.records.start
     while (found := source(value, before)) is not None:
         before, made = found
-        if made.name.removesuffix("_") == record.name.removesuffix("_") and made.args[1:] == record.args[1:]:
+        alike = made.name.removesuffix("_") == record.name.removesuffix("_")
+        if alike and (made.args[1:], made.kwargs) == (record.args[1:], record.kwargs):
             once = _plainly(record, GRID)
             return once is not None and _plainly(record, once) == once
-        if not (_is(made, movement.__name__) or made.name in SELECTING) or len(list(_values(made))) != 1:
+        if not (_is(made, movement.__name__) or made.name in SELECTING) or len(values_in(made)) != 1:
             return False
-        value = next(_values(made))
+        value = values_in(made)[0]
     return False
 
 

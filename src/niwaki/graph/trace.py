@@ -255,7 +255,8 @@ def _trace_once(
         names=names,
         outputs=[recorder.value(tensor) for tensor in tensors_in(output)],
     )
-    blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
+    if protect:
+        blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
     if any(not p.seeds for p in parameters.values() if not p.buffer):
         _second_look(skeleton, inputs, recorder, parameters, meta=attempt == "meta")
     _protect(model, protect, recorder, parameters)
