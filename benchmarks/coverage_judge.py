@@ -1,10 +1,12 @@
 """One model of `coverage.py`: every question of the list asked in turn, and the same model given to the peer."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,10 @@ MOVED = 1e-6
 """Share of their scale by which the cut must change the outputs, or equal outputs would prove nothing."""
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """What is kept, in the order tried: where single groups can't be halved, the next larger share."""
+
+RANDOM = niwaki.scores.Random()
+TURNS, TURNS_SECONDS = 5, 40
+"""Turns in which both are timed, fewer where they take this long."""
 
 
 class Row(dict[str, Any]):
@@ -80,9 +86,8 @@ def judge(source: str, *, quick: bool, seed: int = 0) -> None:
     with row.stage("trace"):
         graph = niwaki.trace(model, example)
     row.note(device=graph.device, unknown=sorted({u.operation for u in graph.unknown}), **reach(graph))
-    how = niwaki.scores.Random()
     with row.stage("choose"):
-        scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+        scores = niwaki.score(graph, niwaki.collect(model, graph, RANDOM.needs), how=RANDOM)
         plan, share = closest(graph, scores, how=niwaki.budgets.Uniform())
     if plan is None:
         row.note(error="no group can be cut")
@@ -374,22 +379,46 @@ def heads(model: nn.Module, shapes: list[tuple[int, ...]]) -> list[nn.Module]:
 
 
 def peer(source: str) -> None:
-    """The peer on the same model: does it prune half of the channels, and does what is left run?"""
+    """The peer on the same model: does it prune half of the channels, and does what is left run? If so, both are timed,
+    turn by turn, each after a run that does not count.
+    """
     import torch_pruning as tp
 
     loaded = niwaki.models.load(source, seed=0)
     model, example = loaded.model, loaded.example
-    before = sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         shapes = [tuple(t.shape) for t in tensors_in(run(model, example))]
-    last = heads(model, shapes)
-    clock = time.perf_counter()
-    tp.pruner.BasePruner(
-        model, example, importance=tp.importance.RandomImportance(), pruning_ratio=KEEP, ignored_layers=last
-    ).step()
-    seconds = time.perf_counter() - clock
+
+    def theirs() -> tuple[nn.Module, float]:
+        network = copy.deepcopy(model)
+        last = heads(network, shapes)
+        clock = time.perf_counter()
+        tp.pruner.BasePruner(
+            network, example, importance=tp.importance.RandomImportance(), pruning_ratio=KEEP, ignored_layers=last
+        ).step()
+        return network, time.perf_counter() - clock
+
+    def ours() -> float:
+        clock = time.perf_counter()
+        graph = niwaki.trace(model, example)
+        scores = niwaki.score(graph, niwaki.collect(model, graph, RANDOM.needs), how=RANDOM)
+        plan, _ = closest(graph, scores, how=niwaki.budgets.Uniform())
+        niwaki.cut(model, plan)
+        return time.perf_counter() - clock
+
+    small, first = theirs()
     with torch.no_grad():
-        after = [tuple(t.shape) for t in tensors_in(run(model, example))]
-    kept = sum(p.numel() for p in model.parameters()) / max(before, 1)
-    found = {"peer": "runs" if after == shapes else "shapes differ", "peer_s": seconds, "peer_kept": kept}
+        after = [tuple(t.shape) for t in tensors_in(run(small, example))]
+    kept = sum(p.numel() for p in small.parameters()) / max(sum(p.numel() for p in model.parameters()), 1)
+    found = {"peer": "runs" if after == shapes else "shapes differ", "peer_s": first, "peer_kept": kept}
     print(json.dumps(found), flush=True)
+    if found["peer"] != "runs":
+        return
+    del small
+    spent = ours()
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < TURNS and (len(pairs) < 1 or spent < TURNS_SECONDS):
+        pairs.append((ours(), theirs()[1]))
+        spent += sum(pairs[-1])
+    mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
+    print(json.dumps({"ours_warm_s": mine, "peer_warm_s": other, "turns": len(pairs)}), flush=True)
