@@ -72,6 +72,8 @@ class Units:
     """Every viewed grid as units `[rows, columns]`: all rows that keep anything keep equally many."""
     stacks: tuple[np.ndarray, ...]
     """Every viewed stack of grids as first units of rows `[grids, rows]`: all that keep any row keep equally many."""
+    needed: tuple[np.ndarray, ...] = ()
+    """Sets of units of each of which some must stay: whatever a kernel takes that takes nothing empty."""
 
 
 def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units, list[Axis]]:
@@ -169,6 +171,7 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         slabs=slabs_of,
         grids=viewed,
         stacks=stacked,
+        needed=_sets(space.needed, unit_of),
     )
     axes = []
     for parameter, axis in seeded:
@@ -185,6 +188,12 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
             )
         )
     return units, axes
+
+
+def _sets(needed: list[np.ndarray], unit_of: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Labels as sets of units, each once."""
+    found = [np.unique(unit_of[labels.ravel()]) for labels in needed]
+    return tuple({units.tobytes(): units for units in found if units.size and units[0] >= 0}.values())
 
 
 def _viewed(grids: list[np.ndarray], unit_of: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -264,7 +273,10 @@ def _spread(marks: np.ndarray, closure: np.ndarray) -> np.ndarray:
 
 
 def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
-    """Units that lie on the same axes equally often, and are fixed for the same reason, form a group."""
+    """Units that lie on the same axes equally often, and are fixed for the same reason, form a group.
+
+    So do those that the same kernels need: a group keeps a unit at least, and that kernel has one then.
+    """
     if units.count == 0:
         return []
     random = np.random.default_rng(0)
@@ -279,6 +291,8 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     codes = random.integers(1, 1 << 62, len(axes), dtype=np.uint64)
     np.add.at(signature, flat, codes[of_axis])
     present[flat] = True
+    for needed, code in zip(units.needed, random.integers(1, 1 << 62, len(units.needed), dtype=np.uint64), strict=True):
+        signature[needed] += code
     with np.errstate(over="ignore"):
         for mark in (
             units.reason,

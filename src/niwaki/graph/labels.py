@@ -37,6 +37,8 @@ class LabelSpace:
         self.grids: list[np.ndarray] = []
         self.stacks: list[np.ndarray] = []
         self.multiples: list[tuple[np.ndarray, int]] = []
+        self.needed: list[np.ndarray] = []
+        """Labels of which some must stay, since a kernel takes no empty tensor."""
         self.roles: dict[int, str] = {}
         self._free: dict[int, tuple[int, bool]] = {}
         self._starts: list[int] = []
@@ -92,6 +94,8 @@ class LabelSpace:
             direction = "outer"  # thirds of heads of channels: the thirds stay
         a, b = np.broadcast_arrays(small, large)
         self.slabs[direction].append((a.ravel(), b.ravel()))
+        if direction == "column" and len(axes) > 1:  # a row of what was summed over the outer axis: it goes with all
+            self.slabs["row"].append((a.ravel(), b.ravel()))
 
     def marker(self, labels: np.ndarray, axes: tuple[int, ...], inner: int | None = None) -> np.ndarray:
         """Labels for the slabs of `labels` along `axes` (shape 1 elsewhere); the same array gives the same slabs."""

@@ -54,6 +54,7 @@ def spatial(call: Call) -> list[Labels]:
         for axis in inside:  # phases of a channel laid out in space go with their channel
             call.space.tie(labels, axis)
             labels = np.take(labels, [0], axis=axis)
+        call.space.needed.append(labels)
         kept.append(labels)
     call.zero = value.zero
     results = [call.result] if isinstance(call.result, Tensor) else [t for t in call.result if isinstance(t, Tensor)]
