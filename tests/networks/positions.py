@@ -84,3 +84,29 @@ class StandardisedKernels(nn.Module):
             flat = F.batch_norm(kernel.reshape(1, kernel.shape[0], -1), None, None, training=True, momentum=0.0)
             x = F.conv2d(x, flat.reshape_as(kernel), padding=1).relu()
         return self.head(x.mean((2, 3)))
+
+
+@case(
+    reals(1, 3, 6, 6),
+    "grid",
+    free={"weigh.weight:1": 8},
+    fixed=("weigh.weight:0",),
+)
+class ConvexUpsampling(nn.Module):
+    """Every point of a finer picture is a weighted sum of the nine around it: weights by neighbour, row and column.
+
+    What the sum leaves of the grid, rows and columns, is laid out in space as the output: nothing of it can go.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow, self.stem = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
+        self.weigh = nn.Conv2d(8, 9 * 2 * 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        flow = self.flow(x)
+        weights = self.weigh(F.relu(self.stem(x))).view(batch, 1, 9, 2, 2, height, width).softmax(2)
+        around = F.unfold(flow, 3, padding=1).view(batch, 2, 9, 1, 1, height, width)
+        fine = (weights * around).sum(2).permute(0, 1, 4, 2, 5, 3)
+        return fine.reshape(batch, 2, 2 * height, 2 * width)
