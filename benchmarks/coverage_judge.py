@@ -81,6 +81,7 @@ def judge(source: str, *, quick: bool, seed: int = 0) -> None:
         loaded = niwaki.models.load(source, seed=seed)
         model, example = loaded.model, loaded.example
         fill_(model, seed)
+        level_(model, example)
     before = sum(p.numel() for p in model.parameters())
     row.note(params=before, built_gib=peak_gib())
     with row.stage("trace"):
@@ -143,6 +144,31 @@ def fill_(model: nn.Module, seed: int) -> None:
                     tensor.copy_(1 + 0.3 * noise.abs())
                 else:
                     tensor.add_(0.1 * noise)
+
+
+def level_(model: nn.Module, example: Any) -> None:
+    """Scale the weights of every layer, in the order they run, so that what it puts out has unit variance: a signal
+    that dies on the way would hide what is cut behind it.
+    """
+    done: set[int] = set()
+
+    def scale(layer: nn.Module, _: Any, output: Any) -> Any:
+        if id(layer) in done or not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        done.add(id(layer))
+        spread = float(output.std()) if output.numel() > 1 else 0.0
+        if not (math.isfinite(spread) and spread > 0) or 0.2 < spread < 5:
+            return output
+        for tensor in layer.parameters():
+            tensor.div_(spread)
+        return output / spread
+
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    with torch.no_grad(), contextlib.ExitStack() as hooks:
+        for layer in (m for m in model.eval().modules() if isinstance(m, layers)):
+            hooks.callback(layer.register_forward_hook(scale).remove)
+        with contextlib.suppress(Exception):  # trace says what is wrong with a forward that fails
+            run(model, example)
 
 
 def reach(graph: Any) -> dict[str, Any]:
