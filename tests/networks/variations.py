@@ -283,3 +283,32 @@ class Picks(nn.Module):
         places = F.relu(self.conv(x)).permute(0, 2, 3, 1).reshape(-1, self.conv.out_channels)
         best = torch.nonzero(x.mean(1).reshape(-1) > 0.5).squeeze(1)
         return self.box(places[best]).reshape(-1, 4)
+
+
+@case(IMAGES, free={"conv.weight:0": 4})
+class EverySecond(nn.Module):
+    """Every second channel is doubled in place: two neighbours go together, and every second is picked again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y[:, ::2].mul_(2)
+        return self.out(y)
+
+
+@case(IMAGES, free={"conv.weight:0": 4})
+class Interleaved(nn.Module):
+    """Channels are written into every second place of a tensor made in forward, ones into the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.zeros(x.shape[0], 8, *x.shape[2:], dtype=x.dtype, device=x.device)
+        mixed[:, ::2] = self.gate(x)
+        mixed[:, 1::2] = 1.0
+        return self.out(self.conv(x) * mixed)

@@ -165,9 +165,17 @@ def slice_(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         put(node, "start", kept_before(labels, start, sizes))
         put(node, "length", kept_before(labels, start + length, sizes) - kept_before(labels, start, sizes))
         return
-    if get(node, "step", 1) != 1:
-        raise Refused(f"{node.name}: a strided slice of an axis that is cut")
-    start, end = get(node, "start"), get(node, "end")
+    start, end, step = get(node, "start"), get(node, "end"), get(node, "step", 1)
+    if step != 1:
+        stays = sizes.stays[labels].any(1)
+        picked = np.arange(size)[start:end:step]
+        places = (np.cumsum(stays) - 1)[picked[stays[picked]]]  # where they lie now: evenly again, or no slice has them
+        gaps = np.unique(np.diff(places))
+        if not places.size or gaps.size > 1:
+            raise Refused(f"{node.name}: a strided slice of an axis that is cut unevenly")
+        for name, number in (("start", places[0]), ("end", places[-1] + 1), ("step", gaps[0] if gaps.size else 1)):
+            put(node, name, int(number))
+        return
     if isinstance(start, int):
         put(node, "start", kept_before(labels, start + size if start < 0 else min(start, size), sizes))
     if isinstance(end, int) and end < size:

@@ -319,8 +319,17 @@ def slice_(call: Call) -> Labels:
         part = slice(int(call["start"]), int(call["start"]) + int(call["length"]))
     else:
         part = slice(call["start"], call["end"], call["step"])
+        phases(call, axis, int(call["step"]))
     by_number(call, axis, part.start or -1, part.stop)
     return move(call, cut_axis(axis, part))
+
+
+def phases(call: Call, axis: int, step: int) -> None:
+    """Every n-th position is picked again from what stays when n neighbours go together."""
+    for labels in call.value(call["self"]).get(call.space, (axis,)) if step > 1 else ():
+        if labels.shape[axis] > 1:
+            line = np.moveaxis(call.space.marker(labels, (axis,)), axis, -1)
+            call.space.unite(line, line[..., np.arange(line.shape[-1]) // step * step])
 
 
 @rule("select", "select_copy")
