@@ -105,12 +105,12 @@ def good(row: Mapping[str, Any]) -> bool:
     )
 
 
-def speedup(rows: list[dict[str, Any]]) -> tuple[int, float]:
+def speedup(rows: list[dict[str, Any]], what: str) -> tuple[int, float]:
     """Of trace + choose + cut against the peer's, over the models that both can do: how many, geometric mean."""
     ratios = [
-        row["peer_warm_s"] / row["ours_warm_s"]
+        row[f"peer_{what}_s"] / row[f"ours_{what}_s"]
         for row in rows
-        if row.get("peer") == "runs" and row.get("passed") and "peer_warm_s" in row
+        if row.get("peer") == "runs" and row.get("passed") and f"peer_{what}_s" in row
     ]
     return len(ratios), math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
 
@@ -132,13 +132,15 @@ def page(rows: Rows) -> None:
         `torch.export`, then ONNX Runtime for classifiers of torchvision; a dash where the original can't be exported
         or was not asked. *Peer* is Torch-Pruning's `BasePruner` on the same model, thread count and machine with at
         most {PEER_SECONDS} s and {GIB} GiB, and its seconds; where both can do it, they are timed turn by turn, and
-        *ours, times* says how often as fast ours is.
+        *ours, times* says how often as fast ours is (one step / to half of the multiply-accumulates).
     """)
-    count, faster = speedup(whole)
+    (count, step), (_, budget) = speedup(whole, "warm"), speedup(whole, "budget")
     if count:
         text += prose(f"""
-            Trace, score, choose and cut are **{faster:.2f}** times as fast as the peer's graph and one step (geometric
-            mean over the {count} models that both can do, medians of alternating turns in one process, one thread).
+            Trace, score, choose and cut are **{step:.2f}** times as fast as the peer's graph and one step of pruning
+            (geometric mean over the {count} models that both can do, medians of alternating turns in one process, one
+            thread), and **{budget:.2f}** times as fast where both are to reach half of the multiply-accumulates: ours
+            by its budget, the peer by its loop of steps with its own count after each.
         """)
     for family in LISTS:
         mine = [row for row in whole if row["key"].startswith(family + ":")]
@@ -188,7 +190,10 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         " / ".join(f"{row[k]:.2f}" if k in row else "-" for k in ("trace_s", "choose_s", "cut_s")),
         f"{row['cut_gib']:.1f}" if "cut_gib" in row else "-",
         f"{row['peer']}, {row['peer_s']:.1f} s" if "peer" in row else _cell(row.get("peer_error", "-"))[:60],
-        f"{row['peer_warm_s'] / row['ours_warm_s']:.1f}" if "peer_warm_s" in row else "-",
+        " / ".join(
+            f"{row[f'peer_{what}_s'] / row[f'ours_{what}_s']:.1f}" if f"peer_{what}_s" in row else "-"
+            for what in ("warm", "budget")
+        ),
         _cell("; ".join(faults(row))[:240]),
     )
 
