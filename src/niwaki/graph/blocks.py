@@ -12,10 +12,10 @@ from torch import Tensor
 from niwaki.graph.groups import Units
 from niwaki.graph.recorder import ModuleCall, Record, find_rule, values_in
 from niwaki.graph.rules import (
+    MOVEMENT,
     attention,
     contraction,
     convolution,
-    movement,
     normalisation,
     pointwise,
     reduction,
@@ -164,7 +164,7 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
             for other in [i for i, of in roots.items() if of == root] + [root]:
                 if other != id(value):
                     states.pop(other, None)
-        moves = _is(record, movement.__name__)
+        moves = _is(record, *MOVEMENT)
         zeros = [value for value in given if state(value) == "zero"]
         mine = [value for value in zeros if value.direct]  # parameters, as they are or transposed
         reach = frozenset[str]().union(
@@ -203,7 +203,7 @@ def _state(
         return None
     known = [state(value) for value in given]
     zero = [one == "zero" for one in known]
-    if _is(record, movement.__name__):
+    if _is(record, *MOVEMENT):
         if known[0] == "same" and len(given) == 1 and _keeps(record):
             return "same"
         return "zero" if all(zero) and not _named(record, "value") else None  # padding may be with another number
@@ -316,7 +316,7 @@ def _settled(record: Record, call: ModuleCall, source: Source) -> bool:
         if alike and (made.args[1:], made.kwargs) == (record.args[1:], record.kwargs):
             once = _plainly(record, GRID)
             return once is not None and _plainly(record, once) == once
-        if not (_is(made, movement.__name__) or made.name in SELECTING) or len(values_in(made)) != 1:
+        if not (_is(made, *MOVEMENT) or made.name in SELECTING) or len(values_in(made)) != 1:
             return False
         value = values_in(made)[0]
     return False

@@ -18,8 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.graph.cost import Term
 from niwaki.graph.kernels import Kernels, like_input
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.rules import RULES, Call
-from niwaki.graph.rules import movement as movement_rules
+from niwaki.graph.rules import MOVEMENT, RULES, Call
 from niwaki.graph.rules.pointwise import is_pointwise, meet
 from niwaki.graph.values import Labels, Parameter, Value
 from niwaki.units import DataRead, Unknown, tensors_in
@@ -37,7 +36,6 @@ TRAINED = ("native_batch_norm",)
 NORMS = ("_native_batch_norm_legit_no_training", *TRAINED)
 """Shape-preserving on the meta device, with two empty results besides."""
 
-MOVEMENT = movement_rules.__name__
 SILENT = (
     "_assert_async",
     "_assert_tensor_metadata",
@@ -244,7 +242,7 @@ class Recorder(TorchDispatchMode):
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
         )
-        moved = rule is not None and rule.__module__ == MOVEMENT
+        moved = rule is not None and rule.__module__ in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(func, args, kwargs)

@@ -14,8 +14,8 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import MOVEMENT, Record, Recorder, find_rule, fix_outputs, seed
-from niwaki.graph.rules import attention, contraction, convolution, spatial
+from niwaki.graph.recorder import Record, Recorder, find_rule, fix_outputs, seed
+from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
 from niwaki.graph.trace import note_constant, note_tables, quiet, watch
@@ -141,7 +141,7 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
 
 def _moves(record: Record) -> bool:
     rule = find_rule(record.func, record.name)
-    return rule is not None and rule.__module__ == MOVEMENT
+    return rule is not None and rule.__module__ in MOVEMENT
 
 
 def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
@@ -160,7 +160,7 @@ def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np
     seen: set[tuple[int, int]] = set()
     for was, now, _ in pairs:
         rule = find_rule(now.func, now.name)
-        if rule is None or rule.__module__ in (MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
+        if rule is None or rule.__module__ in (*MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
             continue
         for value, small in zip(values_in(was), values_in(now), strict=False):
             if (id(value), id(small)) in seen or value.parameter is not None or len(value.shape) != len(small.shape):

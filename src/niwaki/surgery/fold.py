@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from niwaki.graph.labels import varying
-from niwaki.graph.recorder import MOVEMENT, Record
-from niwaki.graph.rules import RULES
+from niwaki.graph.recorder import Record
+from niwaki.graph.rules import MOVEMENT, RULES
 from niwaki.graph.values import Value
 from niwaki.surgery.check import Retrace, Scale
 from niwaki.surgery.evidence import values_in
@@ -64,7 +64,7 @@ class Walk:
         self.visited.add(id(record))
         inputs = values_in(record)
         rule = RULES.get(record.name)
-        if (rule is not None and rule.__module__ == MOVEMENT) or record.name in HOMOGENEOUS:
+        if (rule is not None and rule.__module__ in MOVEMENT) or record.name in HOMOGENEOUS:
             return all(self.back(v, labels) for v in inputs if self._carries(v, labels))
         if record.name in SUMS:
             return all(self.back(v, self._places(v, value, labels)) for v in inputs)
@@ -97,7 +97,7 @@ class Walk:
     def passes(self, record: Record, labels: np.ndarray) -> bool:
         """Whether a call uses what is labelled so: all do that read it, but those that take another part of it."""
         rule = RULES.get(record.name)
-        moved = rule is not None and rule.__module__ == MOVEMENT
+        moved = rule is not None and rule.__module__ in MOVEMENT
         return not moved or any(self._carries(out, labels) for out in record.outputs)
 
     def read_parameters(self) -> list[tuple[Value, list[Record]]]:

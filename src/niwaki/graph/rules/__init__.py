@@ -10,15 +10,20 @@ from niwaki.graph.rules import (
     indexing,
     movement,
     normalisation,
+    parts,
     pointwise,
     reduction,
     spatial,
+    windows,
 )
 from niwaki.graph.rules.registry import RULES, Call, Rule
 
-__all__ = ["RULES", "Call", "Rule"]
+__all__ = ["MOVEMENT", "RULES", "Call", "Rule"]
 
-_ = (attention, contraction, convolution, factory, indexing, movement, normalisation, pointwise, reduction, spatial)
+MOVEMENT = tuple(module.__name__ for module in (movement, parts, windows))
+"""Where the rules of data movement lie."""
+
+_ = (attention, contraction, convolution, factory, indexing, normalisation, pointwise, reduction, spatial)
 
 for _name in list(RULES):  # an in-place variant takes the rule of the operator it is a variant of
     if hasattr(torch.ops.aten, f"{_name}_"):
