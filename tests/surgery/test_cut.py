@@ -1,5 +1,6 @@
 """The eager door, by hand: numbers, declared sizes, integers mended by evidence, refusals."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.surgery import surgery_of
+from niwaki.surgery.mending import FAR
 from zoo import ZOO
 
 X = torch.tensor([[1.0, 2.0]])
@@ -319,6 +321,35 @@ def test_how_many_are_found_is_for_the_data_to_say(threshold: float) -> None:
     assert type(small) is Detects and small.conv.out_channels == 4 and small.box[0].out_features == 3
     receipt = niwaki.verify(model, small, plan, example)
     assert receipt.exact and receipt.passed and receipt.numbers
+
+
+def test_integers_far_from_a_hopeless_call_are_hardly_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve modules whose integers are mended right away, and one that writes 6: few ways are left to try."""
+
+    class Mendable(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width, self.a, self.b = width, nn.Linear(4, width), nn.Linear(width, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).reshape(-1, self.width))
+
+    class Hopeless(Mendable):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).reshape(-1, 3, 2).flatten(1))
+
+    model, x = nn.Sequential(*(Mendable(8 + i) for i in range(12)), Hopeless(6)).eval(), torch.randn(5, 4)
+    tried, module = [], sys.modules["niwaki.surgery.cut"]
+    check = module.retrace
+    monkeypatch.setattr(module, "retrace", lambda *given, **named: tried.append(1) or check(*given, **named))
+    plan = keeping(model, x, {f"{i}.a": [0, 1, 5] for i in range(12)})
+    small = niwaki.cut(model, plan)
+    assert len(tried) == 1 and [small[i].width for i in range(12)] == [3] * 12
+    tried.clear()
+    plan = keeping(model, x, {f"{i}.a": [0, 1, 2, 3] for i in range(13)})
+    small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == "exported" and len(tried) <= 2 + FAR
+    assert niwaki.verify(model, small, plan, x).passed
 
 
 def test_integers_of_a_module_that_is_asked_by_a_method() -> None:

@@ -17,6 +17,10 @@ MOST_ATTEMPTS = 64
 FEW = 32
 """So many ways to set the integers near a wrong call are tried all."""
 
+FAR = 6
+"""So many ways to set integers elsewhere are tried: of modules that neither hold the wrong call nor lie inside, and
+whose own calls all do what they should, so that only what they hand on could be wrong."""
+
 
 class Attempt(NamedTuple):
     """One way to set the integers, and how far the cut model then is what the plan means."""
@@ -28,6 +32,8 @@ class Attempt(NamedTuple):
     """Calls that do what the trace says, in each module up to the first that does not."""
     wrong: str
     """Module of the first call that does not."""
+    off: frozenset[str]
+    """Modules that make a call which does not, or other calls than they did."""
 
 
 def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: ChannelGraph, sizes: Sizes) -> Retrace:
@@ -50,11 +56,10 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
             for (path, attribute), options, pick in zip(places, choices, picks, strict=True)
         ]
         seen = judge(mends)
-        agreed, wrong = agreement(seen, graph, sizes) if seen.problem else (0, "")
-        tried[picks] = Attempt(picks, seen, agreed, wrong)
+        tried[picks] = Attempt(picks, seen, *(agreement(seen, graph, sizes) if seen.problem else (0, "", frozenset())))
         return tried[picks]
 
-    def moves(picks: tuple[int, ...], wrong: str) -> Iterator[tuple[int, ...]]:
+    def moves(picks: tuple[int, ...], wrong: str, off: frozenset[str]) -> Iterator[tuple[int, ...]]:
         """Neighbouring ways, the nearest to the wrong call first."""
         steps = [_steps(path, wrong) for path, _ in places]
         order = sorted(sets, key=lambda held: min(steps[i] for i in held))
@@ -68,11 +73,15 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
         every: list[tuple[tuple[tuple[int, ...], int], ...]] = []
         if prod(len(choices[held[0]]) for held in near) <= FEW:  # heads, their keys' and their size are set together
             every = list(product(*(ways([held]) for held in near)))
+        further = order[len(near) :]
+        kin = [held for held in further if any(_kin(places[i][0], path) for i in held for path in off)]
+        rest = ways([held for held in further if held not in kin])
         for move in (
             *((way,) for way in (*ways(near), *ways(alone))),
             *pairs,
             *every,
-            *((way,) for way in ways(order[len(near) :])),
+            *((way,) for way in ways(kin)),
+            *((way,) for way in [way for way in rest if picks[way[0][0]] != way[1]][:FAR]),
         ):
             made = list(picks)
             for held, pick in move:
@@ -82,7 +91,7 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
 
     best = attempt((0,) * len(places))
     while best.seen.problem is not None:
-        for picks in moves(best.picks, best.wrong):
+        for picks in moves(best.picks, best.wrong, best.off):
             if picks in tried:
                 continue
             if len(tried) >= MOST_ATTEMPTS:
@@ -103,19 +112,27 @@ def _steps(path: str, wrong: str) -> int:
     return len(a) + len(b) - 2 * common
 
 
-def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, str]:
-    """How many calls do what the trace says, and the module of the first that does not.
+def _kin(path: str, other: str) -> bool:
+    """Whether one of two modules lies in the other."""
+    return f"{path}.".startswith(f"{other}." if other else "") or f"{other}.".startswith(f"{path}." if path else "")
+
+
+def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, str, frozenset[str]]:
+    """How many calls do what the trace says, the module of the first that does not, and all modules that are off.
 
     Where a module makes other calls than it did, nobody can tell which are wrong: what follows there does not count.
     """
     before = by_module(graph.records)
     order = {id(record): i for i, record in enumerate(seen.records)}
-    agreed, first, wrong = 0, len(seen.records), seen.where
+    agreed, first, wrong, off = 0, len(seen.records), seen.where, set[str]()
     for module, made in by_module(seen.records).items():
+        if len(made) > len(before.get(module, ())):
+            off.add(module)
         for was, now in zip(before.get(module, ()), made, strict=False):
             if differs(was, now, graph, sizes):
                 if was.name == now.name and order[id(now)] < first:
                     first, wrong = order[id(now)], module
+                off.add(module)
                 break
             agreed += 1
-    return agreed, wrong
+    return agreed, wrong, frozenset({*off, wrong})
