@@ -323,6 +323,36 @@ def test_how_many_are_found_is_for_the_data_to_say(threshold: float) -> None:
     assert receipt.exact and receipt.passed and receipt.numbers
 
 
+class Remembers(nn.Module):
+    """Anchors are computed in the first forward and kept; written out, the width is hard-coded or not."""
+
+    def __init__(self, hard: bool) -> None:
+        super().__init__()
+        self.hard, self.known, self.a, self.coordinates, self.last = hard, None, *map(nn.Linear, (3, 6, 4), (6, 4, 2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.known is None:
+            self.known = torch.arange(20.0, device=x.device).reshape(5, 4) / 5 / 10
+        y = self.a(x)
+        y = y.reshape(-1, 3, 2).flatten(1) if self.hard else y
+        boxes = self.coordinates(y / 4) + self.known
+        return boxes, self.last(torch.sigmoid(boxes) / 20)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_forward_that_remembers_what_it_computed_at_first(hard: bool) -> None:
+    """Traced before it remembers, cut afterwards: fewer calls, and a tensor that nobody registered."""
+    model, x = Remembers(hard).eval(), torch.randn(5, 3)
+    keep = {"a": [0, 1, 2, 3]}
+    graph = niwaki.trace(model, x)
+    model(x)
+    plan = keeping(model, x, keep, graph=graph)
+    small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == ("exported" if hard else "eager")
+    assert small.a.weight.shape == (4, 3)
+    assert niwaki.verify(model, small, plan, x).passed
+
+
 def test_integers_far_from_a_hopeless_call_are_hardly_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve modules whose integers are mended right away, and one that writes 6: few ways are left to try."""
 

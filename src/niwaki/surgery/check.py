@@ -4,6 +4,7 @@ Shapes alone do not show two heads mixed, or padding put in the wrong place. So 
 wherever two positions meet there, they must be the same unit as in the original, in the same row of the same grid.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import Record, Recorder, find_rule, fix_outputs, seed
+from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, find_rule, fix_outputs, seed
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
@@ -67,10 +68,12 @@ def retrace(
     *,
     meta: bool = True,
     sizes: Sizes | None = None,
+    loose: Collection[str] = (),
 ) -> Retrace:
     """Run `small` on the graph's example and compare units, rows and shapes with the original's.
 
-    `sizes` are those of the graph's values when only `alive` units stay, where somebody has them already.
+    `loose` names tensors that the original holds without registering them. `sizes` are those of the graph's values when
+    only `alive` units stay, where somebody has them already.
     """
     pairs = []
 
@@ -84,6 +87,7 @@ def retrace(
     names = {id(m): name for name, m in reversed(list(skeleton.named_modules()))}
     recorder = Recorder(space, names, heard=graph.heard)
     parameters = seed(recorder, skeleton)
+    unregister(recorder, parameters, {name: skeleton.get_buffer(name) for name in loose})
     for real, copy in pairs:
         note_constant(recorder, real, copy)
     note_tables(recorder, skeleton)
@@ -104,8 +108,15 @@ def retrace(
     sizes = sizes or Sizes(stays_of(graph, alive))
     pairs_made = _pairs(recorder.records, graph)
     problem = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
-    scales = () if problem else _scales(recorder.records, graph)
+    scales = () if problem else _scales(recorder.records, graph, sizes)
     return Retrace(recorder.records, parameters, problem, scales)
+
+
+def unregister(recorder: Recorder, parameters: dict[str, Parameter], held: Mapping[str, torch.Tensor]) -> None:
+    """Tensors that the original holds without registering them: nothing of them is cut."""
+    for name, tensor in held.items():
+        if parameters.pop(name, None) is not None:
+            recorder.know(tensor, Value(tuple(tensor.shape), why=UNREGISTERED))
 
 
 def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Record]]:
@@ -326,24 +337,19 @@ def _tensor_at(graph: ChannelGraph, parameters: dict[str, Parameter], label: int
     return "a tensor"
 
 
-def _scales(records: list[Record], graph: ChannelGraph) -> tuple[Scale, ...]:
+def _scales(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> tuple[Scale, ...]:
     """Factors that differ between the two forwards, call by call of each module."""
 
-    def keyed(listing: tuple[Record, ...] | list[Record]) -> dict[tuple[str, str, int], Record]:
-        seen: dict[tuple[str, str], int] = {}
-        table = {}
+    def keyed(listing: tuple[Record, ...] | list[Record]) -> dict[tuple[str, str], list[Record]]:
+        table: dict[tuple[str, str], list[Record]] = {}
         for record in listing:
             if record.name in SCALARS or record.name.startswith(ATTENTION):
-                count = seen.get((record.module, record.name), 0)
-                seen[record.module, record.name] = count + 1
-                table[record.module, record.name, count] = record
+                table.setdefault((record.module, record.name), []).append(record)
         return table
 
     before, found = keyed(graph.records), []
-    for key, record in keyed(records).items():
-        old = before.get(key)
-        if old is None:
-            continue
+    pairs = [pair for key, made in keyed(records).items() for pair in _aligned(before.get(key, []), made, sizes)]
+    for old, record in pairs:
         was, now = _factor(old), _factor(record)
         if was is not None and now is not None and was != now and now != 0:
             factor = was / now
@@ -352,6 +358,25 @@ def _scales(records: list[Record], graph: ChannelGraph) -> tuple[Scale, ...]:
             if abs(factor - 1) > 1e-12:
                 found.append(Scale(record.args[0], factor, record))
     return tuple(found)
+
+
+def _aligned(old: list[Record], made: list[Record], sizes: Sizes) -> list[tuple[Record, Record]]:
+    """Calls and what they were, in order.
+
+    A forward that remembers what it computed once (anchors, tables of positions) makes fewer calls the next time: as
+    many as can be are then those of the same shape, and of these as many as can be those with the same factor.
+    """
+    if len(old) == len(made):
+        return list(zip(old, made, strict=True))
+    best: dict[tuple[int, int], tuple[int, int, tuple[tuple[Record, Record], ...]]] = {}
+    for i in range(len(old), -1, -1):
+        for j in range(len(made), -1, -1):
+            ways = [best[place] for place in ((i + 1, j), (i, j + 1)) if place in best] or [(0, 0, ())]
+            if i < len(old) and j < len(made) and sizes.of(old[i].outputs[0]) == made[j].outputs[0].shape:
+                met, like, pairs = best[i + 1, j + 1]
+                ways.append((met + 1, like + (_factor(old[i]) == _factor(made[j])), ((old[i], made[j]), *pairs)))
+            best[i, j] = max(ways, key=lambda way: way[:2])
+    return list(best[0, 0][2])
 
 
 def _factor(record: Record) -> float | None:

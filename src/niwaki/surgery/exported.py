@@ -17,13 +17,13 @@ from torch.utils import _pytree as pytree
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import UNREGISTERED, Recorder, seed
+from niwaki.graph.recorder import Recorder, seed
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
 from niwaki.graph.trace import note_constant, note_tables, quiet
-from niwaki.graph.values import Parameter, Value
+from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.blocks import leave_out_
-from niwaki.surgery.check import example_of, retrace
+from niwaki.surgery.check import example_of, retrace, unregister
 from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.graph_json import Program, compile_program, program_of
 from niwaki.surgery.record import Surgery, remember
@@ -155,7 +155,7 @@ def cut_exported(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.nd
             made[name] = data
     small = Exported({**made, **tensors}, trainable, programs, note)
     small.train(model.training) if (not model.training or True in programs) else small.eval()
-    seen = retrace(small, graph, alive, example_of(graph, model), meta=graph.device == "meta")
+    seen = retrace(small, graph, alive, example_of(graph, model), meta=graph.device == "meta", loose=tensors)
     if seen.problem is not None:
         return None, seen.problem
     remember(small, Surgery("exported", graph=small.to_json()))
@@ -255,10 +255,7 @@ def _rewrite(
     space = LabelSpace()
     recorder = Recorder(space, {})
     parameters = seed(recorder, root)
-    for name in constants:  # tensors that the model holds without registering them: they are not cut
-        if parameters.pop(name, None) is not None:
-            twin = memo[identity(constants[name])]
-            recorder.know(twin, Value(tuple(twin.shape), why=UNREGISTERED))
+    unregister(recorder, parameters, {name: memo[identity(tensor)] for name, tensor in constants.items()})
     for real, twin in pairs:
         note_constant(recorder, real, twin)
     note_tables(recorder, root)
