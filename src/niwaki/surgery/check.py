@@ -22,6 +22,7 @@ from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
 from niwaki.graph.trace import note_constant, note_tables, quiet, watch
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, stays_of, values_in
+from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
 SCALARS = ("mul", "div", "mul_", "div_", "true_divide")
@@ -152,7 +153,7 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
 
 def _moves(record: Record) -> bool:
     rule = find_rule(record.func, record.name)
-    return rule is not None and rule.__module__ in MOVEMENT
+    return rule is not None and rule.__module__ in MOVEMENT and record.name not in STAYING
 
 
 def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
@@ -209,6 +210,8 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
             same = all(small.shape[a] == expected[a] for a in told)
         if not same and (i == 0 or value.fields):
             return f"{now.name} in {where} gives {small.shape}, not {expected}"
+    if misplaced(was, now, sizes):
+        return f"{now.name} in {where} picks or fills other places than it did"
     data_say = graph.device != "meta" and was.outputs and now.outputs[0].shape[2:] != was.outputs[0].shape[2:]
     if window(was) != window(now) and not data_say:  # a picture resized to the size of a box
         return f"{now.name} in {where} runs with {window(now)}, not {window(was)}"

@@ -11,6 +11,7 @@ from torch import fx
 from niwaki.graph.labels import varying
 from niwaki.graph.values import Value
 from niwaki.surgery.evidence import Sizes
+from niwaki.surgery.places import along, moved
 
 
 class Refused(Exception):
@@ -136,16 +137,6 @@ def split(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     node.kwargs = {}
 
 
-def along(value: Value, axis: int) -> np.ndarray | None:
-    """Labels of `value` along `axis`, `[size, rest]`."""
-    for labels in value.fields if value.parameter is None else ():
-        if labels.ndim > axis and labels.shape[axis] > 1:
-            return np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-    if value.parameter is not None and axis in value.parameter.seeds and value.parameter.blocks[axis] == 1:
-        return value.parameter.seeds[axis].reshape(-1, 1)
-    return None
-
-
 def kept_before(labels: np.ndarray, position: int, sizes: Sizes) -> int:
     """How many of the first `position` positions stay."""
     return int(sizes.stays[labels[:position]].any(1).sum())
@@ -167,9 +158,7 @@ def slice_(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         return
     start, end, step = get(node, "start"), get(node, "end"), get(node, "step", 1)
     if step != 1:
-        stays = sizes.stays[labels].any(1)
-        picked = np.arange(size)[start:end:step]
-        places = (np.cumsum(stays) - 1)[picked[stays[picked]]]  # where they lie now: evenly again, or no slice has them
+        places = moved(labels, np.arange(size)[start:end:step], sizes)  # evenly again, or no slice has them
         gaps = np.unique(np.diff(places))
         if not places.size or gaps.size > 1:
             raise Refused(f"{node.name}: a strided slice of an axis that is cut unevenly")
