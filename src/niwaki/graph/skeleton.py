@@ -155,6 +155,22 @@ def without_hooks(model: nn.Module) -> nn.Module:
     return model
 
 
+def without_caches(model: nn.Module) -> nn.Module:
+    """`model` (a copy) without tensors that earlier forwards kept for later ones: they are of the old widths.
+
+    What a module keeps in evaluation mode it has to drop when it goes into training mode, or training would use what
+    is out of date: that is its own `train`, which is asked here, and the modes are as before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        own = {name: value for name, value in vars(module).items() if name not in OWNED and type(value) not in ATOMS}
+        if type(module).train is not nn.Module.train and any(_loose(value, 3) for value in own.values()):
+            module.train()
+    for module, mode in modes:
+        module.training = mode
+    return model
+
+
 def _package(hook: Any) -> str:
     """Where a hook's function, or the class that it is an instance of, comes from."""
     while isinstance(hook, functools.partial):

@@ -18,8 +18,9 @@ from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, find_rule, fix_outputs, seed
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
-from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
-from niwaki.graph.trace import note_constant, note_tables, quiet, watch
+from niwaki.graph.running import quiet, watch
+from niwaki.graph.skeleton import copy_with, to_meta, without_caches, without_hooks
+from niwaki.graph.trace import note_constant, note_tables
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, stays_of, values_in
 from niwaki.surgery.places import STAYING, misplaced
@@ -83,7 +84,7 @@ def retrace(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = without_hooks(copy_with(small, stand_in)).eval()
+    skeleton = without_caches(without_hooks(copy_with(small, stand_in))).eval()
     space = LabelSpace()
     names = {id(m): name for name, m in reversed(list(skeleton.named_modules()))}
     recorder = Recorder(space, names, heard=graph.heard)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
-from niwaki.graph.skeleton import copy_with, identity, like
+from niwaki.graph.skeleton import copy_with, identity, like, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
@@ -130,7 +130,7 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
         return like(tensor, data.clone())
 
-    small = copy_with(model, change)
+    small = without_caches(copy_with(model, change))
     leave_out_(small, plan.dropped)
     return small
 

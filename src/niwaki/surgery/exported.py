@@ -18,8 +18,9 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
+from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
-from niwaki.graph.trace import note_constant, note_tables, quiet
+from niwaki.graph.trace import note_constant, note_tables
 from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.blocks import leave_out_
