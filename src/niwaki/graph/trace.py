@@ -76,6 +76,8 @@ class ChannelGraph:
     """What it read."""
     held: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
     """Whether this very forward fixes a unit (and not the user, or a forward in training mode); bool `[units]`."""
+    loose: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    """Whether any number of a label's positions will do; bool `[labels]`."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
@@ -293,6 +295,7 @@ def _trace_once(
         data_reads=reads,
         heard=heard,
         held=held[:-1],
+        loose=space.loose(),
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
         fingerprint=fingerprint(model),
         model=type(model).__qualname__,

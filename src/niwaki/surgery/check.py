@@ -109,8 +109,10 @@ def retrace(
     fix_outputs(recorder, output)
     sizes = sizes or Sizes(stays_of(graph, alive))
     pairs_made = _pairs(recorder.records, graph)
-    problem = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
+    problem: str | None = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
     scales = () if problem else _scales(recorder.records, graph, sizes)
+    counted = [scale.record for scale in scales if _number(scale.record)]
+    problem = problem or (_number(counted[0]) if counted else None)
     return Retrace(recorder.records, parameters, problem, scales)
 
 
@@ -201,10 +203,21 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     where = now.module or "the model"
     if was.name != now.name or len(was.outputs) != len(now.outputs):
         return f"{now.name} in {where} is called in place of {was.name}"
+    if (
+        _number(now)
+        and not isinstance(was.args[0], Value)
+        and was.args[0] == now.args[0]
+        and was.args[1] != now.args[1]
+    ):
+        return _number(now)
     for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
         # what a call gives besides (saved statistics, indices of a maximum) carries no labels
         expected = sizes.of(value)
         told = None if whole and graph.device == "meta" else _told(value, sizes)
+        if told is None and any(bool(graph.loose[labels].any()) for labels in value.fields):
+            told = [
+                a for a in range(len(value.shape)) if not any(a in varying(f) for f in value.fields if _loose(f, graph))
+            ]
         if told is None or len(small.shape) != len(expected):
             same = small.shape == expected
         else:
@@ -216,6 +229,18 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     data_say = graph.device != "meta" and was.outputs and now.outputs[0].shape[2:] != was.outputs[0].shape[2:]
     if window(was) != window(now) and not data_say:  # a picture resized to the size of a box
         return f"{now.name} in {where} runs with {window(now)}, not {window(was)}"
+    return None
+
+
+def _loose(labels: np.ndarray, graph: ChannelGraph) -> bool:
+    """Whether these are copies that nothing counts: as many as a forward makes."""
+    return bool(graph.loose[labels].all())
+
+
+def _number(record: Record) -> str | None:
+    """What is wrong where a plain number is divided by another one than before: no weight makes up for that."""
+    if record.name in SCALARS and not isinstance(record.args[0], Value):
+        return f"{record.name} in {record.module or 'the model'} counts with {record.args[1]}"
     return None
 
 
