@@ -18,9 +18,9 @@ from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import Retrace, example_of, retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
-from niwaki.surgery.fitting import fits, shapes_of
+from niwaki.surgery.fitting import fits, may_fit, shapes_of
 from niwaki.surgery.fold import fold
-from niwaki.surgery.mending import FIRST_ATTEMPTS, search
+from niwaki.surgery.mending import search
 from niwaki.surgery.modules import Mend, apply_mends, declare, options
 from niwaki.surgery.optimizer import cut_optimizer_
 from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
@@ -154,15 +154,13 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
         apply_mends(small, given)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
-    seen = search(found, judge, graph, sizes, most=FIRST_ATTEMPTS)
-    while seen.problem is not None and seen.where in modules:  # a view there may be of a width that is not its own
+    seen = search(found, judge, graph, sizes)
+    while seen.problem is not None and may_fit(seen.problem) and seen.where in modules:
         more = fits(small, seen.where, shapes_of(graph, sizes))
         if not more:
             break
         mends += more
         apply_classes(small, more)
-        seen = search(found, judge, graph, sizes, most=FIRST_ATTEMPTS)
-    if seen.problem is not None:
         seen = search(found, judge, graph, sizes)
     if seen.problem is not None:
         return small, seen.problem

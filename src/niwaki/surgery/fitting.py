@@ -8,6 +8,7 @@ It is an instance of its class still; the check traces it like everything else.
 import functools
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -164,6 +165,11 @@ def fit_(module: nn.Module, shapes: Iterable[Any]) -> None:
         kind: Any = type(module)
         module.__class__ = fitting(kind)
     module.fitted_shapes = read  # type: ignore[assignment]
+
+
+def may_fit(problem: str) -> bool:
+    """Whether a forward may have failed at a view that can be made to fit: not at one that leaves a size open."""
+    return re.search(r"shape '\[[^]]*-1[^]]*\]' is invalid", problem) is None
 
 
 def _read(moved: Iterable[Iterable[Any]]) -> Moved:

@@ -14,8 +14,6 @@ MOST_ATTEMPTS = 64
 """Ways to set open integers that are tried before the other door."""
 
 
-FIRST_ATTEMPTS = 16
-"""Ways that are tried before views that do not fit are made to."""
 FEW = 32
 """So many ways to set the integers near a wrong call are tried all."""
 
@@ -38,14 +36,7 @@ class Attempt(NamedTuple):
     """Modules that make a call which does not, or other calls than they did."""
 
 
-def search(
-    found: list[Option],
-    judge: Callable[[list[Mend]], Retrace],
-    graph: ChannelGraph,
-    sizes: Sizes,
-    *,
-    most: int = MOST_ATTEMPTS,
-) -> Retrace:
+def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: ChannelGraph, sizes: Sizes) -> Retrace:
     """The first way whose model the judge has nothing against; if none is found, the one that came furthest.
 
     Starts with the likeliest choices. Where a call goes wrong, the integers of its module and of those around it are
@@ -103,7 +94,7 @@ def search(
         for picks in moves(best.picks, best.wrong, best.off):
             if picks in tried:
                 continue
-            if len(tried) >= most:
+            if len(tried) >= MOST_ATTEMPTS:
                 return best.seen
             other = attempt(picks)
             if other.seen.problem is None or other.agreed > best.agreed:
