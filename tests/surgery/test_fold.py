@@ -153,3 +153,48 @@ def test_a_weight_used_twice_takes_the_factor_once(alike: bool) -> None:
     if alike:
         # the fused call scales queries and keys by the root each: weight and bias of both
         assert [entry["factor"] for entry in surgery_of(small).scaled] == pytest.approx([(3 / 4) ** 0.25] * 4)
+
+
+class Stacked(nn.Module):
+    """Queries, keys and values from one layer; queries and keys share the scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.qkv, self.out = [8, 8, 6], nn.Linear(3, 22), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split(self.parts, -1)
+        scale = q.shape[-1] ** -0.25
+        return self.out(((q * scale) @ (k * scale).transpose(1, 2)).softmax(-1) @ v)
+
+
+def test_two_parts_of_one_layer_are_scaled_each() -> None:
+    model = Stacked().double().eval()
+    plan = keeping(model, X.double(), {"qkv": [0, 1, 4, 6, *(8 + i for i in (0, 1, 4, 6)), *range(16, 22)]})
+    small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == "eager" and small.parts == [4, 4, 6]
+    assert [entry["tensor"] for entry in surgery_of(small).scaled] == ["qkv.weight", "qkv.bias"]
+    for entry in surgery_of(small).scaled:
+        assert entry["positions"] == list(range(8)) and entry["factor"] == pytest.approx((8**-0.25) / (4**-0.25))
+    receipt = niwaki.verify(model, small, plan, X.double())
+    assert receipt.exact and receipt.passed
+
+
+class Repeatedly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        y = y * y.shape[-1] ** -0.5
+        return self.b(torch.relu(y) * y.shape[-1] ** -0.5)
+
+
+def test_two_scales_one_behind_the_other_are_not_taken_for_one() -> None:
+    model = Repeatedly().double().eval()
+    plan = keeping(model, X.double(), {"a": [0, 1, 4, 6]})
+    small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == "exported"
+    receipt = niwaki.verify(model, small, plan, X.double())
+    assert receipt.exact and receipt.passed

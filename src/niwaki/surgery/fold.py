@@ -147,22 +147,24 @@ def fold(model: nn.Module, seen: Retrace) -> tuple[list[dict[str, object]], str 
     stuck = next((scale for scale, walks in listed if not walks), None)
     if stuck is not None:
         return done, f"{_place(stuck)} has a factor that depends on the width"
-    factors: dict[tuple[str, int], tuple[np.ndarray, float]] | None = {}
+    factors: dict[tuple[str, int], dict[int, float]] | None = {}
     for pick in range(max((len(walks) for _, walks in listed), default=0)):
         factors = _joined([(scale, walks[min(pick, len(walks) - 1)]) for scale, walks in listed])
         if factors is not None:
             break
     if factors is None:
         return done, f"{_place(listed[0][0])} has a factor that depends on the width, and its weights serve others too"
-    for (name, axis), (positions, value) in factors.items():
+    for (name, axis), known in factors.items():
         with torch.no_grad():
             data = parameters[name].detach()
             shape = [1] * data.dim()
             shape[axis] = data.shape[axis]
             factor = torch.ones(data.shape[axis], dtype=torch.float64)
-            factor[torch.from_numpy(positions)] = value
+            factor[list(known)] = torch.tensor(list(known.values()), dtype=torch.float64)
             data.copy_(data.double() * factor.to(data.device).reshape(shape)) if not data.is_meta else None
-        done.append({"tensor": name, "axis": axis, "positions": positions.tolist(), "factor": value})
+        for value in sorted(set(known.values())):
+            positions = sorted(position for position, own in known.items() if own == value)
+            done.append({"tensor": name, "axis": axis, "positions": positions, "factor": value})
     return done, None
 
 
@@ -185,22 +187,24 @@ def _walks(seen: Retrace, scale: Scale) -> list[Walk]:
     return found
 
 
-def _joined(chosen: list[tuple[Scale, Walk]]) -> dict[tuple[str, int], tuple[np.ndarray, float]] | None:
-    """One factor for each slice, where a weight that is used several times needs the same at every use."""
-    factors: dict[tuple[str, int], tuple[np.ndarray, float]] = {}
+def _joined(chosen: list[tuple[Scale, Walk]]) -> dict[tuple[str, int], dict[int, float]] | None:
+    """The factor of each position, where a weight that is used several times needs the same at every use."""
+    factors: dict[tuple[str, int], dict[int, float]] = {}
     reached: set[int] = set()
     for scale, walk in chosen:
+        if any(other is not scale and id(other.record) in walk.visited for other, _ in chosen):
+            return None  # one behind the other: the weight would need both
         reached |= walk.visited
         for key, positions in walk.slices.items():
-            known = factors.setdefault(key, (positions, scale.factor))
-            if known[1] != scale.factor or not np.array_equal(known[0], positions):
+            known = factors.setdefault(key, {})
+            if any(known.setdefault(int(position), scale.factor) != scale.factor for position in positions):
                 return None
     for _, walk in chosen:
         for value, readers in walk.read_parameters():
-            for (name, axis), (positions, _) in factors.items():
+            for (name, axis), known in factors.items():
                 if value.parameter is None or value.parameter.name != name:
                     continue
-                labels = value.parameter.seeds[axis][positions]
+                labels = value.parameter.seeds[axis][list(known)]
                 if any(id(r) not in reached and walk.passes(r, labels) for r in readers):
                     return None
     return factors
