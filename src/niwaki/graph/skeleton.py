@@ -90,6 +90,17 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     return twin
 
 
+def named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """Parameters and buffers under every name they have, as torch lists them, in one walk through the modules."""
+    parameters: list[tuple[str, Tensor]] = []
+    buffers: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        parameters += [(prefix + name, tensor) for name, tensor in module._parameters.items() if tensor is not None]
+        buffers += [(prefix + name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
+    return parameters, buffers
+
+
 def identity(tensor: Tensor) -> Any:
     """Equal for tensor objects that are the same memory in the same shape: tied parameters, however they were tied."""
     if tensor.numel() == 0 or tensor.layout != torch.strided:

@@ -23,7 +23,7 @@ from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Heard, Record, Recorder, countable, fix_outputs, seed
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
-from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_caches, without_hooks
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, without_caches, without_hooks
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
@@ -239,7 +239,6 @@ def _trace_once(
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
-    note_tables(recorder, skeleton)
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
@@ -321,11 +320,6 @@ def _trace_once(
     )
 
 
-def note_tables(recorder: Recorder, model: nn.Module) -> None:
-    """Tell the recorder the names of registered integer buffers."""
-    for name, buffer in model.named_buffers():
-        if not buffer.dtype.is_floating_point and not buffer.dtype.is_complex:
-            recorder.value(buffer).table = name
 
 
 def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
@@ -338,7 +332,7 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
 
 
 def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in model.named_modules()] if protect else []
     for wanted in (protect,) if isinstance(protect, str) else protect:
         if wanted in parameters:
             hits = [wanted]
@@ -414,7 +408,7 @@ def _parameter_terms(parameters: dict[str, Parameter], units: Units, whole: dict
 def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     first: dict[Any, str] = {}
     names: dict[str, list[str]] = {}
-    for listing in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for listing in named_tensors(model):
         for name, tensor in listing:
             names.setdefault(first.setdefault(identity(tensor), name), []).append(name)
     return {name: tuple(every) for name, every in names.items()}
@@ -428,6 +422,6 @@ def fingerprint(model: nn.Module) -> str:
     """
     need_module(model, "look at the tensors of a model")
     listing = [type(model).__qualname__]
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        listing.append(f"{name} {tuple(tensor.shape)}")
+    for tensors in named_tensors(model):
+        listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

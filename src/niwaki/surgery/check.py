@@ -15,14 +15,14 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, find_rule, fix_outputs, seed
+from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, fix_outputs, seed
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, to_meta, without_caches, without_hooks
-from niwaki.graph.trace import note_constant, note_tables
+from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.evidence import Sizes, stays_of, values_in
+from niwaki.surgery.evidence import Sizes, stays_of
 from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
@@ -92,7 +92,6 @@ def retrace(
     unregister(recorder, parameters, {name: skeleton.get_buffer(name) for name in loose})
     for real, copy in pairs:
         note_constant(recorder, real, copy)
-    note_tables(recorder, skeleton)
     inputs = map_tensors(example, lambda t: t.to("meta") if meta else t.detach().clone())
     for tensor in tensors_in(inputs):
         recorder.value(tensor).constant = None
@@ -155,8 +154,8 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
 
 
 def _moves(record: Record) -> bool:
-    rule = find_rule(record.func, record.name)
-    return rule is not None and rule.__module__ in MOVEMENT and record.name not in STAYING
+    """Whether a call may be none any more, or one of several, once the model is cut."""
+    return record.moves and record.name not in STAYING
 
 
 def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
@@ -174,10 +173,9 @@ def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np
     """
     seen: set[tuple[int, int]] = set()
     for was, now, _ in pairs:
-        rule = find_rule(now.func, now.name)
-        if rule is None or rule.__module__ in (*MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
+        if now.kind in ("", *MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
             continue
-        for value, small in zip(values_in(was), values_in(now), strict=False):
+        for value, small in zip(was.inputs, now.inputs, strict=False):
             if (id(value), id(small)) in seen or value.parameter is not None or len(value.shape) != len(small.shape):
                 continue
             seen.add((id(value), id(small)))
@@ -254,8 +252,7 @@ def _told(value: Value, sizes: Sizes) -> list[int]:
 
 def window(record: Record) -> tuple[Any, ...] | None:
     """Strides, paddings and the like of a convolution, pooling or resizing: what no cut of channels may change."""
-    rule = find_rule(record.func, record.name)
-    if rule is None or rule.__module__ not in WINDOWED:
+    if record.kind not in WINDOWED:
         return None
     return tuple(
         item

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
-from niwaki.graph.skeleton import copy_with, identity, like, without_caches
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
@@ -111,18 +111,15 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
     No tensor is copied whole first.
     """
     cuts = plan.by_tensor()
-    own = {
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    }
-    if not set(cuts) <= own:
+    own = [entry for listing in named_tensors(model) for entry in listing]
+    strange = sorted(set(cuts) - {name for name, _ in own})
+    if strange:
         raise PlanMismatchError(
-            f"cut {sorted(set(cuts) - own)[0]}", found="the model has no such tensor", do="use the model of the plan"
+            f"cut {strange[0]}", found="the model has no such tensor", do="use the model of the plan"
         )
     names: dict[Any, str] = {}
-    for listing in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in listing:
-            names.setdefault(identity(tensor), name)
+    for name, tensor in own:
+        names.setdefault(identity(tensor), name)
 
     def change(tensor: Tensor) -> Tensor:
         name = names.get(identity(tensor))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from niwaki.graph import ChannelGraph
-from niwaki.graph.recorder import values_in
 from niwaki.graph.values import Value
 from niwaki.surgery.evidence import Sizes
 
@@ -37,7 +36,7 @@ def shapes_of(graph: ChannelGraph, sizes: Sizes) -> dict[str, list[Shape]]:
     for record in graph.records:
         if record.name not in NAMES:
             continue
-        given, made = values_in(record)[0], record.outputs[0]
+        given, made = record.inputs[0], record.outputs[0]
         if moved := _moved(made, sizes):
             shape = len(given.shape), _moved(given, sizes), len(made.shape), moved
             found.setdefault(record.module, {})[shape] = None
