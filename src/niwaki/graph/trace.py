@@ -414,14 +414,26 @@ def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(every) for name, every in names.items()}
 
 
+def passing_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that no state dict holds (`register_buffer(..., persistent=False)`)."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+
+
 def fingerprint(model: nn.Module) -> str:
     """Digest of the model's class and the names and shapes of its tensors; values and types do not count.
+
+    Nor do buffers that no state dict holds: they may follow the last input (tables of positions).
 
     Raises:
         InputError: `model` is not an nn.Module.
     """
     need_module(model, "look at the tensors of a model")
     listing = [type(model).__qualname__]
+    passing = passing_buffers(model)
     for tensors in named_tensors(model):
-        listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors]
+        listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors if name not in passing]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

@@ -304,12 +304,15 @@ def _compare(
     several = (np.bincount(pairs // most, minlength=int(grid.max(initial=0)) + 1) > 1)[grid]
     inside, pair = inside[several], pair[several]
     wrong = _mixed(rows[label[inside]], old[inside])
-    if wrong is None:  # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
+    for alone in (lambda: lone, lambda: _lone(graph, alive)) if wrong is None else ():
+        # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
         seen = np.ones(int(graph.units.row.max(initial=0)) + 1, bool)
-        seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *lone])]] = False
+        seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *alone()])]] = False
         together = np.flatnonzero(seen[old[inside]])
-        wrong = _mixed(pair[together], rows[label[inside[together]]])
-        wrong = None if wrong is None else int(together[wrong])
+        apart = _mixed(pair[together], rows[label[inside[together]]])
+        wrong = None if apart is None else int(together[apart])
+        if wrong is None:
+            break
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     known = np.full(component.max(initial=0) + 1, -1, dtype=np.int64)
@@ -324,6 +327,19 @@ def _compare(
     if lost.size and whole:
         return f"what forward picks is not what it picked ({_tensor_at(graph, parameters, label[lost[0]])})"
     return _places(made, known[component], graph, stays_of(graph, alive))
+
+
+def _lone(graph: ChannelGraph, alive: np.ndarray) -> list[np.ndarray]:
+    """Units left alone on an axis of any tensor of the forward."""
+    found = []
+    for record in graph.records:
+        for value in record.outputs:
+            for labels in value.fields:
+                units = np.unique(graph.units.unit_of[labels])
+                kept = units[(units < 0) | alive[units]]
+                if kept.size == 1:
+                    found.append(kept[kept >= 0])
+    return found
 
 
 def _scattered(component: np.ndarray, means: np.ndarray, unit: np.ndarray, graph: ChannelGraph) -> int | None:

@@ -9,6 +9,7 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.labels import column_axis, varying
 from niwaki.graph.recorder import Record
 from niwaki.graph.values import Value
+from niwaki.surgery.places import numbers
 
 Changes = dict[str, dict[int, set[int]]]
 """Module path -> a number seen there -> what it becomes (itself included where it stays somewhere)."""
@@ -85,6 +86,8 @@ def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
         groups = group_count(record)
         if groups is not None:
             table.setdefault(groups[0], set()).add(groups_after(record, sizes))
+        for old, new in numbers(record, sizes):
+            table.setdefault(old, set()).add(new)
     return found
 
 
