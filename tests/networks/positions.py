@@ -128,7 +128,7 @@ class OverlappingChunks(nn.Module):
 
 
 @case(TOKENS, "data_dependent", free={"up.weight:0": 8, "patch:0": 8, "down.weight:1": 8})
-class WrittenThroughAMask(nn.Module):
+class WrittenThroughMask(nn.Module):
     """What a learned vector is written into where the data say, and what is read where they say."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class WrittenThroughAMask(nn.Module):
         self.patch = nn.Parameter(torch.randn(8))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.up(x).relu()
+        y = self.up(x)
         y[x[..., 0] > 0] = self.patch
         loud = y[x[..., 1] > 0]
         return self.down(y) + self.down(loud).sum(0)

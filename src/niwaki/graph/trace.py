@@ -320,8 +320,6 @@ def _trace_once(
     )
 
 
-
-
 def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
     """Tables keep their values beside the meta tensor: gathers by them stay movement, numbers in them can be read.
 
