@@ -289,7 +289,7 @@ CUT = (
     AddThroughView, Swap, Fill, CustomFunction,
 )  # fmt: skip
 """Networks that are cut rightly."""
-REFUSED = {OneAsFactor: "what forward picks is not what it picked"}
+REFUSED = {OneAsFactor: "picks or fills other places than it did"}
 """Networks that are refused wherever the odd layer is cut."""
 
 

@@ -109,6 +109,8 @@ CASES: dict[str, Case] = {
     "index by a mask": (lambda x: x[:, MASK], S, EACH),
     "index by a table made in forward": (lambda x: x[:, torch.tensor([3, 0, 0, 2])], S, EACH),
     # windows, pixels
+    "as_strided windows": (lambda x: x.contiguous().as_strided((4, 2, 4, 8), (48, 16, 8, 1)), S, EACH[:3]),
+    "as_strided windows of elements": (lambda x: x.contiguous().as_strided((3, 4), (2, 1), 5), S, [(0, 1, 2)]),
     "unfold": (lambda x: x.unfold(2, 3, 2), S, [(0,), (1,)]),
     "unfold of elements": (lambda x: x.unfold(2, 3, 2), S, [(2,), (0, 1, 2)]),
     "unfold_copy": (lambda x: aten.unfold_copy(x, 2, 4, 4), S, [(0,), (1,), (2,)]),
@@ -215,7 +217,6 @@ def test_every_movement_rule_is_tried() -> None:
     writes |= {n for n in left if n.startswith(("scatter", "index_", "_index_put", "_unsafe_index"))}
     in_place = {n for n in left if n.endswith("_")}
     layout = {
-        "as_strided",
         "as_strided_copy",
         "_reshape_alias",
         "_reshape_copy",

@@ -78,3 +78,28 @@ def test_shared_buffers_that_a_move_took_apart_are_no_other_model(tmp_path: Path
 def test_a_model_is_no_factory(tmp_path: Path) -> None:
     with pytest.raises(niwaki.errors.InputError, match="not a factory"):
         niwaki.load(tmp_path, nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+class Remembered(nn.Module):
+    """A table as long as the last input, in a buffer that no state dict holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[0] != x.shape[1]:
+            self.table = torch.arange(x.shape[1], dtype=x.dtype)
+        return self.second(self.first(x) * self.table[:, None])
+
+
+def test_a_buffer_that_follows_the_input_is_no_other_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Remembered().eval(), torch.randn(2, 5, 3)
+    model(x)
+    outcome = niwaki.compress(model, x, method=Magnitude(), budget=niwaki.Budget(keep=0.5, of="units"))
+    outcome.save(tmp_path / "run")
+    loaded = niwaki.load(tmp_path / "run", Remembered)
+    assert loaded.table.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(loaded(x), outcome.model(x))

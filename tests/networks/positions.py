@@ -110,3 +110,34 @@ class ConvexUpsampling(nn.Module):
         around = F.unfold(flow, 3, padding=1).view(batch, 2, 9, 1, 1, height, width)
         fine = (weights * around).sum(2).permute(0, 1, 4, 2, 5, 3)
         return fine.reshape(batch, 2, 2 * height, 2 * width)
+
+
+@case(TOKENS, free={"up.weight:0": 8, "down.weight:1": 8})
+class OverlappingChunks(nn.Module):
+    """Windows of a sequence that share half of their tokens, laid over its memory as `as_strided` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x).relu()
+        b, n, width = y.shape
+        chunks = y.as_strided((b, n // 2 - 1, 4, width), (y.stride(0), 2 * y.stride(1), y.stride(1), y.stride(2)))
+        return self.down(chunks.softmax(2).sum(1))
+
+
+@case(TOKENS, "data_dependent", free={"up.weight:0": 8, "patch:0": 8, "down.weight:1": 8})
+class WrittenThroughMask(nn.Module):
+    """What a learned vector is written into where the data say, and what is read where they say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.patch = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        y[x[..., 0] > 0] = self.patch
+        loud = y[x[..., 1] > 0]
+        return self.down(y) + self.down(loud).sum(0)

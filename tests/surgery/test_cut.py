@@ -392,3 +392,38 @@ def test_integers_of_a_module_that_is_asked_by_a_method() -> None:
     small = niwaki.cut(model, niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units")))
     assert surgery_of(small).door == "eager"
     assert (heads, small.heads, small.position.heads) == (4, 2, 2)
+
+
+class KeepsItsTable(nn.Module):
+    """Keeps what evaluation made of a parameter for the next forward, and drops it when it goes into training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "KeepsItsTable":
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.down((self.up(x) + self.bias.exp()).relu())
+        device = str(x.device)
+        if device not in self.kept:
+            self.kept[device] = self.bias.exp()
+        return self.down((self.up(x) + self.kept[device]).relu())
+
+
+def test_what_earlier_forwards_kept_is_not_cut_along() -> None:
+    model, x = KeepsItsTable().eval(), torch.randn(2, 3)
+    with torch.no_grad():
+        before = model(x)
+    plan = keeping(model, x, {"up": [0, 2, 5]})
+    small = niwaki.cut(model, plan)
+    assert small.bias.shape == (3,) and not small.training
+    assert small(x).shape == before.shape
+    assert niwaki.verify(model, small, plan, x).passed
+    assert list(model.kept) == ["cpu"] and torch.equal(model(x), before)

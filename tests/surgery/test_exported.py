@@ -157,3 +157,21 @@ def test_a_forward_that_names_a_device() -> None:
     model, small, plan = made(Placed())
     assert isinstance(small, Exported)
     assert niwaki.verify(model, small, plan, X).passed
+
+
+def test_copies_of_one_position_are_as_many_as_stay() -> None:
+    """A bias of one row is repeated for 4 heads; 2 stay. What is repeated whole (3 times 8) keeps its 3 copies."""
+
+    class Repeats(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            offset = x.sum(1, keepdim=True).repeat(1, 8)
+            return self.b((self.a(x) + offset).view(-1, 8).repeat(1, 3))
+
+    model, small, plan = made(Repeats(), {"a": [0, 2, 5]})
+    assert isinstance(small, Exported)
+    assert niwaki.verify(model, small, plan, X).passed
+    assert [n.args[1] for n in small._programs[False].graph.nodes if "repeat" in str(n.target)] == [[1, 3], [1, 3]]

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from niwaki.graph.groups import Units
-from niwaki.graph.recorder import ModuleCall, Record, find_rule, values_in
+from niwaki.graph.recorder import ModuleCall, Record
 from niwaki.graph.rules import (
-    MOVEMENT,
     attention,
     contraction,
     convolution,
@@ -82,7 +81,7 @@ def find_blocks(
     owners = _owned([call.path for call in fitting], parameters, names)
     read: dict[int, int] = {id(value): len(records) for value in outputs}
     for at, record in enumerate(records):
-        for value in values_in(record):
+        for value in record.inputs:
             read[id(value)] = max(read.get(id(value), at), at)
     made: dict[int, list[int]] = {}
     for at, record in enumerate(records):
@@ -156,7 +155,7 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
         return states.get(id(value))
 
     for record in records:
-        given = values_in(record)
+        given = record.inputs
         made = _state(record, given, state, lambda once: _settled(once, call, source))
         written = [value for value in record.outputs if any(value is one for one in given)]
         for value in written:  # what shares memory with a tensor that is written to is not known any more
@@ -164,7 +163,6 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
             for other in [i for i, of in roots.items() if of == root] + [root]:
                 if other != id(value):
                     states.pop(other, None)
-        moves = _is(record, *MOVEMENT)
         zeros = [value for value in given if state(value) == "zero"]
         mine = [value for value in zeros if value.direct]  # parameters, as they are or transposed
         reach = frozenset[str]().union(
@@ -181,15 +179,10 @@ def _passes(call: ModuleCall, records: list[Record], own: frozenset[str], source
             else:
                 states[id(value)] = made
             near[id(value)] = reach
-            if moves and given:
+            if record.moves and given:
                 roots[id(value)] = roots.get(id(given[0]), id(given[0]))
     passed = states.get(id(call.output)) == states.get(id(call.given)) == "same"
     return tuple(sorted(summed)) if passed and summed else None
-
-
-def _is(record: Record, *modules: str) -> bool:
-    rule = find_rule(record.func, record.name)
-    return rule is not None and rule.__module__ in modules
 
 
 def _state(
@@ -203,21 +196,21 @@ def _state(
         return None
     known = [state(value) for value in given]
     zero = [one == "zero" for one in known]
-    if _is(record, *MOVEMENT):
+    if record.moves:
         if known[0] == "same" and len(given) == 1 and _keeps(record):
             return "same"
         return "zero" if all(zero) and not _named(record, "value") else None  # padding may be with another number
-    if _is(record, *PRODUCTS):
+    if record.kind in PRODUCTS:
         return _product(record, state)
-    if _is(record, normalisation.__name__):
+    if record.kind == normalisation.__name__:
         scale, shift = (_named(record, name) for name in ("weight", "bias"))
         held = isinstance(scale, Value) and state(scale) == "zero"
         return "zero" if held and (shift is None or state(shift) == "zero") else None
-    if _is(record, reduction.__name__):
+    if record.kind == reduction.__name__:
         return "zero" if all(zero) and record.name.removesuffix("_") in ("sum", "mean", "cumsum") else None
-    if _is(record, spatial.__name__):
+    if record.kind == spatial.__name__:
         return "zero" if all(zero) else None
-    if not _is(record, pointwise.__name__):
+    if record.kind != pointwise.__name__:
         return None
     name = record.name.removesuffix("_")
     if name in ("add", "sub", "rsub") and len(given) == 2 and "same" in known and any(zero):
@@ -316,9 +309,9 @@ def _settled(record: Record, call: ModuleCall, source: Source) -> bool:
         if alike and (made.args[1:], made.kwargs) == (record.args[1:], record.kwargs):
             once = _plainly(record, GRID)
             return once is not None and _plainly(record, once) == once
-        if not (_is(made, *MOVEMENT) or made.name in SELECTING) or len(values_in(made)) != 1:
+        if not (made.moves or made.name in SELECTING) or len(made.inputs) != 1:
             return False
-        value = values_in(made)[0]
+        value = made.inputs[0]
     return False
 
 

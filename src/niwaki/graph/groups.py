@@ -243,7 +243,7 @@ def rows_of_grids(space: LabelSpace) -> np.ndarray:
     """
     length = np.full(space.count, np.iinfo(np.int32).max, dtype=np.int32)
     for grid in space.grids:
-        np.minimum.at(length, grid.ravel(), np.int32(grid.shape[1]))
+        np.minimum.at(length, grid.ravel().astype(np.intp), np.int32(grid.shape[1]))
     for grid in space.grids:
         inner = length[grid[:, 0]] == grid.shape[1]
         if inner.any():
@@ -268,7 +268,7 @@ def _role(space: LabelSpace, seeds: np.ndarray) -> str:
 def _spread(marks: np.ndarray, closure: np.ndarray) -> np.ndarray:
     """Each unit gets the mark of any unit in its closure."""
     best = np.full(int(closure.max(initial=-1)) + 1, -1, dtype=np.int32)
-    np.maximum.at(best, closure, marks)
+    np.maximum.at(best, closure.astype(np.intp), marks)
     return np.where(marks >= 0, marks, best[closure] if best.size else marks)
 
 
@@ -282,7 +282,8 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     random = np.random.default_rng(0)
     signature = np.zeros(units.count, dtype=np.uint64)
     present = np.zeros(units.count, dtype=bool)
-    flat = np.concatenate([np.zeros(0, np.int32), *(axis.units for axis in axes)])  # positions of all axes, end to end
+    # positions of all axes, end to end; numpy is fastest where indices are of its own type
+    flat = np.concatenate([np.zeros(0, np.int32), *(axis.units for axis in axes)]).astype(np.intp)
     sizes = np.array([axis.units.size for axis in axes], dtype=np.int64)
     of_axis = np.repeat(np.arange(sizes.size), sizes)
     at = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)

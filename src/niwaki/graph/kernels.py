@@ -4,11 +4,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-META = torch.device("meta")
+from niwaki.graph.layouts import META, TENSORS, Unnamed, guessed
+
 PLAIN = frozenset({float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
-TENSORS = frozenset({Tensor, nn.Parameter})
 
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
@@ -17,7 +17,7 @@ class Kernels:
     """Calls operators; what one made of these shapes and settings, it is taken to make of them again.
 
     Only on the meta device, where a result is nothing but a shape, and only for operators of ATen that write nothing
-    and give new tensors. Lives as long as one trace.
+    and give new tensors. Lives as long as one trace. What plain arithmetic tells is not asked at all.
     """
 
     def __init__(self) -> None:
@@ -25,13 +25,13 @@ class Kernels:
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = _call(func, args, kwargs) if is_pure(func) else None
-        if key is None:
-            return func(*args, **kwargs)
-        layout = self.known.get(key)
+        layout = None if key is None else self.known.get(key)
         if layout is not None:
             return _made(layout) if isinstance(layout[0], torch.Size) else tuple(map(_made, layout))  # type: ignore[arg-type]
-        result = func(*args, **kwargs)
-        made = _layouts(result, args, kwargs)
+        result = guessed(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
+        made = None if key is None else _layouts(result, args, kwargs)
         if made is not None:
             self.known[key] = made
         return result
@@ -59,10 +59,6 @@ def is_pure(func: Any) -> bool:
         and all(value.alias_info is None for value in named)
         and not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
     )
-
-
-class Unnamed(Exception):
-    """An argument that no key can stand for."""
 
 
 def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

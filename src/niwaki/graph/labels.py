@@ -42,6 +42,8 @@ class LabelSpace:
         self.roles: dict[int, str] = {}
         self._free: dict[int, tuple[int, bool]] = {}
         self._starts: list[int] = []
+        self._met: dict[int, int] = {}
+        """First labels of free positions -> those of others that they met, or a label that is not free."""
         self._markers: dict[tuple[int, tuple[int, ...]], tuple[np.ndarray, np.ndarray]] = {}
 
     def new(self, size: int) -> np.ndarray:
@@ -57,15 +59,47 @@ class LabelSpace:
         return self.new(size)
 
     def is_free(self, labels: np.ndarray, *, zero: bool = False) -> bool:
-        """Whether these positions all hold the same value; with `zero` only where that value is something else."""
+        """Whether any number of these positions will do: they all hold the same value, and met nothing that is not free
+        (a view of the same memory may have). With `zero`, whether that same value was something else than nothing.
+        """
         if not labels.size:
             return True
+        start = self._free_start(labels)
+        if start is None:
+            return False
+        return not self._free[start][1] if zero else self._end(start) in self._free
+
+    def loose(self) -> np.ndarray:
+        """Whether any number of a label's positions will do, whatever is cut; bool `[labels]`."""
+        found = np.zeros(self.count, bool)
+        for start, (stop, _) in self._free.items():
+            found[start:stop] = self._end(start) in self._free
+        for labels, _ in (*self.fixed, *self.held):
+            found[labels] = False
+        return found
+
+    def _free_start(self, labels: np.ndarray) -> int | None:
+        """First label of the free positions that these are of."""
         least = int(labels.min())
         at = bisect_right(self._starts, least) - 1
-        if at < 0:
-            return False
-        stop, nothing = self._free[self._starts[at]]
-        return least < stop and not (zero and nothing)
+        return self._starts[at] if at >= 0 and least < self._free[self._starts[at]][0] else None
+
+    def _end(self, start: int) -> int:
+        """The last that these positions met."""
+        while start in self._met:
+            start = self._met[start]
+        return start
+
+    def _meet(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Note that what was free is what it met."""
+        starts = self._free_start(a), self._free_start(b)
+        if starts == (None, None):
+            return
+        ends = [self._end(s) if s is not None else int(x.min()) for s, x in zip(starts, (a, b), strict=True)]
+        if ends[0] != ends[1]:
+            first = 0 if ends[0] in self._free else 1
+            if ends[first] in self._free:
+                self._met[ends[first]] = ends[1 - first]
 
     def unite(self, a: np.ndarray, b: np.ndarray) -> None:
         """Strictly tie `a` and `b` element by element (broadcast against each other)."""
@@ -79,6 +113,8 @@ class LabelSpace:
             if not differ.any():
                 return
             a, b = a[differ], b[differ]
+        if self._starts:
+            self._meet(a, b)
         self.strict.append((a, b))
 
     def tie(self, labels: np.ndarray, axis: int) -> None:

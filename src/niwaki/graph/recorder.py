@@ -20,6 +20,7 @@ from niwaki.graph.kernels import Kernels, like_input
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.rules import MOVEMENT, RULES, Call
 from niwaki.graph.rules.pointwise import is_pointwise, meet
+from niwaki.graph.skeleton import named_tensors
 from niwaki.graph.values import Labels, Parameter, Value
 from niwaki.units import DataRead, Unknown, tensors_in
 
@@ -65,7 +66,16 @@ class Record:
     args: tuple[Any, ...]
     """Arguments with each tensor replaced by its `Value`."""
     kwargs: dict[str, Any]
+    inputs: list[Value]
+    """The tensors that it reads, in lists too."""
     outputs: list[Value]
+    kind: str
+    """The module of its rule, or nothing where there is none."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves data."""
+        return self.kind in MOVEMENT
 
 
 @dataclass(eq=False, slots=True)
@@ -101,7 +111,7 @@ class Recorder(TorchDispatchMode):
         self.ran: set[str] = set()
         self.tables: list[tuple[str, Any, Any]] = []
         self.kernels = Kernels()
-        self.rules: dict[Any, Any] = {}
+        self.rules: dict[Any, tuple[Any, str]] = {}
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
         self.open: list[ModuleCall] = []
@@ -235,14 +245,14 @@ class Recorder(TorchDispatchMode):
             return result
         call = Call(func, args, kwargs, result, self)
         self.why = ""
-        rule = self._rule(func, name)
+        rule, kind = self._rule(func, name)
         labels = self._apply(call, name, inputs, rule)
         constants = self._constants(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
         why = self.why or next(
             (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
         )
-        moved = rule is not None and rule.__module__ in MOVEMENT
+        moved = kind in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(func, args, kwargs)
@@ -265,18 +275,22 @@ class Recorder(TorchDispatchMode):
             self.know(tensor, value)
             made.append(value)
         self.terms.extend(call.terms)
-        swap = self.value
+        swap = iter(inputs).__next__
+        placed = tuple([_swap(value, swap) for value in args])
         named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
-        self.records.append(Record(name, func, self.stack[-1], _swap(args, swap), named, made))
+        self.records.append(Record(name, func, self.stack[-1], placed, named, inputs, made, kind))
         for mutated in written:
             self.forget(mutated)
             self.value(mutated).written()
         return result
 
-    def _rule(self, func: Any, name: str) -> Any:
-        if func not in self.rules:
-            self.rules[func] = find_rule(func, name)
-        return self.rules[func]
+    def _rule(self, func: Any, name: str) -> tuple[Any, str]:
+        """The rule of an operator, and the module that it is from."""
+        known = self.rules.get(func)
+        if known is None:
+            rule = find_rule(func, name)
+            known = self.rules[func] = rule, "" if rule is None else rule.__module__
+        return known
 
     def _apply(self, call: Call, name: str, inputs: list[Value], rule: Any) -> list[Labels]:
         if rule is None and not any(value.fields or value.parameter for value in inputs):
@@ -308,25 +322,15 @@ class Recorder(TorchDispatchMode):
             return None
         try:
             with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-                args = _swap(call.args, lambda t: self.value(t).constant)
-                kwargs = {k: _swap(v, lambda t: self.value(t).constant) for k, v in call.kwargs.items()}
+                known = iter([value.constant for value in inputs]).__next__
+                args = _swap(call.args, known)
+                kwargs = {k: _swap(v, known) for k, v in call.kwargs.items()}
                 if "device" in kwargs and kwargs["device"] is not None:
                     kwargs["device"] = torch.device("cpu")
                 answers = _tensors(call.func(*args, **kwargs))
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
-
-
-def values_in(record: Record) -> list[Value]:
-    """The tensors that a call reads, in lists too."""
-    found: list[Value] = []
-    for item in (*record.args, *record.kwargs.values()):
-        if isinstance(item, Value):
-            found.append(item)
-        elif isinstance(item, (list, tuple)):
-            found.extend(i for i in item if isinstance(i, Value))
-    return found
 
 
 def countable(tensor: Tensor) -> bool:
@@ -393,14 +397,15 @@ def _tensors(value: Any) -> list[Tensor]:
     return found
 
 
-def _swap(value: Any, change: Any) -> Any:
+def _swap(value: Any, following: Callable[[], Any]) -> Any:
+    """`value` with every tensor in it replaced by the following one of something, in the order of `_tensors`."""
     kind = type(value)
     if kind is int or kind is bool or kind is float or value is None:
         return value
     if isinstance(value, Tensor):
-        return change(value)
+        return following()
     if isinstance(value, (list, tuple)):
-        return kind([_swap(item, change) for item in value])
+        return kind([_swap(item, following) for item in value])
     return value
 
 
@@ -435,10 +440,16 @@ def _source_line() -> str:
 def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
     """Make every parameter and buffer known to the recorder, under its first name."""
     found: dict[str, Parameter] = {}
-    for kind, tensors in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+    for kind, tensors in zip(("parameter", "buffer"), named_tensors(model), strict=True):
+        first: dict[int, tuple[str, Tensor]] = {}
         for name, tensor in tensors:
+            first.setdefault(id(tensor), (name, tensor))
+        for name, tensor in first.values():
             if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
-                continue  # tables of positions and counters: their values are known, their width is nobody's choice
+                # tables of positions and counters: their values are known, their width is nobody's choice
+                if kind == "buffer":
+                    recorder.value(tensor).table = name
+                continue
             parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer")
             found[name] = parameter
             recorder.know(

@@ -90,6 +90,17 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     return twin
 
 
+def named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
+    """Parameters and buffers under every name they have, as torch lists them, in one walk through the modules."""
+    parameters: list[tuple[str, Tensor]] = []
+    buffers: list[tuple[str, Tensor]] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        parameters += [(prefix + name, tensor) for name, tensor in module._parameters.items() if tensor is not None]
+        buffers += [(prefix + name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
+    return parameters, buffers
+
+
 def identity(tensor: Tensor) -> Any:
     """Equal for tensor objects that are the same memory in the same shape: tied parameters, however they were tied."""
     if tensor.numel() == 0 or tensor.layout != torch.strided:
@@ -152,6 +163,22 @@ def without_hooks(model: nn.Module) -> nn.Module:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _package(hook) not in packages]:
                 del hooks[key]
+    return model
+
+
+def without_caches(model: nn.Module) -> nn.Module:
+    """`model` (a copy) without tensors that earlier forwards kept for later ones: they are of the old widths.
+
+    What a module keeps in evaluation mode it has to drop when it goes into training mode, or training would use what
+    is out of date: that is its own `train`, which is asked here, and the modes are as before.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        own = {name: value for name, value in vars(module).items() if name not in OWNED and type(value) not in ATOMS}
+        if type(module).train is not nn.Module.train and any(_loose(value, 3) for value in own.values()):
+            module.train()
+    for module, mode in modes:
+        module.training = mode
     return model
 
 

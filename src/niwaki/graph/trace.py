@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import logging
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +20,10 @@ from niwaki.graph.blocks import Block, add_units, block_group, find_blocks
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Heard, Record, Recorder, Watch, countable, fix_outputs, seed
-from niwaki.graph.skeleton import copy_with, identity, like, to_meta, without_hooks
+from niwaki.graph.recorder import Heard, Record, Recorder, countable, fix_outputs, seed
+from niwaki.graph.running import quiet, watch
+from niwaki.graph.second_look import real_twin, second_look
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, without_caches, without_hooks
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
@@ -75,6 +76,8 @@ class ChannelGraph:
     """What it read."""
     held: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
     """Whether this very forward fixes a unit (and not the user, or a forward in training mode); bool `[units]`."""
+    loose: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    """Whether any number of a label's positions will do; bool `[labels]`."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
@@ -226,7 +229,7 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = without_hooks(copy_with(model, stand_in)).eval()
+    skeleton = without_caches(without_hooks(copy_with(model, stand_in))).eval()
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
@@ -236,7 +239,6 @@ def _trace_once(
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
-    note_tables(recorder, skeleton)
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
@@ -258,7 +260,14 @@ def _trace_once(
     if protect:
         blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
     if any(not p.seeds for p in parameters.values() if not p.buffer):
-        _second_look(skeleton, inputs, recorder, parameters, meta=attempt == "meta")
+        second_look(
+            skeleton,
+            inputs,
+            recorder,
+            parameters,
+            meta=attempt == "meta",
+            real=lambda: real_twin(model, example, skeleton, recorder),
+        )
     _protect(model, protect, recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]
@@ -285,6 +294,7 @@ def _trace_once(
         data_reads=reads,
         heard=heard,
         held=held[:-1],
+        loose=space.loose(),
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
         fingerprint=fingerprint(model),
         model=type(model).__qualname__,
@@ -310,18 +320,6 @@ def _trace_once(
     )
 
 
-def watch(recorder: Recorder, *, meta: bool) -> contextlib.AbstractContextManager[Any]:
-    """Inside, tensors that leave torch are seen, where they can."""
-    return contextlib.nullcontext() if meta else Watch(recorder)
-
-
-def note_tables(recorder: Recorder, model: nn.Module) -> None:
-    """Tell the recorder the names of registered integer buffers."""
-    for name, buffer in model.named_buffers():
-        if not buffer.dtype.is_floating_point and not buffer.dtype.is_complex:
-            recorder.value(buffer).table = name
-
-
 def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
     """Tables keep their values beside the meta tensor: gathers by them stay movement, numbers in them can be read.
 
@@ -331,35 +329,8 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
         recorder.hold(copy, recorder.value(copy), real.detach().cpu())
 
 
-def _second_look(
-    skeleton: nn.Module, inputs: Any, recorder: Recorder, parameters: dict[str, Parameter], *, meta: bool
-) -> None:
-    """Heads that only run while training share widths too: label them by a second forward in training mode."""
-    kept = (len(recorder.records), len(recorder.terms), len(recorder.unknown), len(recorder.calls))
-    unseen = [parameter for parameter in parameters.values() if not parameter.seeds]
-    skeleton.train()
-    for module in skeleton.modules():  # what keeps statistics refuses a single sample, and labels are the same
-        if any(buffer.is_floating_point() for buffer in module.buffers(recurse=False)):
-            module.training = False
-    try:
-        with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=meta):
-            output = run(skeleton, inputs)
-    except Exception as error:  # the first look stands; what only this one saw, it saw in part
-        log.debug("no second look in training mode: %s: %s", type(error).__name__, error)
-        for parameter in unseen:
-            for labels in parameter.seeds.values():
-                recorder.space.fix(labels, "the forward in training mode fails")
-    else:
-        fix_outputs(recorder, output)
-    finally:
-        skeleton.eval()
-        recorder.stack[:] = [""]
-        del recorder.records[kept[0] :], recorder.terms[kept[1] :], recorder.unknown[kept[2] :]
-        del recorder.calls[kept[3] :]
-
-
 def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
-    modules = [name for name, _ in model.named_modules()]
+    modules = [name for name, _ in model.named_modules()] if protect else []
     for wanted in (protect,) if isinstance(protect, str) else protect:
         if wanted in parameters:
             hits = [wanted]
@@ -435,42 +406,32 @@ def _parameter_terms(parameters: dict[str, Parameter], units: Units, whole: dict
 def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     first: dict[Any, str] = {}
     names: dict[str, list[str]] = {}
-    for listing in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+    for listing in named_tensors(model):
         for name, tensor in listing:
             names.setdefault(first.setdefault(identity(tensor), name), []).append(name)
     return {name: tuple(every) for name, every in names.items()}
 
 
+def passing_buffers(model: nn.Module) -> set[str]:
+    """Names of the buffers that no state dict holds (`register_buffer(..., persistent=False)`)."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+
+
 def fingerprint(model: nn.Module) -> str:
     """Digest of the model's class and the names and shapes of its tensors; values and types do not count.
+
+    Nor do buffers that no state dict holds: they may follow the last input (tables of positions).
 
     Raises:
         InputError: `model` is not an nn.Module.
     """
     need_module(model, "look at the tensors of a model")
     listing = [type(model).__qualname__]
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        listing.append(f"{name} {tuple(tensor.shape)}")
+    passing = passing_buffers(model)
+    for tensors in named_tensors(model):
+        listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors if name not in passing]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Fused kernels that hide their parts off, random states kept."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    backends = (torch.backends.mkldnn, torch.backends.cudnn)
-    enabled = [backend.enabled for backend in backends]
-    states = random.getstate(), np.random.get_state()
-    torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # whole layers as one call, on real tensors
-        for backend in backends:
-            backend.enabled = False  # type: ignore[attr-defined]
-    try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for backend, was in zip(backends, enabled, strict=True):
-            backend.enabled = was  # type: ignore[attr-defined]
-        random.setstate(states[0])
-        np.random.set_state(states[1])

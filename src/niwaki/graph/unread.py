@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from niwaki.graph.recorder import Record, Recorder, values_in
+from niwaki.graph.recorder import Record, Recorder
 from niwaki.graph.values import Parameter
 from niwaki.units import tensors_in
 
@@ -20,12 +20,12 @@ def fix_unread(recorder: Recorder, output: Any, parameters: dict[str, Parameter]
     records = recorder.records
     outputs = {id(recorder.value(tensor)) for tensor in tensors_in(output)}
     needed = _needed(records, outputs)
-    live = {id(v.parameter) for record in needed for v in values_in(record) if v.parameter is not None}
+    live = {id(v.parameter) for record in needed for v in record.inputs if v.parameter is not None}
     dead = [p for p in parameters.values() if p.seeds and not p.buffer and id(p) not in live]
     if not dead:
         return
     seeds = np.unique(np.concatenate([labels for p in dead for labels in p.seeds.values()]))
-    read = {id(v) for r in records for v in values_in(r) if not any(v is made for made in r.outputs)}
+    read = {id(v) for r in records for v in r.inputs if not any(v is made for made in r.outputs)}
     for record in records:
         for value in record.outputs:
             if id(value) in read or id(value) in outputs:
@@ -42,5 +42,5 @@ def _needed(records: list[Record], outputs: set[int]) -> list[Record]:
     for record in reversed(records):
         if record.func._schema.is_mutable or any(id(value) in wanted for value in record.outputs):
             needed.append(record)
-            wanted.update(id(value) for value in values_in(record))
+            wanted.update(id(value) for value in record.inputs)
     return needed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
 from niwaki.graph.skeleton import copy_with, identity, shared
-from niwaki.graph.trace import fingerprint
+from niwaki.graph.trace import fingerprint, passing_buffers
 from niwaki.measure import Meter
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.plan import Plan
@@ -167,8 +167,15 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
             where=str(folder / "model.safetensors"),
             do="save it again",
         )
+    passing = passing_buffers(small)
     with torch.no_grad():
         for name, tensor in own.items():
+            if (
+                name in passing and not tensor.is_meta and tensor.dtype == tensors[name].dtype
+            ):  # may be as long as the last input asked
+                path, _, leaf = name.rpartition(".")
+                setattr(small.get_submodule(path), leaf, tensors[name].to(tensor.device))
+                continue
             if tensor.shape != tensors[name].shape or tensor.dtype != tensors[name].dtype:
                 raise PlanMismatchError(
                     f"load {name}",

@@ -13,7 +13,7 @@ from niwaki.graph.skeleton import copy_with, shared, to_meta
 from niwaki.units import Example, device_of, map_tensors, run
 
 TOKENS = 16  # long enough for attention to matter, short enough to trace at once
-SAMPLES = 16000  # one second of audio
+SAMPLES = 16000  # of audio in a second, unless the configuration says otherwise
 PIXELS = 224  # what image networks are published for
 BINS = 80  # of a spectrogram, unless the configuration says otherwise
 FRAMES = 100  # one second of a spectrogram
@@ -96,7 +96,8 @@ def _sound(config: Any, shape: tuple[int, ...] | None) -> list[Tensor]:
     """[1, samples], with channels or as a spectrogram."""
     if shape:
         return [torch.zeros(1, *shape)]
-    found = [torch.zeros(1, SAMPLES), torch.zeros(1, _setting(config, "audio_channels") or 1, SAMPLES)]
+    samples = _setting(config, "sampling_rate") or SAMPLES
+    found = [torch.zeros(1, samples), torch.zeros(1, _setting(config, "audio_channels") or 1, samples)]
     return [*reversed(_spectrogram(config, None)), *found] if _setting(config, "num_mel_bins") else found
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from niwaki.graph import ChannelGraph
+from niwaki.surgery.fitting import fit_
 
 Mend = dict[str, Any]
 
@@ -140,3 +141,5 @@ def apply_classes(small: nn.Module, mends: list[Mend] | tuple[Any, ...]) -> None
             module.__class__ = CutMultiheadAttention
             for name, value in mend["settings"].items():
                 setattr(module, name, value)
+        elif mend.get("class") == "Fitting":
+            fit_(modules[mend["module"]], mend["settings"]["shapes"])

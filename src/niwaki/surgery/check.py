@@ -15,13 +15,14 @@ from torch import nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, find_rule, fix_outputs, seed
+from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, fix_outputs, seed
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
-from niwaki.graph.skeleton import copy_with, to_meta, without_hooks
-from niwaki.graph.trace import note_constant, note_tables, quiet, watch
+from niwaki.graph.running import quiet, watch
+from niwaki.graph.skeleton import copy_with, to_meta, without_caches, without_hooks
+from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.evidence import Sizes, stays_of, values_in
+from niwaki.surgery.evidence import Sizes, stays_of
 from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
@@ -83,7 +84,7 @@ def retrace(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = without_hooks(copy_with(small, stand_in)).eval()
+    skeleton = without_caches(without_hooks(copy_with(small, stand_in))).eval()
     space = LabelSpace()
     names = {id(m): name for name, m in reversed(list(skeleton.named_modules()))}
     recorder = Recorder(space, names, heard=graph.heard)
@@ -91,7 +92,6 @@ def retrace(
     unregister(recorder, parameters, {name: skeleton.get_buffer(name) for name in loose})
     for real, copy in pairs:
         note_constant(recorder, real, copy)
-    note_tables(recorder, skeleton)
     inputs = map_tensors(example, lambda t: t.to("meta") if meta else t.detach().clone())
     for tensor in tensors_in(inputs):
         recorder.value(tensor).constant = None
@@ -108,8 +108,10 @@ def retrace(
     fix_outputs(recorder, output)
     sizes = sizes or Sizes(stays_of(graph, alive))
     pairs_made = _pairs(recorder.records, graph)
-    problem = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
+    problem: str | None = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
     scales = () if problem else _scales(recorder.records, graph, sizes)
+    counted = [scale.record for scale in scales if _number(scale.record)]
+    problem = problem or (_number(counted[0]) if counted else None)
     return Retrace(recorder.records, parameters, problem, scales)
 
 
@@ -152,8 +154,8 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
 
 
 def _moves(record: Record) -> bool:
-    rule = find_rule(record.func, record.name)
-    return rule is not None and rule.__module__ in MOVEMENT and record.name not in STAYING
+    """Whether a call may be none any more, or one of several, once the model is cut."""
+    return record.moves and record.name not in STAYING
 
 
 def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
@@ -171,10 +173,9 @@ def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np
     """
     seen: set[tuple[int, int]] = set()
     for was, now, _ in pairs:
-        rule = find_rule(now.func, now.name)
-        if rule is None or rule.__module__ in (*MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
+        if now.kind in ("", *MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
             continue
-        for value, small in zip(values_in(was), values_in(now), strict=False):
+        for value, small in zip(was.inputs, now.inputs, strict=False):
             if (id(value), id(small)) in seen or value.parameter is not None or len(value.shape) != len(small.shape):
                 continue
             seen.add((id(value), id(small)))
@@ -200,10 +201,21 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     where = now.module or "the model"
     if was.name != now.name or len(was.outputs) != len(now.outputs):
         return f"{now.name} in {where} is called in place of {was.name}"
+    if (
+        _number(now)
+        and not isinstance(was.args[0], Value)
+        and was.args[0] == now.args[0]
+        and was.args[1] != now.args[1]
+    ):
+        return _number(now)
     for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
         # what a call gives besides (saved statistics, indices of a maximum) carries no labels
         expected = sizes.of(value)
         told = None if whole and graph.device == "meta" else _told(value, sizes)
+        if told is None and any(bool(graph.loose[labels].any()) for labels in value.fields):
+            told = [
+                a for a in range(len(value.shape)) if not any(a in varying(f) for f in value.fields if _loose(f, graph))
+            ]
         if told is None or len(small.shape) != len(expected):
             same = small.shape == expected
         else:
@@ -218,6 +230,18 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     return None
 
 
+def _loose(labels: np.ndarray, graph: ChannelGraph) -> bool:
+    """Whether these are copies that nothing counts: as many as a forward makes."""
+    return bool(graph.loose[labels].all())
+
+
+def _number(record: Record) -> str | None:
+    """What is wrong where a plain number is divided by another one than before: no weight makes up for that."""
+    if record.name in SCALARS and not isinstance(record.args[0], Value):
+        return f"{record.name} in {record.module or 'the model'} counts with {record.args[1]}"
+    return None
+
+
 def _told(value: Value, sizes: Sizes) -> list[int]:
     """Axes that the plan makes shorter. How long the others are, of a call on real tensors, may be for the data to say:
     so many boxes, times so many classes that all stay. Where movement differs, they may have followed a width (an
@@ -228,8 +252,7 @@ def _told(value: Value, sizes: Sizes) -> list[int]:
 
 def window(record: Record) -> tuple[Any, ...] | None:
     """Strides, paddings and the like of a convolution, pooling or resizing: what no cut of channels may change."""
-    rule = find_rule(record.func, record.name)
-    if rule is None or rule.__module__ not in WINDOWED:
+    if record.kind not in WINDOWED:
         return None
     return tuple(
         item
@@ -281,12 +304,15 @@ def _compare(
     several = (np.bincount(pairs // most, minlength=int(grid.max(initial=0)) + 1) > 1)[grid]
     inside, pair = inside[several], pair[several]
     wrong = _mixed(rows[label[inside]], old[inside])
-    if wrong is None:  # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
+    for alone in (lambda: lone, lambda: _lone(graph, alive)) if wrong is None else ():
+        # rows must not fall apart either, as far as can be seen: an axis of one position ties nothing
         seen = np.ones(int(graph.units.row.max(initial=0)) + 1, bool)
-        seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *lone])]] = False
+        seen[graph.units.row[np.concatenate([np.zeros(0, np.int32), *alone()])]] = False
         together = np.flatnonzero(seen[old[inside]])
-        wrong = _mixed(pair[together], rows[label[inside[together]]])
-        wrong = None if wrong is None else int(together[wrong])
+        apart = _mixed(pair[together], rows[label[inside[together]]])
+        wrong = None if apart is None else int(together[apart])
+        if wrong is None:
+            break
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     known = np.full(component.max(initial=0) + 1, -1, dtype=np.int64)
@@ -301,6 +327,19 @@ def _compare(
     if lost.size and whole:
         return f"what forward picks is not what it picked ({_tensor_at(graph, parameters, label[lost[0]])})"
     return _places(made, known[component], graph, stays_of(graph, alive))
+
+
+def _lone(graph: ChannelGraph, alive: np.ndarray) -> list[np.ndarray]:
+    """Units left alone on an axis of any tensor of the forward."""
+    found = []
+    for record in graph.records:
+        for value in record.outputs:
+            for labels in value.fields:
+                units = np.unique(graph.units.unit_of[labels])
+                kept = units[(units < 0) | alive[units]]
+                if kept.size == 1:
+                    found.append(kept[kept >= 0])
+    return found
 
 
 def _scattered(component: np.ndarray, means: np.ndarray, unit: np.ndarray, graph: ChannelGraph) -> int | None:

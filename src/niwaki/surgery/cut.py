@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
-from niwaki.graph.skeleton import copy_with, identity, like
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
@@ -18,6 +18,7 @@ from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import Retrace, example_of, retrace
 from niwaki.surgery.evidence import Sizes, changes, group_count, groups_after, stays_of
 from niwaki.surgery.exported import cut_exported
+from niwaki.surgery.fitting import fits, may_fit, shapes_of
 from niwaki.surgery.fold import fold
 from niwaki.surgery.mending import search
 from niwaki.surgery.modules import Mend, apply_mends, declare, options
@@ -110,18 +111,15 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
     No tensor is copied whole first.
     """
     cuts = plan.by_tensor()
-    own = {
-        name
-        for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    }
-    if not set(cuts) <= own:
+    own = [entry for listing in named_tensors(model) for entry in listing]
+    strange = sorted(set(cuts) - {name for name, _ in own})
+    if strange:
         raise PlanMismatchError(
-            f"cut {sorted(set(cuts) - own)[0]}", found="the model has no such tensor", do="use the model of the plan"
+            f"cut {strange[0]}", found="the model has no such tensor", do="use the model of the plan"
         )
     names: dict[Any, str] = {}
-    for listing in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in listing:
-            names.setdefault(identity(tensor), name)
+    for name, tensor in own:
+        names.setdefault(identity(tensor), name)
 
     def change(tensor: Tensor) -> Tensor:
         name = names.get(identity(tensor))
@@ -130,7 +128,7 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
         return like(tensor, data.clone())
 
-    small = copy_with(model, change)
+    small = without_caches(copy_with(model, change))
     leave_out_(small, plan.dropped)
     return small
 
@@ -154,6 +152,13 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
     seen = search(found, judge, graph, sizes)
+    while seen.problem is not None and may_fit(seen.problem) and seen.where in modules:
+        more = fits(small, seen.where, shapes_of(graph, sizes))
+        if not more:
+            break
+        mends += more
+        apply_classes(small, more)
+        seen = search(found, judge, graph, sizes)
     if seen.problem is not None:
         return small, seen.problem
     scaled, problem = fold(small, seen)

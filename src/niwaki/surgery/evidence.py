@@ -7,8 +7,9 @@ import numpy as np
 
 from niwaki.graph import ChannelGraph
 from niwaki.graph.labels import column_axis, varying
-from niwaki.graph.recorder import Record, values_in
+from niwaki.graph.recorder import Record
 from niwaki.graph.values import Value
+from niwaki.surgery.places import numbers
 
 Changes = dict[str, dict[int, set[int]]]
 """Module path -> a number seen there -> what it becomes (itself included where it stays somewhere)."""
@@ -78,13 +79,15 @@ def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
     found: Changes = {}
     for record in graph.records:
         table = found.setdefault(record.module, {})
-        for value in (*record.outputs, *values_in(record)):
+        for value in (*record.outputs, *record.inputs):
             for old, new in zip(value.shape, sizes.of(value), strict=True):
                 if old > 1:
                     table.setdefault(old, set()).add(new)
         groups = group_count(record)
         if groups is not None:
             table.setdefault(groups[0], set()).add(groups_after(record, sizes))
+        for old, new in numbers(record, sizes):
+            table.setdefault(old, set()).add(new)
     return found
 
 
@@ -109,9 +112,9 @@ def groups_after(record: Record, sizes: Sizes) -> int:
     assert counted is not None
     groups = counted[0]
     value = (
-        next(v for v in values_in(record) if v.parameter is None)
-        if any(v.parameter is None for v in values_in(record))
-        else values_in(record)[0]
+        next(v for v in record.inputs if v.parameter is None)
+        if any(v.parameter is None for v in record.inputs)
+        else record.inputs[0]
     )
     for labels in value.fields:
         if labels.ndim > 1 and labels.shape[1] > 1:

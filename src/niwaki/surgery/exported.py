@@ -18,8 +18,9 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Recorder, seed
+from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
-from niwaki.graph.trace import note_constant, note_tables, quiet
+from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.blocks import leave_out_
@@ -258,7 +259,6 @@ def _rewrite(
     unregister(recorder, parameters, {name: memo[identity(tensor)] for name, tensor in constants.items()})
     for real, twin in pairs:
         note_constant(recorder, real, twin)
-    note_tables(recorder, root)
     inputs = map_tensors(example, lambda t: t.to("meta"))
     flat, _ = pytree.tree_flatten(_as_call(inputs))
     traced = _Traced(root, program.graph, recorder)

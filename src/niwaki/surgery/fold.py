@@ -9,7 +9,6 @@ from niwaki.graph.recorder import Record
 from niwaki.graph.rules import MOVEMENT, RULES
 from niwaki.graph.values import Value
 from niwaki.surgery.check import Retrace, Scale
-from niwaki.surgery.evidence import values_in
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "addmm_")
 SUMS = ("add", "sub", "add_", "sub_")
@@ -37,9 +36,9 @@ class Walk:
         for record in seen.records:
             for value in record.outputs:
                 self.producer.setdefault(id(value), record)
-            for value in values_in(record):
+            for value in record.inputs:
                 self.readers.setdefault(id(value), []).append(record)
-        self.parameters = {id(v): v for r in seen.records for v in values_in(r) if v.parameter is not None}
+        self.parameters = {id(v): v for r in seen.records for v in r.inputs if v.parameter is not None}
         self.visited: set[int] = {id(until)}
         self.touched: list[tuple[Value, np.ndarray]] = []
         self.slices: dict[tuple[str, int], np.ndarray] = {}
@@ -62,7 +61,7 @@ class Walk:
         if id(record) in self.visited:
             return True
         self.visited.add(id(record))
-        inputs = values_in(record)
+        inputs = record.inputs
         rule = RULES.get(record.name)
         if (rule is not None and rule.__module__ in MOVEMENT) or record.name in HOMOGENEOUS:
             return all(self.back(v, labels) for v in inputs if self._carries(v, labels))

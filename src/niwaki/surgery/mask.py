@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.graph.skeleton import copy_with, identity, like
+from niwaki.graph.skeleton import copy_with, identity, like, without_caches
 from niwaki.graph.trace import fingerprint
 from niwaki.plan import Plan
 
@@ -46,4 +46,4 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
             split[gone] = 0
         return like(tensor, data)
 
-    return copy_with(model, zeroed)
+    return without_caches(copy_with(model, zeroed))

@@ -4,14 +4,16 @@ Where one position is left of an axis, it carries no label, and labels alone do 
 place; the numbers of the call do.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from niwaki.graph.recorder import Record
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.values import Value
-from niwaki.surgery.evidence import Sizes
+
+if TYPE_CHECKING:
+    from niwaki.surgery.evidence import Sizes
 
 STAYING = frozenset({"constant_pad_nd", "select", "select_scatter", "slice_scatter"})
 """Calls that are made whatever the sizes are; a slice of all there is, or a view to the shape there is, may vanish."""
@@ -27,14 +29,28 @@ def along(value: Value, axis: int) -> np.ndarray | None:
     return None
 
 
-def moved(labels: np.ndarray, positions: np.ndarray, sizes: Sizes) -> np.ndarray:
+def moved(labels: np.ndarray, positions: np.ndarray, sizes: "Sizes") -> np.ndarray:
     """Where those of the positions that stay lie after the cut; `labels` are those along the axis, `[size, rest]`."""
     stays = sizes.stays[labels].any(1)
     places: np.ndarray = (np.cumsum(stays) - 1)[positions[stays[positions]]]
     return places
 
 
-def misplaced(was: Record, now: Record, sizes: Sizes) -> bool:
+def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
+    """Numbers of padded, skipped and picked positions that a call gives, each with what it becomes."""
+    found = []
+    for value, axis, positions in _positions(record):
+        labels = along(value, axis)
+        if labels is None or not positions.size:
+            continue
+        stays = np.concatenate([[0], np.cumsum(sizes.stays[labels].any(1))])  # how many of the first n stay
+        first, end = int(positions[0]), int(positions[-1]) + 1
+        found += [(first, int(stays[first])), (end, int(stays[end])), (end - first, int(stays[end] - stays[first]))]
+        found.append((len(labels) - end, int(stays[-1] - stays[end])))
+    return [(old, new) for old, new in found if old]
+
+
+def misplaced(was: Record, now: Record, sizes: "Sizes") -> bool:
     """Whether the call of the cut model picks or fills other positions than those that stay of the traced one's."""
     before, after = _positions(was), _positions(now)
     for (value, axis, positions), (_, _, found) in zip(before, after, strict=False):

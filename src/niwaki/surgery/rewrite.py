@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from niwaki.graph.labels import varying
 from niwaki.graph.values import Value
 from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.places import along, moved
@@ -246,9 +245,22 @@ def channel_shuffle(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         put(node, "groups", int(sizes.stays[labels].any(1).reshape(groups, -1).any(1).sum()))
 
 
-@handles(
-    "roll", "repeat", "tile", "index_select", "unfold", "as_strided", "index", "lstm", "gru", "rnn_tanh", "rnn_relu"
-)
+@handles("repeat", "tile")
+def repeat(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
+    """Copies of what is one position are as many as stay; copies of a whole axis stay as many as they are."""
+    source, result = source_of(node, seen), seen[node.name]
+    name = "repeats" if "repeats" in arguments(node) else "dims"
+    listed = list(get(node, name))
+    listed = [1] * (len(result.shape) - len(listed)) + listed  # `tile` may name the last axes only
+    inner = (1,) * (len(result.shape) - len(source.shape)) + sizes.of(source)
+    for axis, (_, new) in changed(result, sizes).items():
+        if isinstance(listed[axis], fx.Node) or new % inner[axis]:
+            raise Refused(f"{node.name}: copies along an axis that is cut")
+        listed[axis] = new // inner[axis]
+    put(node, name, listed)
+
+
+@handles("roll", "index_select", "unfold", "as_strided", "index", "lstm", "gru", "rnn_tanh", "rnn_relu")
 def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
     """These hold positions or states along an axis: fine while that axis stays."""
     name = node.target.overloadpacket.__name__  # type: ignore[union-attr]
@@ -271,12 +283,8 @@ def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         ]
     elif name == "unfold":
         bad = [axis for axis in after if axis == get(node, "dimension") % len(source.shape)]
-    elif name == "as_strided":
-        bad = list(after)
     else:
-        repeats = list(get(node, "repeats" if "repeats" in arguments(node) else "dims"))
-        shift = len(repeats) - len(source.shape)
-        bad = [axis for axis in after if repeats[axis + shift] != 1 and len(varying_on(source, axis)) == 0]
+        bad = list(after)
     if bad:
         raise Refused(f"{node.name}: {name} along an axis that is cut")
 
@@ -284,7 +292,3 @@ def kept_only(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
 def _table(node: Any, sizes: Sizes) -> bool:
     """Whether an index is a registered buffer that the plan renumbers."""
     return isinstance(node, fx.Node) and node.op == "get_attr" and node.target in sizes.tables
-
-
-def varying_on(value: Value, axis: int) -> list[np.ndarray]:
-    return [labels for labels in value.fields if axis in varying(labels)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, InputError
-from niwaki.graph.skeleton import copy_with, like
+from niwaki.graph.skeleton import copy_with, like, without_caches
 from niwaki.plan import Plan, apply_cuts
 from niwaki.surgery.cut import cut
 from niwaki.surgery.exported import Exported
@@ -172,7 +172,7 @@ def in_float64(model: nn.Module) -> nn.Module:
         data = tensor.detach()
         return like(tensor, data.double() if data.dtype.is_floating_point else data.clone())
 
-    return copy_with(model, change)
+    return without_caches(copy_with(model, change))
 
 
 def fresh_like(example: Any, generator: torch.Generator, device: torch.device, *, wide: bool = True) -> Any:

@@ -1,5 +1,6 @@
 """Reads and writes at positions: constant tables are movement, positions that depend on data fix the axis."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 from niwaki.graph.labels import compress, varying
 from niwaki.graph.rules.movement import normal, separate
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, Value, covers, join
+from niwaki.graph.values import Labels, Value, covers, join, pad_axes
 
 
 @rule("index_select")
@@ -19,7 +20,29 @@ def index_select(call: Call) -> Labels:
 
 @rule("index", "_unsafe_index")
 def index(call: Call) -> Labels:
-    return gather(call, {axis: item for axis, item in enumerate(call["indices"]) if item is not None})
+    return gather(call, picks_of(call["indices"]))
+
+
+def picks_of(indices: Sequence[Tensor | None]) -> dict[int, Tensor]:
+    """Which axis is picked from by what: a mask covers as many axes as it has."""
+    picks: dict[int, Tensor] = {}
+    axis = 0
+    for item in indices:
+        span = max(item.dim(), 1) if item is not None and item.dtype in MASKS else 1
+        if item is not None:
+            picks |= dict.fromkeys(range(axis, axis + span), item)
+        axis += span
+    return picks
+
+
+MASKS = (torch.bool, torch.uint8)
+
+
+def picked_axes(picks: dict[int, Tensor]) -> tuple[int, int]:
+    """Where the axes that an index makes stand in the result, and how many there are."""
+    axes = sorted(picks)
+    adjacent = axes == list(range(axes[0], axes[-1] + 1))
+    return axes[0] if adjacent else 0, max(1 if item.dtype in MASKS else item.dim() for item in picks.values())
 
 
 def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
@@ -27,12 +50,13 @@ def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
     source = call.value(call["self"])
     call.zero = source.zero
     constants = {axis: call.value(item).constant for axis, item in picks.items()}
-    masks = any(item.dtype in (torch.bool, torch.uint8) and item.dim() != 1 for item in picks.values())
+    masks = {axis for axis, item in picks.items() if item.dtype in MASKS and item.dim() != 1}
+    odd = any(item.dtype in MASKS and item.dim() == 0 for item in picks.values())
     axes = sorted(picks)
     moved = []
     for labels in source.get(call.space):
         touched = [axis for axis in axes if labels.shape[axis] > 1]
-        if masks or (touched and any(constants[axis] is None for axis in touched)):
+        if odd or any(axis in masks or constants[axis] is None for axis in touched):
             call.fix(labels, "indexed by data")
             continue
         for axis in touched:
@@ -40,10 +64,9 @@ def gather(call: Call, picks: dict[int, Tensor]) -> Labels:
         moved.append((labels, touched))
     if not moved:
         return ()
-    adjacent = axes == list(range(axes[0], axes[-1] + 1))
     out_ndim = len(call.shape)
-    wide = max(item.dim() if item.dtype != torch.bool else 1 for item in picks.values())
-    at = axes[0] if adjacent else 0
+    at, wide = picked_axes(picks)
+    adjacent = at == axes[0]
     arrays = []
     for labels, touched in moved:
         rest = [axis for axis in range(labels.ndim) if axis not in axes]
@@ -102,8 +125,10 @@ def _note_table(call: Call, labels: np.ndarray, axis: int, index: Value) -> None
 def by_position(call: Call) -> Labels | None:
     """Reads or writes at positions given by data: the addressed axis is fixed, other axes meet index by index."""
     value = call.value(call["self"])
+    picks: dict[int, Tensor] = {}
     if call.name.startswith(("index_put", "_index_put")):
-        axes = {axis for axis, item in enumerate(call["indices"]) if item is not None}
+        picks = picks_of(call["indices"])
+        axes = set(picks)
         parts = [call["values"]]
     else:
         if not call.has("dim") or isinstance(call["dim"], str):
@@ -128,6 +153,9 @@ def by_position(call: Call) -> Labels | None:
     for part in parts:
         other = call.value(part)
         fields = other.get(call.space)
+        if picks:
+            rest.append(_spread(call, other, picks))
+            continue
         if len(other.shape) != len(call.shape):
             for labels in fields:
                 call.fix(labels, "written at positions given by data")
@@ -153,3 +181,26 @@ def by_position(call: Call) -> Labels | None:
         source = tuple(1 if a in axes else n for a, n in enumerate(call.shape))
         return join(call.space, [(source, tuple(kept), value.why), *rest], call.shape)
     return join(call.space, [(value.shape, tuple(kept), value.why), *rest], call.shape)
+
+
+def _spread(call: Call, part: Value, picks: dict[int, Tensor]) -> tuple[tuple[int, ...], Labels, str]:
+    """What is written at picked positions, laid along the axes of what it is written to: all positions get it."""
+    at, wide = picked_axes(picks)
+    others = [axis for axis in range(len(call.shape)) if axis not in picks]
+    if at:
+        at = len([axis for axis in others if axis < at])
+    ndim = len(others) + wide
+
+    def lay(sizes: tuple[int, ...]) -> list[int]:
+        sizes = (1,) * (ndim - len(sizes)) + sizes
+        sizes = sizes[:at] + sizes[at + wide :]
+        return [sizes[others.index(axis)] if axis in others else 1 for axis in range(len(call.shape))]
+
+    fields = []
+    for labels in part.get(call.space):
+        padded = pad_axes(labels, ndim)
+        if any(at <= axis < at + wide for axis in varying(padded)):
+            call.fix(labels, "indexed by data")
+        else:
+            fields.append(labels.reshape(lay(labels.shape)))
+    return tuple(lay(part.shape)), tuple(fields), part.why

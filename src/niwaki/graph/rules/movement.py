@@ -6,6 +6,7 @@ from functools import lru_cache
 from math import prod
 
 import numpy as np
+from torch import Tensor
 
 from niwaki.graph.labels import column_axis, compress, varying
 from niwaki.graph.rules.registry import Call, rule
@@ -342,5 +343,41 @@ def forget(call: Call) -> Labels:
 
 @rule("as_strided", "as_strided_", "as_strided_copy")
 def as_strided(call: Call) -> Labels | None:
-    """Only where the shape stays (a change of memory layout)."""
-    return unchanged(call) if tuple(call["size"]) == call.value(call["self"]).shape else None
+    """Any walk through the memory of a tensor without gaps or overlaps: windows, diagonals, changes of layout."""
+    value = call.value(call["self"])
+    strides = [int(step) for step in call["stride"]]
+    if tuple(call["size"]) == value.shape and tuple(strides) == tuple(call["self"].stride()):
+        return unchanged(call)
+    start = call["storage_offset"]
+    first = 0 if start is None else int(start) - call["self"].storage_offset()
+    if not _dense(call["self"]) or first < 0 or prod(call.shape) > WALK_LIMIT:
+        return None
+    places = np.full((1,) * len(call.shape), first, dtype=np.int64)
+    for axis, (size, step) in enumerate(zip(call.shape, strides, strict=True)):
+        places = places + (np.arange(size) * step).reshape([size if a == axis else 1 for a in range(len(call.shape))])
+    if places.size and int(places.max()) >= prod(value.shape):
+        return None  # memory beyond the tensor
+    coordinates = [places // step % size for size, step in zip(value.shape, call["self"].stride(), strict=True)]
+
+    def walk(labels: np.ndarray) -> np.ndarray:
+        axes = varying(labels)
+        key = tuple(coordinates[a] if a in axes else 0 for a in range(labels.ndim))
+        return compress(labels[key]) if axes else labels.reshape((1,) * len(call.shape))
+
+    return move(call, walk)
+
+
+WALK_LIMIT = 1 << 22
+"""Positions that are walked one by one."""
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether every place in the tensor's stretch of memory is one of its positions."""
+    expected = 1
+    for step, size in sorted(
+        (step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1
+    ):
+        if step != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,185 @@
+"""Shapes of results that plain arithmetic tells: for many operators, kernels on the meta device are slow Python.
+
+What type a result has, no arithmetic tells. An operator is asked that once for each choice of its arguments' types, and
+whether its result has the shape worked out here as well; where it has not, it is asked every time.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from niwaki.graph.rules.pointwise import is_pointwise
+
+META = torch.device("meta")
+TENSORS = frozenset({Tensor, nn.Parameter})
+NUMBERS = frozenset({int, float, bool})
+SETTINGS = frozenset({str, type(None), torch.dtype, torch.device, torch.layout})
+
+Shape = tuple[int, ...]
+Types = tuple[torch.dtype, ...]
+Guess = Callable[..., "tuple[Shape, ...] | None"]
+"""Takes the arguments of a call that are given by place; None where it can't tell."""
+
+
+class Unnamed(Exception):
+    """An argument that no key can stand for."""
+
+
+def guessed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What `func` makes of these tensors on the meta device, or None where only the operator can tell."""
+    guess = guess_of(func)
+    if guess is None or any(isinstance(value, Tensor) for value in kwargs.values()):
+        return None
+    shapes = guess(*args)
+    if shapes is None:
+        return None
+    try:
+        key = func, tuple([_kind(value) for value in args]), tuple([(k, _kind(v)) for k, v in kwargs.items()])
+    except Unnamed:
+        return None
+    if key not in _types:
+        _types[key] = _asked(func, args, kwargs, shapes)
+    types = _types[key]
+    if types is None:
+        return None
+    if in_place(func):
+        return args[0] if args[0].shape == shapes[0] else None
+    made = [torch.empty(shape, dtype=dtype, device=META) for shape, dtype in zip(shapes, types, strict=True)]
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+_types: dict[Any, Types | None] = {}
+"""Operator and the types of its arguments -> the types of its results, or None where their shapes are other ones."""
+
+
+def _asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: tuple[Shape, ...]) -> Types | None:
+    result = func(*args, **kwargs)
+    tensors = [result] if isinstance(result, Tensor) else list(result)
+    shaped = [tuple(t.shape) for t in tensors] == [tuple(shape) for shape in shapes]
+    right = shaped and (result is args[0] if in_place(func) else all(map(_plain, tensors)))
+    return tuple(t.dtype for t in tensors) if right else None
+
+
+def _kind(value: Any) -> Any:
+    """What of an argument decides the type of a result. How many of a kind are in a list does not."""
+    kind = type(value)
+    if kind in TENSORS:
+        return value.dtype
+    if kind in NUMBERS:
+        return kind
+    if kind in SETTINGS:
+        return value
+    if kind is list or kind is tuple:
+        return frozenset([_kind(item) for item in value])
+    raise Unnamed
+
+
+@cache
+def guess_of(func: Any) -> Guess | None:
+    """How the shapes of an operator's results are worked out, or None where nobody knows."""
+    name, returns = func.overloadpacket.__name__, [str(value.type) for value in func._schema.returns]
+    if func.namespace != "aten" or (func._schema.is_mutable and not in_place(func)):
+        return None
+    return _pointwise if returns == ["Tensor"] and is_pointwise(func, name) else GUESSES.get(name)
+
+
+@cache
+def in_place(func: Any) -> bool:
+    """Whether an operator writes to its first argument, nowhere else, and gives that back."""
+    written = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    return written[:1] == [True] and not any(written[1:]) and func.overloadpacket.__name__.endswith("_")
+
+
+def _plain(tensor: Any) -> bool:
+    """A tensor on the meta device whose elements lie in their order, one behind the other."""
+    if type(tensor) not in TENSORS or not tensor.is_meta or tensor.layout is not torch.strided:
+        return False
+    step = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+        if stride != step:
+            return False
+        step *= size
+    return step > 0
+
+
+def _pointwise(*args: Any) -> tuple[Shape, ...] | None:
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    if not tensors or tensors[0] is not args[0] or not all(tensor.dim() and _plain(tensor) for tensor in tensors):
+        return None
+    shape: Shape = tensors[0].shape
+    for tensor in tensors[1:]:
+        if tensor.shape != shape:
+            pairs = list(zip_longest(reversed(shape), reversed(tensor.shape), fillvalue=1))
+            if any(a != b and a != 1 and b != 1 for a, b in pairs):
+                return None
+            shape = tuple([max(pair) for pair in reversed(pairs)])
+    return (shape,)
+
+
+def _convolution(x: Any, weight: Any, bias: Any, *settings: Any) -> tuple[Shape, ...] | None:
+    stride, padding, dilation, transposed, _, groups = settings
+    rank = weight.dim() - 2
+    if transposed or not (_plain(x) and _plain(weight)) or x.dim() != rank + 2 or weight.shape[0] % groups:
+        return None
+    if weight.shape[1] * groups != x.shape[1] or not (bias is None or bias.shape == weight.shape[:1]):
+        return None
+    if any(len(given) != rank for given in (stride, padding, dilation)):
+        return None
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    space = [(size + 2 * pad - far * (taps - 1) - 1) // step + 1 for size, taps, step, pad, far in axes]
+    return ((x.shape[0], weight.shape[0], *space),) if all(size > 0 for size in space) else None
+
+
+def _cat(tensors: Any, axis: int = 0) -> tuple[Shape, ...] | None:
+    if not tensors or not all(map(_plain, tensors)) or any(t.dim() != tensors[0].dim() for t in tensors):
+        return None
+    shapes = [list(tensor.shape) for tensor in tensors]
+    if not -len(shapes[0]) <= axis < len(shapes[0]):
+        return None
+    length = sum(shape[axis] for shape in shapes)
+    for shape in shapes:
+        shape[axis] = length
+    return (tuple(shapes[0]),) if all(shape == shapes[0] for shape in shapes) else None
+
+
+def _product(first: Any, second: Any) -> tuple[Shape, ...] | None:
+    """A matrix times another."""
+    if not (first.is_meta and second.is_meta and first.dim() == second.dim() == 2):
+        return None
+    return ((first.shape[0], second.shape[1]),) if first.shape[1] == second.shape[0] else None
+
+
+def _added_product(added: Any, first: Any, second: Any) -> tuple[Shape, ...] | None:
+    shapes = _product(first, second)
+    return shapes if shapes and tuple(added.shape) in (shapes[0], shapes[0][1:]) and added.is_meta else None
+
+
+def _mean(x: Any, axes: Any = None, keep: bool = False) -> tuple[Shape, ...] | None:
+    if not axes or not _plain(x) or any(not -x.dim() <= axis < x.dim() for axis in axes):
+        return None
+    gone = {axis % x.dim() for axis in axes}
+    if len(gone) < len(axes):
+        return None
+    return (tuple(1 if a in gone else n for a, n in enumerate(x.shape) if keep or a not in gone),)
+
+
+def _layer_norm(x: Any, inner: Any, weight: Any, bias: Any, *_: Any) -> tuple[Shape, ...] | None:
+    inner, given = tuple(inner), [tensor for tensor in (weight, bias) if tensor is not None]
+    if not _plain(x) or x.shape[-len(inner) :] != inner or any(tensor.shape != inner for tensor in given):
+        return None
+    statistic = (*x.shape[: -len(inner)], *[1] * len(inner))
+    return x.shape, statistic, statistic
+
+
+GUESSES: dict[str, Guess] = {
+    "convolution": _convolution,
+    "cat": _cat,
+    "mm": _product,
+    "addmm": _added_product,
+    "mean": _mean,
+    "native_layer_norm": _layer_norm,
+}
