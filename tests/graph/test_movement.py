@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from labelled import Net, Seen, cut_and_judge, group_of, numbers, tied
+from torch import Tensor, nn
 
 import niwaki
-from niwaki.graph.rules import MOVEMENT, RULES
+from niwaki.graph.rules import MOVEMENT, RULES, movement
 
 IMPLICIT = "CompositeImplicitAutograd"
 aten = torch.ops.aten
@@ -386,3 +387,25 @@ def test_gather_with_a_smaller_index_on_another_axis() -> None:
     net = Net(forward, a=torch.nn.Linear(4, 8), b=torch.nn.Linear(5, 2))
     graph = niwaki.trace(net, torch.randn(3, 6, 4))
     assert graph.outputs == ((3, 2, 2),)
+
+
+def test_too_many_places_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tables laid out against each other, one number for every pair: 3 x 4 places."""
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.out = nn.Linear(2, 3), nn.Linear(2, 4), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pairs = self.first(x)[:, :, None] * self.second(x)[:, None, :]
+            return self.out(pairs.flatten(1))
+
+    def reasons() -> dict[str, str | None]:
+        graph = niwaki.trace(Pairs(), torch.zeros(1, 2))
+        return {m.tensor: g.fixed for g in graph.groups for m in g.members if m.role == "out" and m.axis == 0}
+
+    monkeypatch.setattr(movement, "MOST_PLACES", 12)
+    assert reasons()["first.weight"] is None
+    monkeypatch.setattr(movement, "MOST_PLACES", 11)
+    assert str(reasons()["first.weight"]).startswith("spread over 12 places by ")

@@ -14,6 +14,8 @@ from niwaki.graph.values import Labels, Value, rigid_axes
 
 EMPTY = "an empty tensor is laid out anew"
 PICKED = "picked by a constant index"
+MOST_PLACES = 1 << 18
+"""Positions of two labelled axes laid together that are followed one by one (attention maps of video have more)."""
 
 
 def separate(call: Call, arrays: list[np.ndarray]) -> Labels:
@@ -176,6 +178,12 @@ def prepare(call: Call, value: Value, after: tuple[int, ...]) -> Labels:
         inside = [f for f in inside if not any(f is other for other in free)]
         if len({tuple(axis for axis in varying(f) if axis in big) for f in inside}) > 1:
             shape = np.broadcast_shapes(*(f.shape for f in inside))
+            if prod(shape) > MOST_PLACES:
+                call.recorder.why = f"spread over {prod(shape)} places by {call.name}"
+                for f in inside:
+                    call.fix(f, call.recorder.why)
+                kept = [f for f in kept if not any(f is other for other in inside)]
+                continue
             order = list(range(len(shape)))
             if value.direct:  # a parameter's own order of axes, however it has been turned since: outer ones come first
                 first = {axis: int(f.min()) for f in inside for axis in varying(f)}
