@@ -37,14 +37,19 @@ def torchvision_list() -> dict[str, str]:
 
 
 def timm_list() -> dict[str, str]:
-    """Of every module of timm, the architecture with the fewest parameters (built on the meta device)."""
+    """Of every module of timm, the architecture with the fewest parameters (built on the meta device, which takes
+    minutes: the list is kept in runs/ for the next time).
+    """
     import timm
 
-    names = []
-    for module in timm.list_modules():
+    kept = ROOT / "runs" / f"timm-{timm.__version__}.json"
+    names: list[str] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
+    for module in timm.list_modules() if not names else ():
         sizes = dict(_timm_sizes(timm.list_models(module=module)))
         if sizes:
             names.append(min(sizes, key=lambda name: (sizes[name], name)))
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(names) + "\n", encoding="utf-8")
     return {f"timm:{name}": f"timm:{name}" for name in names}
 
 
