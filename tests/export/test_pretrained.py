@@ -1,5 +1,6 @@
 """Cut models of transformers as folders that transformers read without niwaki."""
 
+import json
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import niwaki
 from niwaki.budgets import GlobalRank, Uniform
 from niwaki.errors import CannotCutError, InputError, RunExistsError
 from niwaki.export import export_pretrained, fitted_config
+from niwaki.report import html
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -105,3 +107,24 @@ def test_something_that_kept_its_old_value_is_told(tmp_path):
     with pytest.raises(CannotCutError, match="puts out other numbers"):
         export_pretrained(small, tmp_path / "small", example)
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.parametrize(("rule", "written"), [("uniform", True), ("global_rank", False)])
+def test_a_saved_run_has_the_folder_or_says_why_not(rule, written, tmp_path):
+    name, sizes = MODELS["gpt2"]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(transformers.AutoConfig.for_model("gpt2", **sizes)).eval()
+    example = {"input_ids": torch.arange(6).unsqueeze(0)}
+    half = niwaki.Budget(keep=0.5, of="units")
+    outcome = niwaki.compress(model, example, method=niwaki.methods.Random(rule=rule), budget=half)
+    folder = outcome.save(tmp_path / "run")
+    told = json.loads((folder / "report.json").read_text())["pretrained"]
+    assert (folder / "hf").exists() is written
+    if written:
+        assert told == "hf"
+        again = type(model).from_pretrained(folder / "hf", local_files_only=True).eval()
+        with torch.no_grad():
+            assert again(**example)["logits"].equal(outcome.model(**example)["logits"])
+    else:
+        assert told.startswith("none: ") and "none says its sizes" in told
+    assert "for from_pretrained" in html(folder)

@@ -104,6 +104,9 @@ class Outcome:
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write plan.json, model.safetensors, surgery.json, report.json and settings.json; all or nothing.
 
+        A model of transformers gets a folder `hf` besides, for `from_pretrained`, where its configuration can say the
+        new sizes; where it can't, report.json says why (`pretrained`).
+
         Raises:
             RunExistsError: the folder exists and `force` is not given.
             InputError: no folder can be made there.
@@ -115,7 +118,9 @@ class Outcome:
         save_tensors(self.model, folder / "model.safetensors")
         (folder / "surgery.json").write_text(json.dumps(self.surgery.to_json()), encoding="utf-8")
         (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
-        (folder / "report.json").write_text(json.dumps(self.report(), indent=1), encoding="utf-8")
+        pretrained = _pretrained(self.model, folder / "hf", self.job.example)
+        report = self.report() | ({} if pretrained is None else {"pretrained": pretrained})
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
         """Everything needed to run this again."""
@@ -256,6 +261,19 @@ def note_export(folder: Path, kind: str, measurements: dict[str, Any]) -> None:
     aside = path.with_suffix(".part")
     aside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def _pretrained(model: nn.Module, folder: Path, example: Any) -> str | None:
+    """Write a model of transformers as transformers do; the folder's name, why there is none, or None for others."""
+    if not any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
+        return None
+    from niwaki.export import export_pretrained
+
+    try:
+        export_pretrained(model, folder, example)
+    except Exception as error:  # whatever a class of transformers makes of its new sizes: the run is saved all the same
+        return f"none: {str(error) or type(error).__name__}"
+    return folder.name
 
 
 def save_tensors(model: nn.Module, path: Path) -> None:

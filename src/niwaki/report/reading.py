@@ -26,6 +26,7 @@ SHAPE: dict[str, Any] = {
     "versions": dict,
     "seconds": dict,
     "splits": dict,
+    "pretrained": str,
 }
 NEEDED = ("model", "method", "before", "after")
 MEASUREMENT: dict[str, Any] = {

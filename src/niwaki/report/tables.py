@@ -133,6 +133,7 @@ def facts(run: Run) -> Table:
         ("command", run.data.get("command") or ""),
         ("made", run.data.get("created") or ""),
         ("versions", _pairs({"niwaki": run.data.get("niwaki"), **run.get("versions")})),
+        ("for from_pretrained", run.data.get("pretrained") or ""),
         ("seconds", _pairs({k: f"{v:.2f}" if isinstance(v, float) else v for k, v in run.get("seconds").items()})),
     ]
     return Table("How it was made", ("", ""), tuple((head, text) for head, text in rows if text))
