@@ -10,9 +10,11 @@ from planned import Hard, keeping
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.errors import FileDamagedError
 from niwaki.graph.plans import alive_of
 from niwaki.surgery import surgery_of
 from niwaki.surgery.exported import Exported, cut_exported, rebuild
+from niwaki.surgery.graph_json import _target
 
 X = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
 
@@ -175,3 +177,42 @@ def test_copies_of_one_position_are_as_many_as_stay() -> None:
     assert isinstance(small, Exported)
     assert niwaki.verify(model, small, plan, X).passed
     assert [n.args[1] for n in small._programs[False].graph.nodes if "repeat" in str(n.target)] == [[1, 3], [1, 3]]
+
+
+@torch.library.custom_op("niwaki_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("niwaki_tests::named", mutates_args=())
+def named(x: Tensor, file: str) -> Tensor:
+    return x * len(file)
+
+
+def test_operators_of_a_package_are_read_where_they_only_compute() -> None:
+    assert _target("call_function", "niwaki_tests::doubled|default") is torch.ops.niwaki_tests.doubled.default
+    for name in ("niwaki_tests::named", "niwaki_tests::missing", "profiler::_record_function_enter"):
+        with pytest.raises(FileDamagedError, match="a call of"):
+            _target("call_function", f"{name}|default")
+
+
+class Doubling(nn.Module):
+    """A width written down, and a call of a package's operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.ops.niwaki_tests.doubled(self.a(x).view(-1, 2, 4)).flatten(1))
+
+
+def test_what_meets_an_operator_of_a_package_stays() -> None:
+    graph = niwaki.trace(Doubling(), X)
+    assert [unknown.operation for unknown in graph.unknown] == ["niwaki_tests::doubled"]
+    assert all(group.fixed for group in graph.groups)

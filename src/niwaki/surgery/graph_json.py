@@ -1,4 +1,4 @@
-"""An exported graph as plain data: only ATen calls and a few Python operators, never code from a file."""
+"""An exported graph as plain data: ATen calls, operators that compute, a few of Python's, never code from a file."""
 
 import copy
 import operator
@@ -362,9 +362,34 @@ def _target(op: str, name: str) -> Any:
     full, _, overload = name.partition("|")
     space, _, rest = full.partition("::")
     packet = rest.split(".")[0]
-    if space not in NAMESPACES or not NAME.fullmatch(packet) or not NAME.fullmatch(overload):
-        raise FileDamagedError("read a saved graph", found=f"a call of {name}", do="only ATen calls are accepted")
-    return getattr(getattr(getattr(torch.ops, space), packet), overload)
+    if not all(map(NAME.fullmatch, (space, packet, overload))):
+        raise FileDamagedError("read a saved graph", found=f"a call of {name}", do="save the model again")
+    found = getattr(getattr(getattr(torch.ops, space), packet, None), overload, None)
+    if found is None or (space not in NAMESPACES and not _computes(found)):
+        raise FileDamagedError(
+            "read a saved graph",
+            found=f"a call of {name}",
+            do="only ATen calls are accepted, and operators of the model's package that compute tensors of tensors",
+        )
+    return found
+
+
+COMPUTED = frozenset(
+    kind.format(base)
+    for base in ("Tensor", "int", "float", "bool", "number")
+    for kind in ("{}", "Optional[{}]", "List[{}]", "Optional[List[{}]]")
+)
+
+
+def _computes(func: Any) -> bool:
+    """Whether an operator that some package registered takes tensors and numbers, gives tensors, and writes nothing: it
+    can't be told to open a file."""
+    schema = func._schema
+    return (
+        bool(schema.returns)
+        and all(value.alias_info is None for value in (*schema.arguments, *schema.returns))
+        and all(str(value.type) in COMPUTED for value in (*schema.arguments, *schema.returns))
+    )
 
 
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
