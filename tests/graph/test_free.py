@@ -5,6 +5,7 @@ from labelled import Net, coupled, cut_and_judge
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.graph.labels import LabelSpace
 
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -45,3 +46,13 @@ def test_copies_that_nothing_uses_are_as_many_as_a_forward_makes() -> None:
     net = Net(forward, score=nn.Linear(6, 8), mask=Mask(), out=nn.Linear(8, 3)).eval()
     _, small, receipt = cut_and_judge(net, X)
     assert receipt.passed and receipt.door == "eager" and small.score.out_features == 4
+
+
+def test_nothing_meets_nothing() -> None:
+    """What is left over of channels that are all turned (partial rotary positions) is empty on both sides."""
+    space = LabelSpace()
+    free, counted = space.free(3), space.new(3)
+    space.unite(free[:0], counted[:0])
+    assert space.is_free(free) and not space.strict
+    space.unite(free, counted)
+    assert [(a.tolist(), b.tolist()) for a, b in space.strict] == [([0, 1, 2], [3, 4, 5])]

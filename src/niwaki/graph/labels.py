@@ -108,6 +108,8 @@ class LabelSpace:
         if a.shape != b.shape:
             a, b = np.broadcast_arrays(a, b)
         a, b = a.ravel(), b.ravel()
+        if not a.size:
+            return
         differ = a != b
         if not differ.all():
             if not differ.any():
