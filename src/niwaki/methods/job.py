@@ -267,7 +267,7 @@ def _pretrained(model: nn.Module, folder: Path, example: Any) -> str | None:
     """Write a model of transformers as transformers do; the folder's name, why there is none, or None for others."""
     if not any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return None
-    from niwaki.export import export_pretrained
+    from niwaki.models.pretrained import export_pretrained
 
     try:
         export_pretrained(model, folder, example)
