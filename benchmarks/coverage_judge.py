@@ -324,7 +324,7 @@ def training(model: nn.Module, small: nn.Module, example: Any) -> bool | str:
                 continue
             small.train()
             for seed in range(TOSSES):
-                wanted -= backward(small, inputs, seed)
+                wanted -= backward(small, shuffled(inputs, seed) if seed else inputs, seed)
                 if not wanted:
                     return True
             return False
@@ -334,6 +334,18 @@ def training(model: nn.Module, small: nn.Module, example: Any) -> bool | str:
         small.eval()
         for buffer, before in held:
             buffer.copy_(before)
+
+
+def shuffled(inputs: Any, seed: int) -> Any:
+    """The same tokens in another order: a router of other widths sends them to other experts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def shuffle(tensor: Tensor) -> Tensor:
+        if tensor.dtype != torch.int64:
+            return tensor
+        return tensor.flatten()[torch.randperm(tensor.numel(), generator=generator)].reshape(tensor.shape)
+
+    return map_tensors(inputs, shuffle)
 
 
 def candidates(example: Any) -> Iterator[Any]:
