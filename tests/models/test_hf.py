@@ -77,7 +77,7 @@ def shapes(example):
         (SPEECH, {"input_features": (1, 40, 8), "decoder_input_ids": (1, 4)}),
         (SPECTROGRAM, {"input_values": (1, 32, 16)}),
         ({"model_type": "wav2vec2", **WAVE}, {"input_values": (1, 16000)}),
-        (ENCODEC, {"input_values": (1, 1, 16000)}),
+        (ENCODEC, {"input_values": (1, 1, 2400)}),
     ],
 )
 def test_a_configuration_becomes_an_untrained_network_with_an_example(values, names, tmp_path):

@@ -1,7 +1,7 @@
 """What leaves PyTorch: one format per file, each run in its own runtime before it is handed over."""
 
 from niwaki.export.onnx import export_onnx
-from niwaki.models.pretrained import export_pretrained, fitted_config
+from niwaki.export.pretrained import export_pretrained, fitted_config
 from niwaki.verbs import callable_module
 
 __all__ = ["export_onnx", "export_pretrained", "fitted_config"]

@@ -267,10 +267,10 @@ def _pretrained(model: nn.Module, folder: Path, example: Any) -> str | None:
     """Write a model of transformers as transformers do; the folder's name, why there is none, or None for others."""
     if not any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__):
         return None
-    from niwaki.models.pretrained import export_pretrained
+    from niwaki.models.fitted import write_pretrained
 
     try:
-        export_pretrained(model, folder, example)
+        write_pretrained(model, folder, example)
     except Exception as error:  # whatever a class of transformers makes of its new sizes: the run is saved all the same
         return f"none: {str(error) or type(error).__name__}"
     return folder.name
