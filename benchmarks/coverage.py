@@ -141,8 +141,8 @@ def page(rows: Rows) -> None:
         text += prose(f"""
             Trace, score, choose and cut are **{step:.2f}** times as fast as the peer's graph and one step of pruning
             (geometric mean over the {count} models timed so far, which both can do; medians of alternating turns in one
-            process, one thread), and **{budget:.2f}** times as fast where both are to reach half of the multiply-accumulates: ours
-            by its budget, the peer by its loop of steps with its own count after each.
+            process, one thread), and **{budget:.2f}** times as fast where both are to reach half of the
+            multiply-accumulates: ours by its budget, the peer by its loop of steps with its own count after each.
         """)
     for family in LISTS:
         mine = [row for row in whole if row["key"].startswith(family + ":")]
