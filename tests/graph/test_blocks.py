@@ -115,6 +115,22 @@ def test_a_bend_behind_the_sum_has_to_be_idle(between: Any, found: list[int]) ->
     assert names(Stack(Bent(), Bent(), between=between)) == [f"block blocks.{i}" for i in found]
 
 
+class Rounds(Add):
+    """Adds, then rounds to so many decimals: an argument that is given by name alone."""
+
+    def __init__(self, decimals: int) -> None:
+        super().__init__()
+        self.decimals = decimals
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(super().forward(x), decimals=self.decimals)
+
+
+def test_a_bend_is_idle_behind_the_very_same_one_only() -> None:
+    assert names(Stack(Rounds(1), Rounds(1))) == ["block blocks.1"]
+    assert names(Stack(Rounds(2), Rounds(1))) == []
+
+
 def test_shared_and_protected_blocks_stay() -> None:
     once = Add()
     assert names(Stack(once, once)) == []

@@ -19,6 +19,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.hardswish.default, (meta(2, 3),), {}),
     (aten.add.Tensor, (meta(2, 3, 4), meta(3, 1)), {"alpha": 2}),
     (aten.add.Tensor, (meta(2, 3, dtype=torch.int64), meta(2, 3)), {}),
+    (aten.add.Tensor, (meta(2, 3, dtype=torch.int64), meta(2, 3, dtype=torch.int64)), {}),
     (aten.mul.Tensor, (meta(2, 3, dtype=torch.int32), meta(1, 3, dtype=torch.int64)), {}),
     (aten.gt.Scalar, (meta(5), 0), {}),
     (

@@ -326,23 +326,30 @@ def test_how_many_are_found_is_for_the_data_to_say(threshold: float) -> None:
 class Remembers(nn.Module):
     """Anchors are computed in the first forward and kept; written out, the width is hard-coded or not."""
 
-    def __init__(self, hard: bool) -> None:
+    def __init__(self, hard: bool, late: bool) -> None:
         super().__init__()
-        self.hard, self.known, self.a, self.coordinates, self.last = hard, None, *map(nn.Linear, (3, 6, 4), (6, 4, 2))
+        self.hard, self.late, self.known = hard, late, None
+        self.a, self.coordinates, self.last = map(nn.Linear, (3, 6, 4), (6, 4, 2))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def anchors(self, x: Tensor) -> Tensor:
         if self.known is None:
             self.known = torch.arange(20.0, device=x.device).reshape(5, 4) / 5 / 10
+        return self.known
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.late:
+            self.anchors(x)
         y = self.a(x)
         y = y.reshape(-1, 3, 2).flatten(1) if self.hard else y
-        boxes = self.coordinates(y / 4) + self.known
+        boxes = self.coordinates(y / 4) + self.anchors(x)
         return boxes, self.last(torch.sigmoid(boxes) / 20)
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_a_forward_that_remembers_what_it_computed_at_first(hard: bool) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("hard", [False, True], ids=["soft", "hard"])
+def test_a_forward_that_remembers_what_it_computed_at_first(hard: bool, late: bool) -> None:
     """Traced before it remembers, cut afterwards: fewer calls, and a tensor that nobody registered."""
-    model, x = Remembers(hard).eval(), torch.randn(5, 3)
+    model, x = Remembers(hard, late).eval(), torch.randn(5, 3)
     keep = {"a": [0, 1, 2, 3]}
     graph = niwaki.trace(model, x)
     model(x)

@@ -7,6 +7,7 @@ from planned import keeping
 from torch import Tensor, nn
 
 import niwaki
+from niwaki.surgery import surgery_of
 from niwaki.surgery.evidence import Sizes
 from niwaki.surgery.places import moved
 
@@ -43,6 +44,7 @@ def test_a_single_channel_lies_where_it_lay(padded: bool, behind: tuple[int, ...
     model, x = Placed(padded=padded).double().eval(), torch.randn(2, 3, 4, 4, dtype=torch.double)
     plan = keeping(model, x, {"mix": [2, *behind]})
     small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == "eager"  # the numbers of the module follow
     assert tuple(small.mix.weight.shape) == (1 + len(behind), 1, 1, 1)
     receipt = niwaki.verify(model, small, plan, x)
     assert receipt.exact and receipt.difference < 1e-12, receipt

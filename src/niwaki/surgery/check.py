@@ -110,8 +110,6 @@ def retrace(
     pairs_made = _pairs(recorder.records, graph)
     problem: str | None = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
     scales = () if problem else _scales(recorder.records, graph, sizes)
-    counted = [scale.record for scale in scales if _number(scale.record)]
-    problem = problem or (_number(counted[0]) if counted else None)
     return Retrace(recorder.records, parameters, problem, scales)
 
 
@@ -201,13 +199,6 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     where = now.module or "the model"
     if was.name != now.name or len(was.outputs) != len(now.outputs):
         return f"{now.name} in {where} is called in place of {was.name}"
-    if (
-        _number(now)
-        and not isinstance(was.args[0], Value)
-        and was.args[0] == now.args[0]
-        and was.args[1] != now.args[1]
-    ):
-        return _number(now)
     for i, (value, small) in enumerate(zip(was.outputs, now.outputs, strict=True)):
         # what a call gives besides (saved statistics, indices of a maximum) carries no labels
         expected = sizes.of(value)
@@ -233,13 +224,6 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
 def _loose(labels: np.ndarray, graph: ChannelGraph) -> bool:
     """Whether these are copies that nothing counts: as many as a forward makes."""
     return bool(graph.loose[labels].all())
-
-
-def _number(record: Record) -> str | None:
-    """What is wrong where a plain number is divided by another one than before: no weight makes up for that."""
-    if record.name in SCALARS and not isinstance(record.args[0], Value):
-        return f"{record.name} in {record.module or 'the model'} counts with {record.args[1]}"
-    return None
 
 
 def _told(value: Value, sizes: Sizes) -> list[int]:
