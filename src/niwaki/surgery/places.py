@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from niwaki.graph.recorder import Record
-from niwaki.graph.rules.registry import signature
+from niwaki.graph.rules.registry import argument
 from niwaki.graph.values import Value
 
 if TYPE_CHECKING:
@@ -93,6 +93,4 @@ def _padded(record: Record) -> list[tuple[Value, int, np.ndarray]]:
 
 
 def _argument(record: Record, name: str) -> Any:
-    place, default = signature(record.func)[name]
-    given = record.args[place] if place is not None and place < len(record.args) else default
-    return record.kwargs.get(name, given)
+    return argument(record.func, record.args, record.kwargs, name)

@@ -20,6 +20,13 @@ def signature(func: Any) -> dict[str, tuple[int | None, Any]]:
     }
 
 
+def argument(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+    """What a call of `func` gives for the argument of this schema name, or its default."""
+    place, default = signature(func)[name]
+    given = args[place] if place is not None and place < len(args) else default
+    return kwargs.get(name, given)
+
+
 class Call:
     """One operator call during the trace.
 
@@ -41,9 +48,7 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._bound:
-            place, default = signature(self.func)[name]
-            given = self.args[place] if place is not None and place < len(self.args) else default
-            self._bound[name] = self.kwargs.get(name, given)
+            self._bound[name] = argument(self.func, self.args, self.kwargs, name)
         return self._bound[name]
 
     def has(self, name: str) -> bool:
