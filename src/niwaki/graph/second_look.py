@@ -10,7 +10,7 @@ from torch import nn
 from niwaki.errors import CannotCutError
 from niwaki.graph.recorder import Recorder, fix_outputs
 from niwaki.graph.running import quiet, watch
-from niwaki.graph.skeleton import copy_with, like, without_caches, without_hooks
+from niwaki.graph.skeleton import copy_with, like, walk, without_caches, without_hooks
 from niwaki.graph.values import Parameter
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
@@ -79,7 +79,7 @@ def real_twin(model: nn.Module, example: Any, skeleton: nn.Module, recorder: Rec
     if any(tensor.is_meta for tensor in tensors):
         raise CannotCutError("run a model", found="tensors without numbers", do="load its weights")
     network = without_caches(without_hooks(copy_with(model, lambda t: like(t, t.detach().clone()))))
-    recorder.names |= {id(module): name for name, module in reversed(list(network.named_modules()))}
+    recorder.names |= {id(module): name for name, module in walk(network)}
     for theirs, ours in (
         (skeleton.named_parameters(), network.named_parameters()),
         (skeleton.named_buffers(), network.named_buffers()),

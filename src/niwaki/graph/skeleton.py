@@ -20,6 +20,28 @@ OWNED = frozenset({"_parameters", "_buffers", "_modules"})
 """Tables of every module, from names to tensors and modules."""
 
 
+def walk(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
+    """Modules and their paths, each once unless `every_name`; as torch's `named_modules` without its nested generators.
+
+    Large models have thousands of modules and are walked many times.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    ahead: list[tuple[str, nn.Module]] = [("", model)]
+    while ahead:
+        path, module = ahead.pop()
+        if not every_name:
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+        found.append((path, module))
+        if module._modules:
+            prefix = f"{path}." if path else ""
+            below = [(prefix + name, part) for name, part in module._modules.items() if part is not None]
+            ahead += below[::-1]
+    return found
+
+
 def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy in which every parameter, buffer and loose tensor `t` is `change(t)`, made once for each tensor.
 
@@ -40,13 +62,13 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
                 made[key] = change(tensor)
             memo[id(tensor)] = made[key]
 
-    for module in model.modules():
+    for _, module in walk(model):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 note(tensor)
         for name, value in list(vars(module).items()):
             kind = type(value)
-            if kind not in ATOMS and name not in OWNED and not (kind in TABLES and not value):
+            if kind not in ATOMS and name not in OWNED and not (kind in TABLES and not value) and not _flat(value):
                 for tensor in _loose(value, 3):
                     note(tensor)
     try:
@@ -57,6 +79,11 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
             found=f"{type(error).__name__}: {error}",
             do="make the model's attributes copyable (copy.deepcopy must accept it)",
         ) from error
+
+
+def _flat(value: Any) -> bool:
+    """A tuple of plain values, which is a copy of itself: strides, kernel sizes."""
+    return type(value) is tuple and ATOMS.issuperset(map(type, value))
 
 
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
@@ -74,7 +101,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     state: dict[str, Any] = {}
     for name, value in reduced[2].items():
         kind = type(value)
-        if kind in ATOMS:
+        if kind in ATOMS or _flat(value):
             state[name] = value
         elif kind not in TABLES or id(value) in memo or (value and name not in OWNED):
             state[name] = copy.deepcopy(value, memo)
@@ -94,7 +121,7 @@ def named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tupl
     """Parameters and buffers under every name they have, as torch lists them, in one walk through the modules."""
     parameters: list[tuple[str, Tensor]] = []
     buffers: list[tuple[str, Tensor]] = []
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in walk(model, every_name=True):
         prefix = f"{path}." if path else ""
         parameters += [(prefix + name, tensor) for name, tensor in module._parameters.items() if tensor is not None]
         buffers += [(prefix + name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
@@ -159,7 +186,7 @@ def without_hooks(model: nn.Module) -> nn.Module:
     """
     package, dot, _ = type(model).__module__.partition(".")
     packages = {"torch", package} if dot else {"torch"}  # what stands in a file alone is the user's
-    for module in model.modules():
+    for _, module in walk(model):
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _package(hook) not in packages]:
                 del hooks[key]
@@ -172,13 +199,15 @@ def without_caches(model: nn.Module) -> nn.Module:
     What a module keeps in evaluation mode it has to drop when it goes into training mode, or training would use what
     is out of date: that is its own `train`, which is asked here, and the modes are as before.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        own = {name: value for name, value in vars(module).items() if name not in OWNED and type(value) not in ATOMS}
-        if type(module).train is not nn.Module.train and any(_loose(value, 3) for value in own.values()):
+    modules = [module for _, module in walk(model)]
+    owners = [module for module in modules if type(module).train is not nn.Module.train]
+    keeping = [m for m in owners if any(_loose(value, 3) for name, value in vars(m).items() if name not in OWNED)]
+    if keeping:
+        modes = [(module, module.training) for module in modules]
+        for module in keeping:
             module.train()
-    for module, mode in modes:
-        module.training = mode
+        for module, mode in modes:
+            module.training = mode
     return model
 
 

@@ -23,7 +23,7 @@ from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Heard, Record, Recorder, countable, fix_outputs, seed
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
-from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, without_caches, without_hooks
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, walk, without_caches, without_hooks
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
@@ -233,9 +233,7 @@ def _trace_once(
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
-    recorder = Recorder(
-        space, {id(m): name for name, m in reversed(list(skeleton.named_modules(remove_duplicate=True)))}
-    )
+    recorder = Recorder(space, {id(module): name for name, module in walk(skeleton)})
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
@@ -416,7 +414,7 @@ def passing_buffers(model: nn.Module) -> set[str]:
     """Names of the buffers that no state dict holds (`register_buffer(..., persistent=False)`)."""
     return {
         f"{path}.{name}" if path else name
-        for path, module in model.named_modules(remove_duplicate=False)
+        for path, module in walk(model, every_name=True)
         for name in module._non_persistent_buffers_set
     }
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from niwaki.graph import ChannelGraph
+from niwaki.graph.skeleton import walk
 from niwaki.surgery.fitting import fit_
 
 Mend = dict[str, Any]
@@ -101,7 +102,7 @@ def adapt_attention(small: nn.Module, graph: ChannelGraph, alive: np.ndarray) ->
     mends: list[Mend] = []
     axes = {(axis.tensor, axis.axis): axis.units for axis in graph.axes}
     padded = np.append(alive, True)
-    for path, module in small.named_modules():
+    for path, module in walk(small):
         if type(module) is not nn.MultiheadAttention or module.bias_k is not None or module.add_zero_attn:
             continue
         prefix = f"{path}." if path else ""
@@ -132,7 +133,7 @@ def adapt_attention(small: nn.Module, graph: ChannelGraph, alive: np.ndarray) ->
 
 def apply_classes(small: nn.Module, mends: list[Mend] | tuple[Any, ...]) -> None:
     """Change the class of the modules that a surgery's mends name."""
-    modules = dict(small.named_modules())
+    modules = dict(walk(small)) if mends else {}
     for mend in mends:
         if mend.get("class") == "CutMultiheadAttention":
             module = modules[mend["module"]]

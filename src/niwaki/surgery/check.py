@@ -19,7 +19,7 @@ from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, fix_outputs, s
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.running import quiet, watch
-from niwaki.graph.skeleton import copy_with, to_meta, without_caches, without_hooks
+from niwaki.graph.skeleton import copy_with, to_meta, walk, without_caches, without_hooks
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, stays_of
@@ -86,7 +86,7 @@ def retrace(
 
     skeleton = without_caches(without_hooks(copy_with(small, stand_in))).eval()
     space = LabelSpace()
-    names = {id(m): name for name, m in reversed(list(skeleton.named_modules()))}
+    names = {id(module): name for name, module in walk(skeleton)}
     recorder = Recorder(space, names, heard=graph.heard)
     parameters = seed(recorder, skeleton)
     unregister(recorder, parameters, {name: skeleton.get_buffer(name) for name in loose})

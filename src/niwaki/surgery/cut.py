@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
-from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, without_caches
+from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, walk, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
 from niwaki.surgery.attention import adapt_attention, apply_classes
@@ -142,7 +142,7 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     mends += adapt_attention(small, graph, alive)
     meta = graph.device == "meta"
     found = options(small, changes(graph, sizes))
-    modules = dict(small.named_modules())
+    modules = dict(walk(small))
     before = {(path, name): getattr(modules[path], name) for option in found for path, name in option.places}
     extra: list[Mend] = []
 

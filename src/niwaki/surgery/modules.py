@@ -1,13 +1,16 @@
 """Integers that modules keep: the declared sizes of torch's own modules, and mends of anybody's by evidence."""
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from niwaki.graph.skeleton import walk
 from niwaki.surgery.attention import CutMultiheadAttention
 from niwaki.surgery.evidence import Changes
 
@@ -30,7 +33,7 @@ def declare(model: nn.Module, touched: set[str], groups: Mapping[str, int]) -> l
     `groups` has the number of groups that a grouped call in a module is left with (module path -> groups).
     """
     mends: list[Mend] = []
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         if not _touched(path, module, touched):
             continue
         for attribute, value in declared(module, groups.get(path)).items():
@@ -97,10 +100,18 @@ def settings(module: nn.Module) -> frozenset[str]:
     """Attributes of a torch module that `declared` answers for: its widths, and what is none (stride, layers)."""
     if not declared(module):
         return frozenset()
-    own = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    return _arguments(type(module))
+
+
+@cache
+def _arguments(kind: Any) -> frozenset[str]:
+    """What the class of torch that `kind` is or derives from is made with, and what it makes of its padding."""
+    own = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn."))
     return frozenset(inspect.signature(own).parameters) | {"_reversed_padding_repeated_twice"}
 
 
+NEVER = frozenset({bool, float, str, type(None), dict, OrderedDict, set})
+"""Types of attributes that are no whole numbers."""
 MOST_PARTS = 16
 """An integer may be this fraction of a number that changed: heads of a width, bins of four sides."""
 
@@ -112,14 +123,16 @@ def options(model: nn.Module, changes: Changes) -> list[Option]:
     Modules of one class in which the same number has the same choices are decided together.
     """
     found: dict[Any, Option] = {}
-    for path, module in model.named_modules():
+    for path, module in walk(model):
         home = path
         while home and home not in changes:  # asked by a method and not called: what it computes ran in who holds it
             home = home.rpartition(".")[0]
         table = changes.get(home, {})
+        if not table:
+            continue
         fixed = settings(module)
-        for attribute, value in list(vars(module).items()):
-            if attribute in fixed or attribute in ("training", "_version", "_is_full_backward_hook"):
+        for attribute, value in vars(module).items():
+            if type(value) in NEVER or attribute in fixed or attribute == "_version":
                 continue
             choices = _choices(value, table)
             if len(choices) > 1 or (choices and choices[0] != value):
@@ -151,7 +164,7 @@ def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
 
 def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], ...]) -> None:
     """Set attributes; lists from JSON become tuples where the attribute is a tuple."""
-    modules = dict(model.named_modules())
+    modules = dict(walk(model)) if mends else {}
     for mend in mends:
         module, value = modules[mend["module"]], mend["value"]
         now = getattr(module, mend["attribute"])
