@@ -13,12 +13,13 @@ import resource
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from coverage_judge import BAR, KEEP, judge, peer, trouble
+from coverage_judge import BAR, KEEP, judge, trouble
 from coverage_lists import LISTS, timm_nightly
+from coverage_peer import peer
 from rows import ROOT, Rows, prose, table
 
 PEER_SECONDS = 90
@@ -114,7 +115,13 @@ def speedup(rows: list[dict[str, Any]], what: str) -> tuple[int, float]:
         for row in rows
         if row.get("peer") == "runs" and row.get("passed") and f"peer_{what}_s" in row
     ]
-    return len(ratios), math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else math.nan
+    return len(ratios), geometric(ratios)
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean, not a number of nothing."""
+    logs = [math.log(value) for value in values]
+    return math.exp(sum(logs) / len(logs)) if logs else math.nan
 
 
 def page(rows: Rows) -> None:
@@ -143,6 +150,17 @@ def page(rows: Rows) -> None:
             (geometric mean over the {count} models timed so far, which both can do; medians of alternating turns in one
             process, one thread), and **{budget:.2f}** times as fast where both are to reach half of the
             multiply-accumulates: ours by its budget, the peer by its loop of steps with its own count after each.
+        """)
+    bare = [row for row in whole if row.get("peer") == "runs" and row.get("passed") and "bare_s" in row]
+    if bare:
+        share = {
+            what: geometric(row[f"peer_{what}_s"] / row["bare_s"] for row in bare if f"peer_{what}_s" in row)
+            for what in ("warm", "budget")
+        }
+        text += prose(f"""
+            One forward of these models whose calls are only looked at takes a {share["warm"]:.1f}th of the peer's step
+            and a {share["budget"]:.1f}th of its way to half of the multiply-accumulates: so many times as fast a tool
+            could be that does nothing else. Ours looks twice, at the model and, to check it, at what was cut.
         """)
     for family in LISTS:
         mine = [row for row in whole if row["key"].startswith(family + ":")]

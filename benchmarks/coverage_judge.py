@@ -1,18 +1,16 @@
 """One model of `coverage.py`: every question of the list asked in turn, and the same model given to the peer."""
 
 import contextlib
-import copy
 import dataclasses
 import json
 import math
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +35,6 @@ SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 """What is kept, in the order tried: where single groups can't be halved, the next larger share."""
 
 RANDOM = niwaki.scores.Random()
-TURNS, TURNS_BUDGET, TURNS_SECONDS = 5, 3, 25
-"""Turns in which both are timed, fewer where they take this long."""
-PEER_STEPS = 5
-"""Steps of the peer's loop to half of the channels."""
-
-
 TOSSES = 8
 """Training forwards toss coins (layers left out, noise before a router), and narrower dropouts draw fewer numbers: the
 cut model's fall otherwise. A parameter counts that gets a gradient in one of so many runs."""
@@ -426,74 +418,3 @@ def heads(model: nn.Module, shapes: list[tuple[int, ...]]) -> list[nn.Module]:
     return [m for m in layers if (m.out_features if isinstance(m, nn.Linear) else m.out_channels) in wide] or layers[
         -1:
     ]
-
-
-def peer(source: str) -> None:
-    """The peer on the same model: does it prune half of the channels, and does what is left run? If so, both are timed,
-    turn by turn: one step, and to half of the multiply-accumulates.
-    """
-    import torch_pruning as tp
-
-    loaded = niwaki.models.load(source, seed=0)
-    model, example = loaded.model, loaded.example
-    with torch.no_grad():
-        shapes = [tuple(t.shape) for t in tensors_in(run(model, example))]
-
-    def pruner(network: nn.Module, steps: int) -> Any:
-        return tp.pruner.BasePruner(
-            network,
-            example,
-            importance=tp.importance.RandomImportance(),
-            pruning_ratio=KEEP,
-            iterative_steps=steps,
-            ignored_layers=heads(network, shapes),
-        )
-
-    def theirs() -> tuple[nn.Module, float]:
-        network = copy.deepcopy(model)
-        clock = time.perf_counter()
-        pruner(network, 1).step()
-        return network, time.perf_counter() - clock
-
-    def theirs_to_budget() -> float:
-        """Its loop of steps, its own count after each, until half of the operations are left."""
-        network = copy.deepcopy(model)
-        clock = time.perf_counter()
-        loop = pruner(network, PEER_STEPS)
-        before, _ = tp.utils.count_ops_and_params(network, example)
-        for _ in range(PEER_STEPS):
-            loop.step()
-            if tp.utils.count_ops_and_params(network, example)[0] <= KEEP * before:
-                break
-        return time.perf_counter() - clock
-
-    def ours(of: str) -> float:
-        clock = time.perf_counter()
-        graph = niwaki.trace(model, example)
-        scores = niwaki.score(graph, niwaki.collect(model, graph, RANDOM.needs), how=RANDOM)
-        plan, _ = closest(graph, scores, how=niwaki.budgets.Uniform(), of=of)
-        niwaki.cut(model, plan)
-        return time.perf_counter() - clock
-
-    small, first = theirs()
-    with torch.no_grad():
-        after = [tuple(t.shape) for t in tensors_in(run(small, example))]
-    kept = sum(p.numel() for p in small.parameters()) / max(sum(p.numel() for p in model.parameters()), 1)
-    found = {"peer": "runs" if after == shapes else "shapes differ", "peer_s": first, "peer_kept": kept}
-    print(json.dumps(found), flush=True)
-    if found["peer"] != "runs":
-        return
-    del small
-    turns("warm", lambda: ours("units"), lambda: theirs()[1], most=TURNS)
-    turns("budget", lambda: ours("macs"), theirs_to_budget, most=TURNS_BUDGET)
-
-
-def turns(name: str, ours: Callable[[], float], theirs: Callable[[], float], *, most: int) -> None:
-    """Print the medians of `most` turns, of fewer where they take long; ours first runs once that does not count."""
-    spent = ours()
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < most and (not pairs or spent < TURNS_SECONDS):
-        pairs.append((ours(), theirs()))
-        spent += sum(pairs[-1])
-    mine, other = (statistics.median(times) for times in zip(*pairs, strict=True))
-    print(json.dumps({f"ours_{name}_s": mine, f"peer_{name}_s": other, f"{name}_turns": len(pairs)}), flush=True)

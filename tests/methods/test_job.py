@@ -12,6 +12,7 @@ from torch import nn
 
 import niwaki
 from niwaki.methods import Magnitude
+from niwaki.methods.job import digest
 
 
 def small() -> nn.Sequential:
@@ -20,6 +21,23 @@ def small() -> nn.Sequential:
 
 def compressed(model: nn.Module, example: Any, **settings: Any) -> Any:
     return niwaki.compress(model, example, method=Magnitude(), budget=niwaki.Budget(keep=0.5), **settings)
+
+
+class Shuffles(nn.Module):
+    """Draws an order of its channels, in evaluation mode too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, torch.randperm(x.shape[1])]
+
+
+def test_a_digest_is_the_same_whatever_was_drawn_before() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 64), Shuffles()), torch.randn(2, 4)
+    torch.manual_seed(1)
+    first = digest(model, x)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert digest(model, x) == first
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16], ids=str)

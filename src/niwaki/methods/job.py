@@ -230,6 +230,7 @@ def digest(model: nn.Module, example: Any) -> dict[str, Any]:
     try:
         model.eval()
         with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)  # a forward may draw: an order of patches
             outputs = tensors_in(run(model, fresh))
     finally:
         for module, mode in modes.items():

@@ -100,7 +100,8 @@ def settings(module: nn.Module) -> frozenset[str]:
     """Attributes of a torch module that `declared` answers for: its widths, and what is none (stride, layers)."""
     if not declared(module):
         return frozenset()
-    return _arguments(type(module))
+    kind: Any = type(module)
+    return _arguments(kind)
 
 
 @cache
