@@ -28,8 +28,8 @@ LISTED = {"torchvision": 121, "timm": 98, "hf": 104, "ultralytics": 64, "darknet
 """How long the lists are with the versions that the rows were made with."""
 PEER = "peer "
 """Begins the keys of the peer's rows."""
-GIB = 18
-"""Most memory of its own for the process of one model."""
+GIB, PEER_GIB = 18, 12
+"""Most memory of its own for the process of one model; the peer's graphs of some would take any amount."""
 FREE = 0.9
 PACKAGES = ("torchvision", "timm", "transformers", "ultralytics", "torch-pruning")
 KEPT = 0.45
@@ -39,7 +39,8 @@ def child(source: str, what: str, *, quick: bool) -> None:
     """Print the row, as far as it comes, a line a stage."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_DATA, (GIB * 2**30, GIB * 2**30))
+    most = (GIB if what == "ours" else PEER_GIB) * 2**30
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     os.chdir(ROOT)
     try:
         if what == "ours":
@@ -140,7 +141,7 @@ def page(rows: Rows) -> None:
         and in training mode. *Saved* runs are loaded in a fresh process and compared bit by bit. *Export* is
         `torch.export`, then ONNX Runtime for classifiers of torchvision; a dash where the original can't be exported
         or was not asked. *Peer* is Torch-Pruning's `BasePruner` on the same model, thread count and machine with at
-        most {PEER_SECONDS} s and {GIB} GiB, and its seconds; where both can do it, they are timed turn by turn, and
+        most {PEER_SECONDS} s and {PEER_GIB} GiB, and its seconds; where both can do it, they are timed turn by turn, and
         *ours, times* says how often as fast ours is (one step / to half of the multiply-accumulates).
     """)
     (count, step), (_, budget) = speedup(whole, "warm"), speedup(whole, "budget")
@@ -239,7 +240,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=300, help="most for one model (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="stop before saving and exporting")
     parser.add_argument("--nightly", action="store_true", help="every architecture of timm below 30 M parameters")
-    parser.add_argument("--peer", action="store_true", help="the peer as well, also for rows that are there")
+    parser.add_argument(
+        "--peer", nargs="?", const="also", choices=("also", "only"), help="the peer as well, or only the peer"
+    )
     parser.add_argument("--fresh", action="store_true", help="make rows again that are there")
     parser.add_argument(
         "--rows",
@@ -267,7 +270,7 @@ def main() -> None:
                 continue
             if any(word in key for word in options.skip):
                 continue
-            if rows.wanted(key):
+            if options.peer != "only" and rows.wanted(key):
                 found = measured(source, "ours", seconds=options.seconds, quick=options.quick)
                 rows.add(key, found, seed=0, threads=1)
                 print(f"   {'ok' if good(found) else 'NOT OK'} {'; '.join(faults(found))}", flush=True)
