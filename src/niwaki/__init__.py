@@ -48,6 +48,7 @@ _FOLDERS = (
     "measure",
     "methods",
     "models",
+    "quantize",
     "repair",
     "report",
     "scores",

@@ -1,6 +1,7 @@
 """Law: every block and method has a card, and every card a block."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from laws.common import block_classes
 CARDS = Path(__file__).parents[2] / "docs" / "cards"
 FIELDS = {"title", "source", "needs", "passes over data", "exact", "status"}
 PACKAGE = Path(niwaki.__file__).parent
-ROLES = ("scores", "budgets", "methods", "measure", "repair")
+ROLES = ("scores", "budgets", "methods", "measure", "repair", "quantize")
 """Folders whose blocks are dataclasses that are called; other folders' cards are checked against files."""
+WITH_FUNCTIONS = ("quantize",)
+"""Those of them that have blocks without settings of their own: functions."""
 
 
 def front_matter(path: Path) -> dict[str, str]:
@@ -26,10 +29,17 @@ def front_matter(path: Path) -> dict[str, str]:
     }
 
 
+def functions(role: str) -> set[str]:
+    """Stems of the files whose public face is functions, where a role has such blocks."""
+    folder = getattr(niwaki, role)
+    public = [getattr(folder, name) for name in folder.__all__] if role in WITH_FUNCTIONS else []
+    return {thing.__module__.rsplit(".", 1)[-1] for thing in public if inspect.isfunction(thing)}
+
+
 def law(role: str) -> None:
     blocks = block_classes(role)
     assert blocks, f"niwaki.{role} lists nothing"
-    stems = {block.__module__.rsplit(".", 1)[-1] for block in blocks}
+    stems = {block.__module__.rsplit(".", 1)[-1] for block in blocks} | functions(role)
     cards = {path.stem for path in (CARDS / role).glob("*.md")}
     assert stems == cards, f"blocks without a card: {stems - cards}; cards without a block: {cards - stems}"
     for block in blocks:
