@@ -1,4 +1,8 @@
-"""After the cut, without training: statistics and constants set right."""
+"""After the cut, without training: statistics and constants set right, lost channels rebuilt from those that stay.
+
+`repair` mends a model that was cut. Blocks that rebuild channels work on tensors: filters in, a `Mixing` out, which
+`mix` puts into the weight of the layer that reads them.
+"""
 
 from collections.abc import Iterable
 from typing import Any, overload
@@ -7,11 +11,37 @@ from torch import nn
 
 from niwaki.errors import InputError
 from niwaki.plan import Plan
+from niwaki.repair.activation_space import ActivationSpace
 from niwaki.repair.batch_norm import BatchNormStatistics
 from niwaki.repair.constants import FoldedConstants
+from niwaki.repair.diagonal import Diagonal
+from niwaki.repair.filter_space import FilterSpace
+from niwaki.repair.filters import Composite, Filters, InnerProducts, folded, inner_products, untrained
+from niwaki.repair.merge import Merge
+from niwaki.repair.mixing import Mixing, mix
+from niwaki.repair.moments import Gaussians
+from niwaki.repair.neuron_merging import NeuronMerging
 from niwaki.verbs import callable_module
 
-__all__ = ["BatchNormStatistics", "FoldedConstants", "repair"]
+__all__ = [
+    "ActivationSpace",
+    "BatchNormStatistics",
+    "Composite",
+    "Diagonal",
+    "FilterSpace",
+    "Filters",
+    "FoldedConstants",
+    "Gaussians",
+    "InnerProducts",
+    "Merge",
+    "Mixing",
+    "NeuronMerging",
+    "folded",
+    "inner_products",
+    "mix",
+    "repair",
+    "untrained",
+]
 
 _DEFAULT = BatchNormStatistics()
 
