@@ -14,7 +14,15 @@ from torch import Tensor
 
 from niwaki.errors import InputError, NotFiniteError, UnknownNameError
 from niwaki.repair import ActivationSpace, Composite, Filters, FilterSpace, Gaussians, mix
-from niwaki.repair.moments import linear, rectified, rectified_mean, rectified_product, rectified_square, sampled
+from niwaki.repair.moments import (
+    expanded,
+    linear,
+    rectified,
+    rectified_mean,
+    rectified_product,
+    rectified_square,
+    sampled,
+)
 
 
 def product(*values: float) -> float:
@@ -116,6 +124,44 @@ def test_draws_agree_with_the_closed_form(name: str) -> None:
         return float((exact.squares - 2 * (matrix * exact.cross).sum(1) + (matrix @ exact.gram * matrix).sum(1)).sum())
 
     assert lost(None) * (1 - 1e-3) < lost(200_000) < 1.002 * lost(None), "and the mixtures are as good"
+
+
+@pytest.mark.parametrize("name", ["relu", "identity"])
+def test_the_series_agrees_with_the_closed_form(name: str) -> None:
+    given = model()
+    closed, function = (rectified, F.relu) if name == "relu" else (linear, lambda values: values)
+    exact, near = closed(given), expanded(given, function)
+    for part in ("cross", "gram", "squares"):
+        torch.testing.assert_close(getattr(near, part), getattr(exact, part), atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("function", [F.silu, F.gelu, F.relu6, F.hardswish, torch.tanh, torch.exp])
+def test_the_series_against_quadrature(function: Callable[[Tensor], Tensor]) -> None:
+    """The plane by Gauss and Hermite, 80 by 80 nodes; exp by hand as well: E[e^y1 e^y2] of normals."""
+    given = model(targets=6)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    z, weight = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+    rho = given.cosine[..., None, None]
+    first = given.mean[:, None, None, None] + given.deviation[:, None, None, None] * z[:, None]
+    second = given.damaged_mean[:, None, None] + given.damaged_deviation[:, None, None] * (
+        rho * z[:, None] + (1 - rho**2).sqrt() * z
+    )
+    expected = (function(first) * function(second) * weight[:, None] * weight).sum((-1, -2))
+    found = expanded(given, function).cross
+    torch.testing.assert_close(found, expected, atol=2e-3 if function in (F.relu6, F.hardswish) else 1e-6, rtol=1e-6)
+    if function is torch.exp:
+        pair = given.deviation[:, None] * given.damaged_deviation
+        variance = given.deviation[:, None] ** 2 + given.damaged_deviation**2 + 2 * given.cosine * pair
+        closed = torch.exp(given.mean[:, None] + given.damaged_mean + variance / 2)
+        torch.testing.assert_close(found, closed, atol=1e-9, rtol=1e-9)
+
+
+def test_draws_agree_with_the_series() -> None:
+    """200 000 draws: within 0.02."""
+    given = model()
+    near, drawn = expanded(given, F.silu), sampled(given, F.silu, samples=200_000, seed=0)
+    for part in ("cross", "gram", "squares"):
+        torch.testing.assert_close(getattr(drawn, part), getattr(near, part), atol=0.02, rtol=0.02)
 
 
 def test_draws_are_seeded() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from niwaki.errors import InputError, NotFiniteError, UnknownNameError
 from niwaki.repair.filters import Layer, checked, inner_products
 from niwaki.repair.mixing import Mixing, reconstruct
-from niwaki.repair.moments import Gaussians, linear, rectified, sampled
+from niwaki.repair.moments import Gaussians, expanded, linear, rectified, sampled
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -41,7 +41,7 @@ class ActivationSpace:
     input were white). Kept channels that are undamaged stay exactly themselves.
 
     Source: none; the step that Bai et al. 2023, arXiv:2308.07209 take before the non-linearity, taken behind it.
-    Moments of rectified normals by Owen 1956.
+    Moments of rectified normals by Owen 1956, of others by Mehler 1866.
     """
 
     ridge: float = 1e-3
@@ -51,7 +51,7 @@ class ActivationSpace:
     non_negative: bool = False
     """Whether coefficients may not be negative."""
     samples: int | None = None
-    """Draws of the Gaussian model; None: the closed form of relu and identity, 8192 draws for others."""
+    """Draws of the Gaussian model; None: no draws, but the closed form of relu and identity, a series for others."""
     seed: int = 0
     """Of the draws."""
 
@@ -124,12 +124,13 @@ class ActivationSpace:
             InputError: cosines that no vectors have, or a singular matrix with a ridge of 0.
             NotFiniteError: the activation gave a NaN or an infinity.
         """
-        closed = CLOSED.get(self.activation) if isinstance(self.activation, str) else None
-        if closed is not None and self.samples is None:
-            moments = closed(model)
+        function = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
+        if self.samples is not None:
+            moments = sampled(model, function, samples=self.samples, seed=self.seed)
+        elif isinstance(self.activation, str) and self.activation in CLOSED:
+            moments = CLOSED[self.activation](model)
         else:
-            function = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
-            moments = sampled(model, function, samples=self.samples or 8192, seed=self.seed)
+            moments = expanded(model, function)
         if not bool(moments.squares.isfinite().all() & moments.gram.isfinite().all()):
             raise NotFiniteError(
                 "reconstruct activations",

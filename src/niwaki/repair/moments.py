@@ -20,6 +20,10 @@ NEARLY_ONE = 1 - 1e-12
 """Correlations are held below this; the moment moves by at most the rest, times the deviations."""
 DRAWS = 1024
 """Samples at once."""
+TERMS = 64
+"""Of a series: cross moments of a ReLU are off by 1e-4 at a correlation of 1, of a GELU by nothing."""
+NODES, REACH = 4801, 12.0
+"""Points of the grid for a term, and how many deviations it goes: 64 terms times the density end below 1e-15 there."""
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -163,6 +167,25 @@ def linear(model: Gaussians) -> Moments:
     return _aligned(model, cross, gram, m * m + s * s)
 
 
+def expanded(model: Gaussians, activation: Callable[[Tensor], Tensor]) -> Moments:
+    """Moments of any activation from a series in the correlation.
+
+    With the coefficients `c_k = E[f(m + s z) He_k(z)] / sqrt(k!)` of the two, `E[f(y1) f(y2)] = sum_k c_k c'_k rho^k`
+    (Mehler 1866). The first terms alone are the moments of the activation's smooth part, so they fit each other.
+    """
+    z = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64, device=model.mean.device)
+    # [terms, nodes], normalised polynomials times the weight of the node
+    terms = torch.empty(TERMS, NODES, dtype=torch.float64, device=z.device)
+    terms[0] = torch.exp(-0.5 * z * z) * ((z[1] - z[0]) / math.sqrt(2 * math.pi))
+    terms[1] = z * terms[0]
+    for k in range(2, TERMS):
+        terms[k] = (z * terms[k - 1] - math.sqrt(k - 1) * terms[k - 2]) / math.sqrt(k)
+    mine = activation(model.mean[:, None] + model.deviation[:, None] * z) @ terms.T  # [targets, terms]
+    own = activation(model.damaged_mean[:, None] + model.damaged_deviation[:, None] * z) @ terms.T
+    gram = _series(model.damaged_cosine, own, own)
+    return _aligned(model, _series(model.cosine, mine, own), gram, mine.square().sum(1))
+
+
 def sampled(model: Gaussians, activation: Callable[[Tensor], Tensor], *, samples: int, seed: int) -> Moments:
     """Moments of any activation from seeded draws, the same for all channels.
 
@@ -201,6 +224,18 @@ def _parts(model: Gaussians) -> tuple[Tensor, ...]:
         model.cosine,
         model.damaged_cosine,
     )
+
+
+def _series(rho: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`sum_k first_k second_k rho^k` of every pair, by Horner's rule: [rows, columns]."""
+    total = torch.zeros_like(rho)
+    step = max(1, CHUNK // 4 // rho.shape[1])
+    for start in range(0, len(rho), step):
+        rows = slice(start, start + step)
+        part = total[rows]
+        for k in reversed(range(first.shape[1])):
+            part.mul_(rho[rows]).addcmul_(first[rows, k, None], second[:, k])
+    return total
 
 
 def _aligned(model: Gaussians, cross: Tensor, gram: Tensor, squares: Tensor) -> Moments:
