@@ -13,6 +13,7 @@ from niwaki.errors import InputError
 from niwaki.plan import Plan
 from niwaki.repair.activation_space import ActivationSpace
 from niwaki.repair.batch_norm import BatchNormStatistics
+from niwaki.repair.coloured import Coloured
 from niwaki.repair.constants import FoldedConstants
 from niwaki.repair.diagonal import Diagonal
 from niwaki.repair.filter_space import FilterSpace
@@ -26,6 +27,7 @@ from niwaki.verbs import callable_module
 __all__ = [
     "ActivationSpace",
     "BatchNormStatistics",
+    "Coloured",
     "Composite",
     "Diagonal",
     "FilterSpace",

@@ -12,7 +12,7 @@ from torch import Tensor
 from niwaki.errors import InputError, NotFiniteError, UnknownNameError
 from niwaki.repair.filters import Layer, checked, inner_products
 from niwaki.repair.mixing import Mixing, reconstruct
-from niwaki.repair.moments import Gaussians, expanded, linear, rectified, sampled
+from niwaki.repair.moments import Gaussians, Moments, expanded, linear, rectified, sampled
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -88,34 +88,20 @@ class ActivationSpace:
             InputError: nothing kept, sizes that do not fit, or a singular matrix with a ridge of 0.
             NotFiniteError: a NaN or an infinity.
         """
-        kept = checked(kept, len(target), len(damaged), device=mean.device)
-        if mean.shape != (len(target),) or deviation.shape != (len(target),):
-            raise InputError(
-                "reconstruct activations",
-                found=f"{len(target)} filters, mean {list(mean.shape)}, deviation {list(deviation.shape)}",
-                do="give one mean and one deviation per filter",
-            )
-        products = inner_products(target, damaged, kept)
-        norms, own = products.squares.sqrt(), products.gram.diagonal().sqrt()
-        inverse, own_inverse = (torch.where(n > 0, 1 / n, 0.0) for n in (norms, own))
-        # the same order of factors for both: what is undamaged has the same bits
-        cosine = products.cross * (inverse[:, None] * own_inverse)
-        own_cosine = products.gram * (own_inverse[:, None] * own_inverse)
-        own_cosine.fill_diagonal_(1.0)
-        same = (products.cross[kept] == products.gram).all(1)
-        cosine[kept[same]] = own_cosine[same]
-        mean = mean.detach().double()
-        deviation = deviation.detach().double().masked_fill(norms == 0, 0.0)
-        model = Gaussians(
-            mean=mean,
-            deviation=deviation,
-            damaged_mean=mean[kept],
-            damaged_deviation=torch.where(same, deviation[kept], deviation[kept] * (own * inverse[kept])),
-            cosine=cosine,
-            damaged_cosine=own_cosine,
-            kept=kept,
-        )
-        return self.solve(model)
+        return self.solve(_model(target, damaged, kept, mean, deviation))
+
+    def covariance(
+        self, layer: Layer, *, mean: Float[Tensor, " units"], deviation: Float[Tensor, " units"]
+    ) -> Float[Tensor, "units units"]:
+        """Covariance of a layer's activations under the model: what colours the filters of the layer that reads them.
+
+        Raises:
+            InputError: sizes that do not fit.
+            NotFiniteError: a NaN or an infinity.
+        """
+        everyone = torch.arange(len(layer), device=layer.bias.device)
+        moments = self._moments(_model(layer, layer, everyone, mean, deviation))
+        return moments.gram - moments.means[:, None] * moments.means
 
     def solve(self, model: Gaussians) -> Mixing:
         """The same from means, deviations and cosines.
@@ -124,6 +110,20 @@ class ActivationSpace:
             InputError: cosines that no vectors have, or a singular matrix with a ridge of 0.
             NotFiniteError: the activation gave a NaN or an infinity.
         """
+        moments = self._moments(model)
+        level = float(moments.gram.diagonal().mean())
+        remarks = ("no kept channel ever passes the activation",) if level == 0 else ()
+        return reconstruct(
+            moments.cross,
+            moments.gram,
+            moments.squares,
+            kept=model.kept,
+            ridge=self.ridge * level if level > 0 else 1.0,
+            non_negative=self.non_negative,
+            remarks=remarks,
+        )
+
+    def _moments(self, model: Gaussians) -> Moments:
         function = ACTIVATIONS[self.activation] if isinstance(self.activation, str) else self.activation
         if self.samples is not None:
             moments = sampled(model, function, samples=self.samples, seed=self.seed)
@@ -138,14 +138,35 @@ class ActivationSpace:
                 where=str(self.activation),
                 do="use an activation that is finite on all numbers",
             )
-        level = float(moments.gram.diagonal().mean())
-        remarks = ("no kept channel ever passes the activation",) if level == 0 else ()
-        return reconstruct(
-            moments.cross,
-            moments.gram,
-            moments.squares,
-            kept=model.kept,
-            ridge=self.ridge * level if level > 0 else 1.0,
-            non_negative=self.non_negative,
-            remarks=remarks,
+        return moments
+
+
+def _model(target: Layer, damaged: Layer, kept: Tensor, mean: Tensor, deviation: Tensor) -> Gaussians:
+    """Means and deviations of batch norm, correlations of filters."""
+    kept = checked(kept, len(target), len(damaged), device=mean.device)
+    if mean.shape != (len(target),) or deviation.shape != (len(target),):
+        raise InputError(
+            "reconstruct activations",
+            found=f"{len(target)} filters, mean {list(mean.shape)}, deviation {list(deviation.shape)}",
+            do="give one mean and one deviation per filter",
         )
+    products = inner_products(target, damaged, kept)
+    norms, own = products.squares.sqrt(), products.gram.diagonal().sqrt()
+    inverse, own_inverse = (torch.where(n > 0, 1 / n, 0.0) for n in (norms, own))
+    # the same order of factors for both: what is undamaged has the same bits
+    cosine = products.cross * (inverse[:, None] * own_inverse)
+    own_cosine = products.gram * (own_inverse[:, None] * own_inverse)
+    own_cosine.fill_diagonal_(1.0)
+    same = (products.cross[kept] == products.gram).all(1)
+    cosine[kept[same]] = own_cosine[same]
+    mean = mean.detach().double()
+    deviation = deviation.detach().double().masked_fill(norms == 0, 0.0)
+    return Gaussians(
+        mean=mean,
+        deviation=deviation,
+        damaged_mean=mean[kept],
+        damaged_deviation=torch.where(same, deviation[kept], deviation[kept] * (own * inverse[kept])),
+        cosine=cosine,
+        damaged_cosine=own_cosine,
+        kept=kept,
+    )

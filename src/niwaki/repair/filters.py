@@ -1,13 +1,42 @@
 """Filters as vectors, batch norm folded in, and the inner products that reconstruction works on."""
 
 from dataclasses import dataclass
-from typing import TypeVar, final
+from typing import Protocol, Self, TypeVar, final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from niwaki.errors import InputError, NotFiniteError
+
+
+class Vectors(Protocol):
+    """What reconstruction asks of a layer's filters: of what they are made it need not know."""
+
+    @property
+    def bias(self) -> Float[Tensor, " units"]: ...
+    @property
+    def rank(self) -> int:
+        """The most filters that can be independent."""
+
+    @property
+    def sums(self) -> Float[Tensor, " units"]:
+        """What every filter makes of an input of ones, without its bias."""
+
+    @property
+    def squares(self) -> Float[Tensor, " units"]:
+        """Every filter's inner product with itself."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Int[Tensor, " some"]) -> Self: ...
+    def dot(self, other: Self) -> Float[Tensor, "units others"]:
+        """Inner products with other filters of the layer."""
+
+    def same(self, other: Self) -> Bool[Tensor, " units"]:
+        """Where the filter of the same number has the same numbers, bit for bit."""
+
+
+Layer = TypeVar("Layer", bound=Vectors)
 
 
 @final
@@ -41,12 +70,14 @@ class Filters:
 
     @property
     def rank(self) -> int:
-        """The most filters that can be independent: numbers in a filter."""
         return self.weight.shape[1]
 
     @property
+    def sums(self) -> Float[Tensor, " units"]:
+        return self.weight.sum(1)
+
+    @property
     def squares(self) -> Float[Tensor, " units"]:
-        """Squared norm of every filter."""
         return self.weight.square().sum(1)
 
     def __len__(self) -> int:
@@ -56,11 +87,9 @@ class Filters:
         return Filters(self.weight[index], self.bias[index])
 
     def dot(self, other: "Filters") -> Float[Tensor, "units others"]:
-        """Inner products with the filters of `other`."""
         return self.weight @ other.weight.T
 
     def same(self, other: "Filters") -> Bool[Tensor, " units"]:
-        """Where the filter of the same number has the same numbers, bit for bit."""
         return (self.weight == other.weight).all(1) & (self.bias == other.bias)
 
 
@@ -80,8 +109,8 @@ class Composite:
         InputError: not as many of the one as of the other.
     """
 
-    expand: Filters
-    depthwise: Filters
+    expand: Vectors
+    depthwise: Vectors
 
     def __post_init__(self) -> None:
         if len(self.expand) != len(self.depthwise):
@@ -93,7 +122,11 @@ class Composite:
 
     @property
     def bias(self) -> Float[Tensor, " units"]:
-        return self.depthwise.bias + self.depthwise.weight.sum(1) * self.expand.bias
+        return self.depthwise.bias + self.depthwise.sums * self.expand.bias
+
+    @property
+    def sums(self) -> Float[Tensor, " units"]:
+        return self.expand.sums * self.depthwise.sums
 
     @property
     def rank(self) -> int:
@@ -114,9 +147,6 @@ class Composite:
 
     def same(self, other: "Composite") -> Bool[Tensor, " units"]:
         return self.expand.same(other.expand) & self.depthwise.same(other.depthwise)
-
-
-Layer = TypeVar("Layer", Filters, Composite)
 
 
 @final

@@ -93,6 +93,8 @@ class Moments:
     cross: Float[Tensor, "targets kept"]
     gram: Float[Tensor, "kept kept"]
     squares: Float[Tensor, " targets"]
+    means: Float[Tensor, " kept"]
+    """Of the damaged channels."""
 
 
 def rectified_mean(mean: Numbers, deviation: Numbers) -> Numbers:
@@ -156,7 +158,8 @@ def rectified(model: Gaussians) -> Moments:
     for start in range(0, len(others), step):
         rows = others[start : start + step]
         cross[rows] = rectified_product(m[rows, None], s[rows, None], own_m, own_s, rho[rows])
-    return _aligned(model, *(torch.from_numpy(values) for values in (cross, gram, rectified_square(m, s))))
+    found = (cross, gram, rectified_square(m, s), rectified_mean(own_m, own_s))
+    return _aligned(model, *(torch.from_numpy(values) for values in found))
 
 
 def linear(model: Gaussians) -> Moments:
@@ -164,7 +167,7 @@ def linear(model: Gaussians) -> Moments:
     m, s, own_m, own_s, rho, own_rho = _parts(model)
     gram = own_m[:, None] * own_m + own_rho * (own_s[:, None] * own_s)
     cross = m[:, None] * own_m + rho * (s[:, None] * own_s)
-    return _aligned(model, cross, gram, m * m + s * s)
+    return _aligned(model, cross, gram, m * m + s * s, own_m)
 
 
 def expanded(model: Gaussians, activation: Callable[[Tensor], Tensor]) -> Moments:
@@ -183,7 +186,7 @@ def expanded(model: Gaussians, activation: Callable[[Tensor], Tensor]) -> Moment
     mine = activation(model.mean[:, None] + model.deviation[:, None] * z) @ terms.T  # [targets, terms]
     own = activation(model.damaged_mean[:, None] + model.damaged_deviation[:, None] * z) @ terms.T
     gram = _series(model.damaged_cosine, own, own)
-    return _aligned(model, _series(model.cosine, mine, own), gram, mine.square().sum(1))
+    return _aligned(model, _series(model.cosine, mine, own), gram, mine.square().sum(1), own[:, 0])
 
 
 def sampled(model: Gaussians, activation: Callable[[Tensor], Tensor], *, samples: int, seed: int) -> Moments:
@@ -202,7 +205,7 @@ def sampled(model: Gaussians, activation: Callable[[Tensor], Tensor], *, samples
     shares = shares / shares.norm(dim=1, keepdim=True).clamp_min(1)
     rest = (1 - shares.square().sum(1)).clamp_min(0).sqrt()
     generator = torch.Generator().manual_seed(seed)
-    cross, gram, squares = torch.zeros_like(rho), torch.zeros_like(own_rho), torch.zeros_like(m)
+    cross, gram, squares, means = (torch.zeros_like(values) for values in (rho, own_rho, m, own_m))
     for start in range(0, samples, DRAWS):
         count = min(DRAWS, samples - start)
         draws = torch.randn(kept + len(m), count, generator=generator, dtype=torch.float64).to(m.device)
@@ -211,8 +214,9 @@ def sampled(model: Gaussians, activation: Callable[[Tensor], Tensor], *, samples
         mine = activation(m[:, None] + s[:, None] * mine)  # [targets, count]
         cross += mine @ own.T
         gram += own @ own.T
+        means += own.sum(1)
         squares += mine.square().sum(1)
-    return _aligned(model, cross / samples, gram / samples, squares / samples)
+    return _aligned(model, *(total / samples for total in (cross, gram, squares, means)))
 
 
 def _parts(model: Gaussians) -> tuple[Tensor, ...]:
@@ -238,13 +242,13 @@ def _series(rho: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return total
 
 
-def _aligned(model: Gaussians, cross: Tensor, gram: Tensor, squares: Tensor) -> Moments:
+def _aligned(model: Gaussians, cross: Tensor, gram: Tensor, squares: Tensor, means: Tensor) -> Moments:
     """Moments in which an undamaged channel is its target to the bit."""
     same = model.undamaged.cpu()
     cross[model.kept.cpu()[same]] = gram[same]
     squares[model.kept.cpu()[same]] = gram.diagonal()[same]
     device = model.mean.device
-    return Moments(cross.to(device), gram.to(device), squares.to(device))
+    return Moments(cross.to(device), gram.to(device), squares.to(device), means.to(device))
 
 
 def _factor(cosine: Tensor) -> Tensor:
