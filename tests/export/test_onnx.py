@@ -93,7 +93,7 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("niwaki.export.onnx.find_spec", lambda name: None if name == "onnxruntime" else True)
+    monkeypatch.setattr("niwaki.export.onnx_file.find_spec", lambda name: None if name == "onnxruntime" else True)
     with pytest.raises(MissingExtraError, match=r"not installed: onnxruntime; do: pip install 'niwaki\[export\]'"):
         export_onnx(small(), torch.rand(1, 3, 8, 8), tmp_path / "a.onnx")
 

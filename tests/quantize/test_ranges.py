@@ -49,7 +49,17 @@ def test_behind_batch_norm_by_hand(middle: list[nn.Module], expected: tuple[floa
     linear = f"{3 + len(middle)}"
     assert found.inputs[linear] == pytest.approx(expected, abs=1e-3)
     assert found.missing == {"0": "an input of the model, whose range is not given (input_range)"}
-    assert found.outputs == {}
+    cuts = not middle or isinstance(middle[0], (nn.ReLU, nn.ReLU6))
+    assert found.outputs == ({} if cuts else {"1": (-5.5, 6.5)}), "other activations read batch norm itself"
+
+
+def test_outputs_that_others_read() -> None:
+    """Behind ReLU a mean, or ReLU6 and one: a grid of the output needs no more than these let through."""
+    for act, high in ((nn.ReLU(inplace=True), 6.5), (nn.ReLU6(), 6.0)):
+        model = chain(act, nn.MaxPool2d(1), nn.AdaptiveAvgPool2d(4), nn.AvgPool2d(1))
+        assert from_batch_norm(model, EXAMPLE).outputs == {"1": (0.0, high)}
+        low, measured = from_inputs(model, [torch.randn(4, 1, 4, 4)]).outputs["1"]
+        assert low == 0 < measured <= high
 
 
 def test_settings() -> None:

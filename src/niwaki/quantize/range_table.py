@@ -51,8 +51,8 @@ class Ranges:
     missing: Mapping[str, str] = field(default_factory=dict)
     """Path of a convolution or linear layer -> why its input has no range."""
     outputs: Mapping[str, Range] = field(default_factory=dict)
-    """Path of a module whose output is a term of a sum -> range of that output. Integer kernels write whole numbers
-    there too, so the terms need a grid of their own."""
+    """Path of a convolution, or of the batch norm behind it, whose output is not only read by layers (it goes into a
+    sum, a mean) -> range of that output. Integer kernels write whole numbers there too, so it needs a grid."""
     definition: str = ""
     """How the ranges were found."""
 

@@ -1,5 +1,6 @@
 """Ranges of activations: from batch norm without any data, or from a few inputs without labels."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,9 @@ NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_bat
 SUMS = ("add", "add_", "sub", "sub_")
 PRODUCTS = ("mul", "mul_")
 POOLS = ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax")
+CUTS = ("relu", "relu_", "hardtanh", "hardtanh_")
+"""They only cut off."""
+EVERYTHING = (-math.inf, math.inf)
 BOUNDED = ("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "tanh", "tanh_", "hardtanh", "hardtanh_")
 """Their results have bounds whatever they are given."""
 UNTAGGED = ("hardswish", "hardswish_")
@@ -56,7 +60,8 @@ def from_batch_norm(
     walk = _Walk(model, deviations, input_range)
     for record in graph.records:
         walk.see(record)
-    outputs = {path: walk.outputs[path].span for path in _summed(graph) if path in walk.outputs}
+    outside = _read_outside(model, graph)
+    outputs = {path: _within(walk.outputs[path].span, ends) for path, ends in outside.items() if path in walk.outputs}
     paths = _layers(model)
     missing = {path: walk.missing.get(path, "no call of it was seen") for path in paths if path not in walk.spans}
     definition = f"beta +- {deviations:g} |gamma| of batch norm, largest over channels; no data"
@@ -83,7 +88,7 @@ def from_inputs(model: nn.Module, batches: Iterable[Any], *, percentile: float =
     device = device_of(model)
     taken = [map_tensors(batch, lambda t: t.to(device)) for batch in taken]
     layers, modules = _layers(model), dict(model.named_modules())
-    terms = _summed(trace(model, taken[0]))
+    outside = _read_outside(model, trace(model, taken[0]))
     inputs: dict[str, Range] = {}
     outputs: dict[str, Range] = {}
 
@@ -106,7 +111,7 @@ def from_inputs(model: nn.Module, batches: Iterable[Any], *, percentile: float =
     handles: list[Any] = []
     try:
         handles += [modules[path].register_forward_pre_hook(before(path), with_kwargs=True) for path in layers]
-        handles += [modules[path].register_forward_hook(after(path)) for path in terms]
+        handles += [modules[path].register_forward_hook(after(path)) for path in outside]
         with evaluating(model):
             for batch in taken:
                 run(model, batch)
@@ -116,6 +121,7 @@ def from_inputs(model: nn.Module, batches: Iterable[Any], *, percentile: float =
     missing = {path: "these inputs do not reach it as a call" for path in layers if path not in inputs}
     ends = "least and largest value" if percentile == 100 else f"percentiles {100 - percentile:g} and {percentile:g}"
     definition = f"{ends} of {len(taken)} batches of inputs"
+    outputs = {path: _within(outputs[path], ends) for path, ends in outside.items() if path in outputs}
     return Ranges({path: inputs[path] for path in layers if path in inputs}, missing, outputs, definition)
 
 
@@ -229,19 +235,43 @@ def _layers(model: nn.Module) -> list[str]:
     return [path for path, module in model.named_modules() if isinstance(module, LAYERS)]
 
 
-def _summed(graph: ChannelGraph) -> list[str]:
-    """Modules (batch norm, or a layer without one) whose output, as it is, is a term of a sum."""
-    made: dict[int, str] = {}
-    found: dict[str, None] = {}
+def _read_outside(model: nn.Module, graph: ChannelGraph) -> dict[str, Range]:
+    """Convolutions (or the batch norm behind) that others than layers read -> the ends that all readers see.
+
+    Sums, means, concatenations, other activations than ReLU. A ReLU cuts off what a grid from 0 can't hold anyhow.
+    """
+    modules, layers = dict(model.named_modules()), set(_layers(model))
+    made: dict[int, tuple[str, Range]] = {}
+    outside: dict[str, None] = {}
+    seen: dict[str, Range] = {}
     for record in graph.records:
-        if record.name in SUMS and len(record.inputs) == 2:
-            found.update(dict.fromkeys(made[id(value)] for value in record.inputs if id(value) in made))
+        held = [made[id(value)] for value in record.inputs if id(value) in made]
         weighted = any(value.direct for value in record.inputs) and not record.moves
+        passed: tuple[str, Range] | None = None
+        if (record.name in NORMS or record.name == "convolution") and not list(modules[record.module].children()):
+            passed = record.module, EVERYTHING
+        if record.name in NORMS:
+            held = []  # folded into what it follows
+        elif held and record.name in CUTS:
+            low, high = (*record.args[1:3], 0.0, math.inf)[:2] if "tanh" in record.name else (0.0, math.inf)
+            passed, held = (held[0][0], _within(held[0][1], (low, high))), []
+        elif held and (record.moves or "max_pool" in record.name) and record.name != "cat":
+            passed, held = held[0], []
+        for path, ends in held:
+            known = seen.get(path, ends)
+            seen[path] = (min(known[0], ends[0]), max(known[1], ends[1]))
+            if not (weighted and record.module in layers):
+                outside[path] = None
         for value in record.outputs:
             made.pop(id(value), None)
-            if record.module and (record.name in NORMS or record.name == "convolution" or weighted):
-                made[id(value)] = record.module
-    return list(found)
+            if passed is not None:
+                made[id(value)] = passed
+    return {path: seen[path] for path in outside}
+
+
+def _within(span: Range, ends: Range) -> Range:
+    low, high = max(span[0], ends[0]), min(span[1], ends[1])
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 def _extremes(x: Tensor, percentile: float) -> Range:

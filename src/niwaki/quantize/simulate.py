@@ -25,7 +25,7 @@ class Simulated(nn.Module):
         self.inputs = dict(inputs)
         """Module path -> grid of its input."""
         self.outputs = dict(outputs)
-        """Module path -> grid of its output, where that is a term of a sum."""
+        """Module path -> grid of its output, where others than layers read it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with self._on_grids():
