@@ -23,6 +23,7 @@ ROLES = {
     "scores": "Scores: rows of units in, one number per unit out",
     "budgets": "Budget rules: the order in which units go",
     "repair": "Repair: after the cut, without training",
+    "quantize": "Quantisation: whole numbers for weights and activations",
     "train": "Training",
     "tasks": "Tasks: what a batch means",
     "measure": "Meters",
