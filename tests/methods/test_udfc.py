@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
+import niwaki.report
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.methods.udfc import UDFC
 
@@ -152,7 +153,10 @@ def test_weights_are_saved_at_their_width_and_read_back_bit_by_bit(tmp_path: Pat
     assert codes + floats < size < codes + floats + 4000  # and a header
     report = json.loads((folder / "report.json").read_text())
     assert report["after"]["packed_bytes"]["value"] == codes + floats
-    assert [one["weight"] for one in report["details"]["repaired"]] == ["0.weight", "3.weight"]
+    assert [one["weight"] for one in report["repaired"]] == ["0.weight", "3.weight"]
+    page = niwaki.report.write(folder).read_text()
+    assert "Channels that others stand in for" in page and "16 of 32" in page
+    assert "left whole: output of the model" in page
 
 
 def test_no_data_is_touched() -> None:

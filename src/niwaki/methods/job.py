@@ -102,7 +102,7 @@ class Outcome:
     quantised: dict[str, Quantised] = field(default_factory=dict, repr=False)
     """Weights that lie on a grid, and their codes: they are saved at their real width."""
     details: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What else the method has to say, as plain data."""
+    """What else the method has to say, as plain data: parts of the report by name."""
     unfolded: tuple[str, ...] = ()
     """Layers that could not take the constants of removed units, where these were folded."""
 
@@ -210,7 +210,7 @@ class Outcome:
             "candidates": candidates,
             "history": self.history,
             "unfolded": list(self.unfolded),
-            "details": _plain(self.details),
+            **_plain(self.details),
             "splits": _plain(splits),
             "versions": {
                 "niwaki": __version__,

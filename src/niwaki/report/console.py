@@ -19,6 +19,7 @@ from niwaki.report.tables import (
     groups,
     headline,
     receipt,
+    repaired,
     stages,
 )
 
@@ -37,7 +38,7 @@ def terminal_of(runs: Sequence[Run]) -> RenderableType:
     """One run in full, or several side by side."""
     if len(runs) == 1:
         run = runs[0]
-        tables = [before_after(run), stages(run), candidates(run), groups(run), receipt(run), facts(run)]
+        tables = [before_after(run), stages(run), candidates(run), groups(run), repaired(run), receipt(run), facts(run)]
         head = headline(run)
     else:
         tables, head = [comparison(runs)], f"{len(runs)} runs"

@@ -17,6 +17,7 @@ from niwaki.report.tables import (
     groups,
     headline,
     receipt,
+    repaired,
     settings,
     stages,
 )
@@ -90,6 +91,7 @@ def page_of(runs: Sequence[Run], *, heading: str) -> str:
             drawn(candidates(run)),
             widths(run),
             drawn(groups(run), fold=len(run.get("groups")) > MANY),
+            drawn(repaired(run), fold=len(run.get("repaired")) > MANY),
             drawn(receipt(run)),
             drawn(facts(run)),
             drawn(settings(run), fold=True),

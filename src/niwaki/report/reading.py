@@ -27,6 +27,18 @@ SHAPE: dict[str, Any] = {
     "seconds": dict,
     "splits": dict,
     "pretrained": str,
+    "repaired": [
+        {
+            "weight": str,
+            "reader": str,
+            "kept": float,
+            "of": float,
+            "unrepaired": float,
+            "error": float,
+            "warnings": [str],
+        }
+    ],
+    "left_whole": dict,
 }
 NEEDED = ("model", "method", "before", "after")
 MEASUREMENT: dict[str, Any] = {

@@ -69,6 +69,25 @@ def groups(run: Run) -> Table:
     return Table("Plan", ("group", "kept", "of", "share", "remark"), tuple(rows), frozenset({1, 2, 3}))
 
 
+def repaired(run: Run) -> Table:
+    """What stands in for removed and rounded channels, as far as it was predicted; and what was left whole."""
+    rows = [
+        (
+            str(one.get("weight")),
+            str(one.get("reader")),
+            f"{_count(one.get('kept'))} of {_count(one.get('of'))}",
+            f"{100 * (one.get('unrepaired') or 0):.2f} %",
+            f"{100 * (one.get('error') or 0):.2f} %",
+            "; ".join(one.get("warnings") or ()),
+        )
+        for one in run.get("repaired")
+    ]
+    rows += [(name, "", "all", "", "", f"left whole: {why}") for name, why in run.get("left_whole").items()]
+    note = "Predicted errors are shares of the channels' power, by weights and statistics alone; no data was seen."
+    heads = ("layer", "read by", "kept", "predicted error, bare", "repaired", "remark")
+    return Table("Channels that others stand in for", heads, tuple(rows), frozenset({2, 3, 4}), note if rows else "")
+
+
 def candidates(run: Run) -> Table:
     """What else was tried."""
     rows = tuple(
