@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from niwaki.errors import BudgetError, InputError, PlanMismatchError
+from niwaki.graph.groups import Axis
 from niwaki.graph.trace import ChannelGraph
 from niwaki.plan import Plan, encode_example
 from niwaki.units import Budget
@@ -63,15 +64,7 @@ def plan_of(
         if stays.all() or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
-            entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
-            if axis.blocks == 1:
-                entry["keep"] = np.flatnonzero(stays).tolist()
-            else:
-                entry["blocks"] = axis.blocks
-                entry["keep"] = [np.flatnonzero(block).tolist() for block in stays.reshape(axis.blocks, -1)]
-            if axis.role == "direction":
-                entry["mask"] = False
-            cuts.append(entry)
+            cuts.append(_entry(axis, name, stays))
     for name, source, values in graph.tables:
         stays = padded[source]
         if not stays.all():
@@ -102,6 +95,30 @@ def plan_of(
         example=encode_example(graph.example),
         graph=graph,
     )
+
+
+def _entry(axis: Axis, name: str, stays: np.ndarray) -> dict[str, Any]:
+    """The cut of one axis of a tensor; `stays` is bool along it."""
+    entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
+    if axis.blocks == 1:
+        entry["keep"] = np.flatnonzero(stays).tolist()
+    else:
+        entry["blocks"] = axis.blocks
+        entry["keep"] = [np.flatnonzero(block).tolist() for block in stays.reshape(axis.blocks, -1)]
+    if axis.role == "direction":
+        entry["mask"] = False
+    return entry
+
+
+def cuts_of(graph: ChannelGraph, tensor: str, alive: np.ndarray) -> list[dict[str, Any]]:
+    """What a plan that keeps the units `alive` (bool `[units]`) cuts of one tensor, as `Plan.by_tensor` lists it."""
+    padded = np.append(alive, True)
+    cuts = [
+        _entry(axis, tensor, padded[axis.units])
+        for axis in graph.axes
+        if axis.tensor == tensor and not padded[axis.units].all()
+    ]
+    return sorted(cuts, key=lambda cut: cut.get("blocks", 1) == 1)
 
 
 def _manner(graph: ChannelGraph, gone: np.ndarray, alive: np.ndarray) -> str:
