@@ -339,13 +339,12 @@ def _bent(walk: _Walk, record: Record, flows: tuple[_Flow, ...]) -> Iterator[_Fl
 
 def _here(walk: _Walk, value: Value, flows: tuple[_Flow, ...]) -> tuple[_Flow, ...]:
     """Those whose channels are labelled in `value`."""
-    present = [walk.graph.units.unit_of[labels] for labels in value.fields]
-    kept = []
-    for flow in flows:
-        axis = walk.axes.get((flow.producer, 0))
-        if axis is not None and any(bool(np.isin(axis.units, units).any()) for units in present):
-            kept.append(flow)
-    return tuple(kept)
+    present = np.zeros(walk.graph.units.count + 1, bool)
+    for labels in value.fields:
+        present[walk.graph.units.unit_of[labels]] = True
+    present[-1] = False  # of no unit
+    axes = ((flow, walk.axes.get((flow.producer, 0))) for flow in flows)
+    return tuple(flow for flow, axis in axes if axis is not None and bool(present[axis.units].any()))
 
 
 def _unfit(walk: _Walk, layer: Layer, units: np.ndarray, paths: tuple[Path, ...]) -> str | None:
@@ -353,7 +352,9 @@ def _unfit(walk: _Walk, layer: Layer, units: np.ndarray, paths: tuple[Path, ...]
     graph = walk.graph
     if not units.size:
         return "it has one channel"
-    fixed = next((g.fixed for g in graph.groups if g.fixed is not None and bool(np.isin(units, g.ids).any())), None)
+    mine = np.zeros(graph.units.count + 1, bool)
+    mine[units] = True
+    fixed = next((g.fixed for g in graph.groups if g.fixed is not None and bool(mine[g.ids].any())), None)
     if fixed is not None:
         return fixed
     if not paths:
@@ -368,7 +369,7 @@ def _unfit(walk: _Walk, layer: Layer, units: np.ndarray, paths: tuple[Path, ...]
         if path.depthwise is not None:
             seen |= {path.depthwise.weight, path.depthwise.bias}
     for (tensor, _), axis in walk.axes.items():
-        if tensor not in seen and bool(np.isin(axis.units, units).any()):
+        if tensor not in seen and bool(mine[axis.units].any()):
             return f"{tensor} shares them"
     read = np.zeros(units.size, bool)
     for path in paths:
