@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, final
@@ -21,6 +21,7 @@ from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter
 from niwaki.plan import Plan
+from niwaki.quantize import Quantised, packed_state
 from niwaki.surgery import Surgery
 from niwaki.surgery.verify import fresh_like
 from niwaki.tasks import Task
@@ -98,6 +99,10 @@ class Outcome:
     """What was done to the model: enough for `load` to do the same to a fresh one."""
     history: dict[str, Any] | None = field(default=None, repr=False)
     seconds: dict[str, float] = field(default_factory=dict)
+    quantised: dict[str, Quantised] = field(default_factory=dict, repr=False)
+    """Weights that lie on a grid, and their codes: they are saved at their real width."""
+    details: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What else the method has to say, as plain data."""
     unfolded: tuple[str, ...] = ()
     """Layers that could not take the constants of removed units, where these were folded."""
 
@@ -115,7 +120,7 @@ class Outcome:
 
     def _write(self, folder: Path) -> None:
         (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-        save_tensors(self.model, folder / "model.safetensors")
+        save_tensors(self.model, folder / "model.safetensors", self.quantised)
         (folder / "surgery.json").write_text(json.dumps(self.surgery.to_json()), encoding="utf-8")
         (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
         pretrained = _pretrained(self.model, folder / "hf", self.job.example)
@@ -205,6 +210,7 @@ class Outcome:
             "candidates": candidates,
             "history": self.history,
             "unfolded": list(self.unfolded),
+            "details": _plain(self.details),
             "splits": _plain(splits),
             "versions": {
                 "niwaki": __version__,
@@ -277,8 +283,11 @@ def _pretrained(model: nn.Module, folder: Path, example: Any) -> str | None:
     return folder.name
 
 
-def save_tensors(model: nn.Module, path: Path) -> None:
-    """State of a model as safetensors; a tensor held under several names is written once, the others as aliases."""
+def save_tensors(model: nn.Module, path: Path, quantised: Mapping[str, Quantised] | None = None) -> None:
+    """State of a model as safetensors; a tensor held under several names is written once, the others as aliases.
+
+    Tensors of `quantised` that still are what their codes say are written at the width of these.
+    """
     first: dict[Any, str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -290,7 +299,23 @@ def save_tensors(model: nn.Module, path: Path) -> None:
         else:
             first[key] = name
             tensors[name] = tensor.detach().to("cpu").contiguous()
-    safetensors.torch.save_file(tensors, str(path), metadata={"aliases": json.dumps(aliases)})
+    metadata = {"aliases": json.dumps(aliases)}
+    codes = on_grid(tensors, quantised or {})
+    if codes:
+        tensors, description = packed_state(tensors, codes)
+        metadata["packed"] = json.dumps(description)
+    safetensors.torch.save_file(tensors, str(path), metadata=metadata)
+
+
+def on_grid(tensors: Mapping[str, Tensor], quantised: Mapping[str, Quantised]) -> dict[str, Quantised]:
+    """Those of `quantised` whose tensor has the very values that the codes give."""
+    return {
+        name: codes
+        for name, codes in quantised.items()
+        if name in tensors
+        and tensors[name].shape == codes.shape
+        and torch.equal(tensors[name].cpu(), codes.values().cpu())
+    }
 
 
 def _settings_of(block: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from niwaki.graph.trace import fingerprint, passing_buffers
 from niwaki.measure import Meter
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.plan import Plan
+from niwaki.quantize import unpacked_state
 from niwaki.surgery.cut import redo
 from niwaki.surgery.exported import rebuild
 from niwaki.surgery.on_disk import fill_stored
@@ -245,7 +246,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            metadata = file.metadata() or {}
+            aliases = json.loads(metadata.get("aliases", "{}"))
+        if "packed" in metadata:
+            tensors, _ = unpacked_state(tensors, json.loads(metadata["packed"]))
         return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise FileDamagedError(

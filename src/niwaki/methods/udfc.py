@@ -1,0 +1,220 @@
+"""Pruning and quantisation in closed form, without data."""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
+
+import numpy as np
+import torch
+
+from niwaki import budgets
+from niwaki.budgets import choose
+from niwaki.errors import CannotCutError, InputError
+from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.plans import alive_of, plan_of
+from niwaki.graph.skeleton import copy_with, like
+from niwaki.methods.job import Job, Method, Outcome, Stage, on_grid
+from niwaki.methods.one_shot import look
+from niwaki.quantize import Uniform, packed_sizes
+from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
+from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
+from niwaki.repair.sites import Layer, Site, find_sites, layers_of
+from niwaki.repair.solvers import How, solver
+from niwaki.scores.score import describe, known
+from niwaki.surgery import cut, surgery_of, verify
+
+log = logging.getLogger(__name__)
+
+FLOAT = 32
+"""Bits of weights that stay as they are."""
+LOW = 4
+"""Below so many bits the closed forms are known to hurt (paper page, section 8)."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class UDFC(Method):
+    """Remove channels and round weights; the layers that read them take over what is lost. No data, no training.
+
+    Source: Bai et al. 2023, arXiv:2308.07209. Differs: the paper's equations could not be read; the closed form follows
+    from its assumption. Channels are chosen by folded norms (the paper does not say how), and only where the graph
+    shows that others can take them over.
+    """
+
+    bits: int = FLOAT
+    """Of the weights of convolutions and linear layers: 2 to 8, or 32 to leave them as they are."""
+    first_bits: int = 0
+    """Of the first layer; 0 is as the others."""
+    last_bits: int = 0
+    """Of the last layer; 0 is as the others."""
+    solve: How = "filter"
+    """How channels are taken over: filter (the paper's closed form), filter_positive (no negative coefficients),
+    diagonal (each kept channel rescaled), activation (behind the non-linearity, by batch-norm statistics), merge (one to
+    one), neuron_merging (as published), or none."""
+    bias_weight: float = 0.01
+    """What an error of the bias counts beside one of the filter (alpha_1)."""
+    ridge: float = 0.008
+    """Price of leaving what is there (alpha_2)."""
+    select: Choice = "folded_norm"
+    """Which channels stay: those of the largest folded filters, or those that others can least stand in for (residual)."""
+    share: Literal["uniform", "error"] = "uniform"
+    """One share for all layers, or shares by the predicted error of removing each channel, compared over layers."""
+    per: Literal["channel", "tensor"] = "channel"
+    """One step of the weights' grid for each output channel, or one for the layer."""
+    symmetric: bool = True
+    """Whether the grid lies evenly around zero."""
+    grid: Literal["zero", "literal"] = "zero"
+    """"literal" is the grid of the authors' sibling method, which has no zero."""
+
+    def __post_init__(self) -> None:
+        known(self, solve=get_args(How), select=get_args(Choice), share=("uniform", "error"))
+        for name in ("bits", "first_bits", "last_bits"):
+            bits = getattr(self, name)
+            allowed = (*range(2, 9), FLOAT) if name == "bits" else (0, *range(2, 9), FLOAT)
+            if bits not in allowed:
+                raise InputError(f"UDFC({name}={bits!r})", found="no such width", do="give 2 to 8, or 32 for floats")
+        if self.bits != FLOAT:
+            self.quantiser(self.bits)
+
+    def quantiser(self, bits: int) -> Uniform:
+        return Uniform(bits=bits, symmetric=self.symmetric, per=self.per, grid=self.grid)
+
+    def quantisers(self, layers: tuple[Layer, ...]) -> dict[str, Uniform]:
+        """Weight -> how it is rounded, for those that are."""
+        bits = [self.bits] * len(layers)
+        if layers:
+            bits[0], bits[-1] = self.first_bits or bits[0], self.last_bits or bits[-1]
+        pairs = zip(layers, bits, strict=True)
+        return {layer.weight: self.quantiser(width) for layer, width in pairs if width != FLOAT}
+
+    def __call__(self, job: Job) -> Outcome:
+        """Run the method.
+
+        Raises:
+            InputError: no layer's channels can be taken over (attention models); batch norm that was never trained where
+                its statistics are needed.
+            NotFiniteError: NaN or infinity among the weights.
+        """
+        seconds: dict[str, float] = {}
+        clock = time.perf_counter()
+
+        def done(stage: str) -> None:
+            nonlocal clock
+            now = time.perf_counter()
+            seconds[stage] = now - clock
+            clock = now
+            job.tell(stage, seconds[stage])
+
+        model, example = job.model, job.example
+        graph, refused = _traced(job)
+        done("trace")
+        before = look(model, job)
+        done("measure before")
+        if self.bits < LOW:
+            log.warning("%d bits: below %d the closed forms may hurt; compare with solve=none", self.bits, LOW)
+        sites = [site for site in find_sites(graph) if site.reason is None]
+        numbers = channel_scores(graph, sites, Work(model), self.select, space=self.space, bias_weight=self.bias_weight)
+        done("score")
+        rule: budgets.Rule = budgets.Uniform()
+        if self.share == "error":
+            rule = budgets.GlobalRank(normalise="none" if self.select == "elimination" else "sum")
+        planned = choose(graph, numbers, job.budget, how=rule)
+        alive = alive_of(graph, planned)
+        done("choose")
+        stages = []
+        if job.task is not None and self.solve != "none":
+            plain, _, _, _ = self.rewritten(job, graph, alive, None)
+            stages.append(Stage("cut, not repaired", look(cut(plain, planned), job)))
+            done("measure unrepaired")
+        work, alive, found, rounding = self.rewritten(job, graph, alive, self.solver())
+        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**planned.decided_by, "rule": describe(rule)})
+        done("reconstruct")
+        small = cut(work, plan)
+        done("cut")
+        receipt = verify(work, small, plan, example, seed=job.seed)
+        if not receipt.passed:
+            raise CannotCutError(
+                f"cut {plan.model}",
+                found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
+                where=f"through the {receipt.door} door",
+                do="please report this model; protect= may help",
+            )
+        done("verify")
+        surgery = surgery_of(small)
+        after = look(small, job)
+        if rounding.codes:
+            state = {name: tensor.detach() for name, tensor in small.state_dict().items()}
+            after["packed_bytes"] = packed_sizes(state, on_grid(state, rounding.codes))["packed_bytes"]
+        stages.append(Stage("reconstruction" if self.solve != "none" else "cut", after))
+        done("measure")
+        return Outcome(
+            model=small,
+            plan=plan.with_mends(surgery.mends, surgery.door),
+            receipt=receipt,
+            before=before,
+            after=stages[-1].measurements,
+            stages=tuple(stages),
+            graph=graph,
+            method=describe(self),
+            job=job,
+            surgery=surgery,
+            seconds=seconds,
+            quantised=rounding.codes,
+            details={"repaired": [vars(one) for one in found], "left_whole": refused},
+        )
+
+    @property
+    def space(self) -> Space:
+        """Where channels are judged: where they are repaired."""
+        return "activation" if self.solve == "activation" else "filter"
+
+    def solver(self) -> Solver | None:
+        return solver(self.solve, bias_weight=self.bias_weight, ridge=self.ridge)
+
+    def rewritten(
+        self, job: Job, graph: ChannelGraph, alive: np.ndarray, solve: Solver | None
+    ) -> tuple[torch.nn.Module, np.ndarray, list[Any], Rounding]:
+        """A copy of the model with its weights rewritten, the units that stay, what was predicted, and the codes."""
+        work = copy_with(job.model, lambda tensor: like(tensor, tensor.detach().clone()))
+        rounding = Rounding(self.quantisers(layers_of(graph)))
+
+        def reconsider(now: Work, site: Site, alive: np.ndarray) -> np.ndarray:
+            """The channels chosen from the layer's weights as they are when its turn comes."""
+            plain = [g for g in graph.groups if g.kind == "channels" and g.ids.size == site.units.size]
+            if not any(np.array_equal(np.sort(g.ids), np.sort(site.units)) for g in plain):
+                return alive
+            numbers = site_scores(now, site, self.select, space=self.space, bias_weight=self.bias_weight)
+            order = np.argsort(-numbers, kind="stable")
+            count = int(alive[site.units].sum())
+            alive = alive.copy()
+            alive[site.units] = False
+            alive[site.units[order[:count]]] = True
+            return alive
+
+        alive, found = reconstruct_network(
+            work, graph, alive, solve=solve, rounding=rounding, reconsider=None if solve is None else reconsider
+        )
+        return work, alive, found, rounding
+
+
+def _traced(job: Job) -> tuple[ChannelGraph, dict[str, str]]:
+    """The graph with all that can't be repaired protected, and why each such layer is left whole.
+
+    Raises:
+        InputError: nothing can be repaired.
+    """
+    graph = trace(job.model, job.example, protect=job.protect)
+    sites = find_sites(graph)
+    refused = {site.weight: site.reason for site in sites if site.reason is not None}
+    if len(refused) == len(sites):
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:4])
+        raise InputError(
+            f"UDFC on {type(job.model).__name__}",
+            found=f"no layer whose channels others can take over ({reasons or 'no convolution or linear layer'})",
+            do="use another method, e.g. magnitude",
+        )
+    modules = {name for name, _ in job.model.named_modules()}
+    paths = [weight.rpartition(".")[0] for weight in refused]
+    protect = [path if path and path in modules else weight for path, weight in zip(paths, refused, strict=True)]
+    return trace(job.model, job.example, protect=(*job.protect, *protect)), refused

@@ -1,0 +1,199 @@
+"""UDFC as a whole: what it removes without loss, what it refuses, and what it writes."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import niwaki
+from niwaki.errors import InputError, NotFiniteError
+from niwaki.methods.udfc import UDFC
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def trained_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Numbers as training leaves them: statistics and scales that are not those of a new network."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                for tensor, low, high in (
+                    (module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2), (module.weight, 0.5, 2),
+                    (module.bias, -0.5, 0.5),
+                ):  # fmt: skip
+                    assert tensor is not None
+                    tensor.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
+    return model.eval()
+
+
+def chain(width: int = 12) -> nn.Module:
+    torch.manual_seed(0)
+    return trained_(
+        nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 5),
+        )
+    )  # fmt: skip
+
+
+def doubled_(model: Any, conv: int, norm: int) -> None:
+    """Every odd channel of a layer becomes a positive multiple of the even one before it."""
+    with torch.no_grad():
+        model[conv].weight[1::2] = model[conv].weight[::2]
+        model[conv].bias[1::2] = model[conv].bias[::2]
+        for own in (model[norm].running_mean, model[norm].running_var):
+            own[1::2] = own[::2]
+        for own in (model[norm].weight, model[norm].bias):
+            own[1::2] = 1.5 * own[::2]
+
+
+def compressed(model: nn.Module, keep: float, **settings: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return niwaki.compress(model, X, method=UDFC(**settings), budget=niwaki.Budget(keep=keep, of="units"))
+
+
+@pytest.mark.parametrize("solve", ["filter", "filter_positive", "activation", "merge"])
+def test_copies_are_removed_without_loss(solve: str) -> None:
+    model = chain()
+    doubled_(model, 0, 1)
+    doubled_(model, 3, 4)
+    outcome = compressed(model, 0.5, solve=solve, ridge=1e-10, select="elimination")
+    assert outcome.model[0].weight.shape[0] == outcome.model[3].weight.shape[0] == 6
+    assert outcome.model[8].weight.shape == (5, 24)
+    with torch.no_grad():
+        whole, small = model(X), outcome.model(X)
+        bare = compressed(model, 0.5, solve="none", select="elimination").model(X)
+    tolerance = {"activation": 0.01}.get(solve, 1e-4)  # whose ridge is a share of the power
+    assert float((whole - small).abs().max() / whole.abs().max()) < tolerance
+    assert float((whole - bare).abs().max() / whole.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    "solve", ["filter", "filter_positive", "diagonal", "activation", "merge", "neuron_merging", "none"]
+)
+def test_nothing_to_do_changes_nothing(solve: str) -> None:
+    model = chain()
+    outcome = compressed(model, 1.0, solve=solve)
+    with torch.no_grad():
+        assert torch.equal(outcome.model(X), model(X))
+    assert outcome.quantised == {}
+
+
+class Mobile(nn.Module):
+    """Expand, filter, project, with a sum; then a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.up, self.up_norm = nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.each, self.each_norm = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16)
+        self.down, self.down_norm = nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.side, self.head = nn.Conv2d(8, 6, 1), nn.Linear(14, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_norm(self.stem(x)))
+        y = F.relu6(self.each_norm(self.each(F.relu6(self.up_norm(self.up(x))))))
+        x = x + self.down_norm(self.down(y))
+        return self.head(torch.cat([x, F.silu(self.side(x))], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("solve", ["none", "filter", "activation"])
+@pytest.mark.parametrize("bits", [32, 6])
+def test_sums_stay_and_depthwise_filters_and_concatenations_follow(bits: int, solve: str) -> None:
+    model = trained_(Mobile())
+    outcome = compressed(model, 0.5, solve=solve, bits=bits)
+    small = outcome.model
+    assert (small.stem.weight.shape[0], small.up.weight.shape[0], small.each.weight.shape[0]) == (8, 8, 8)
+    assert small.down.weight.shape[:2] == (8, 8) and small.side.weight.shape[0] == 3
+    assert small.head.weight.shape == (3, 11)
+    assert outcome.receipt.passed and outcome.receipt.exact
+    assert outcome.details["left_whole"]["stem.weight"] == "add in the model reads them"
+    if bits == 6:
+        assert set(outcome.quantised) == {f"{name}.weight" for name in ("stem", "up", "each", "down", "side", "head")}
+        for name, codes in outcome.quantised.items():
+            assert torch.equal(dict(small.named_parameters())[name], codes.values())
+
+
+def test_a_repair_brings_the_network_nearer() -> None:
+    model = trained_(Mobile()).double()
+    x = torch.randn(64, 3, 8, 8, dtype=torch.double)
+    errors = {}
+    with torch.no_grad():
+        for solve in ("none", "activation"):
+            how = UDFC(solve=solve, select="elimination")
+            outcome = niwaki.compress(model, x, method=how, budget=niwaki.Budget(keep=0.75, of="units"))
+            errors[solve] = float((outcome.model(x) - model(x)).square().mean())
+    assert errors["activation"] < 0.8 * errors["none"]
+
+
+def test_weights_are_saved_at_their_width_and_read_back_bit_by_bit(tmp_path: Path) -> None:
+    model = chain(32)
+    outcome = compressed(model, 0.5, bits=4, first_bits=8, solve="filter")
+    assert {name: codes.bits for name, codes in outcome.quantised.items()} == {
+        "0.weight": 8, "3.weight": 4, "8.weight": 4
+    }  # fmt: skip
+    folder = outcome.save(tmp_path / "run")
+    loaded = niwaki.load(folder, lambda: chain(32))
+    with torch.no_grad():
+        assert torch.equal(loaded(X), outcome.model(X))
+    # 16 x 16 x 9 codes of 4 bits and 5 x 64; 16 x 27 of 8; a scale for each of 37 channels
+    codes = 16 * 16 * 9 // 2 + 5 * 64 // 2 + 16 * 27
+    floats = 4 * (16 + 16 + 5 + 2 * 16 * 4 + 37) + 2 * 8
+    size = (folder / "model.safetensors").stat().st_size
+    assert codes + floats < size < codes + floats + 4000  # and a header
+    report = json.loads((folder / "report.json").read_text())
+    assert report["after"]["packed_bytes"]["value"] == codes + floats
+    assert [one["weight"] for one in report["details"]["repaired"]] == ["0.weight", "3.weight"]
+
+
+def test_no_data_is_touched() -> None:
+    class Poisoned:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"asked for {name}")
+
+    model = chain()
+    job = niwaki.methods.Job(model=model, example=X, budget=(niwaki.Budget(keep=0.5, of="units"),), task=None)
+    object.__setattr__(job, "recovery", None)
+    outcome = UDFC()(job)
+    assert outcome.model[0].weight.shape[0] == 6
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    compressed(model, 0.5, bits=4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_refused() -> None:
+    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    attention.linear1, attention.linear2 = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    with pytest.raises(InputError, match="no layer whose channels others can take over"):
+        niwaki.compress(attention, torch.randn(1, 3, 8), method=UDFC(), budget=niwaki.Budget(keep=0.5))
+    fresh = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    with pytest.raises(InputError, match="look untrained"):
+        compressed(fresh, 0.5, solve="activation")
+    broken = chain()
+    with torch.no_grad():
+        broken[3].weight[0, 0, 0, 0] = torch.nan  # type: ignore[index]
+    with pytest.raises(NotFiniteError):
+        compressed(broken, 0.5)
+    for settings in ({"bits": 9}, {"first_bits": 1}, {"solve": "magic"}, {"select": "best"}, {"share": "half"}):
+        with pytest.raises(InputError):
+            UDFC(**settings)
+
+
+def test_dead_channels_go_first_and_zero_scales_are_no_trouble() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[1].weight[3:9] = 0  # type: ignore[index]
+    for solve in ("filter", "activation", "merge", "neuron_merging"):
+        outcome = compressed(model, 0.5, solve=solve)
+        kept = next(kept for name, kept in outcome.plan.kept.items() if outcome.plan.units[name] == 12)
+        assert set(kept).isdisjoint(range(3, 9)), solve
+        assert bool(torch.isfinite(outcome.model(X)).all())
