@@ -52,6 +52,9 @@ def compress(
     rule: Annotated[str | None, typer.Option(help="global_rank or uniform; the method's own unless said.")] = None,
     grids: Annotated[str | None, typer.Option(help="Where an axis is a grid: rows or columns.")] = None,
     exact_only: Annotated[bool, typer.Option("--exact-only", help="Leave inexact groups whole.")] = False,
+    bits: Annotated[
+        int | None, typer.Option(help="Of weights, for methods that round them: 2 to 8; 32 leaves them floats.")
+    ] = None,
     protect: Protect = None,
     recover: Annotated[
         int, typer.Option(min=0, metavar="EPOCHS", help="Train for some epochs after the cut, on --device.")
@@ -82,7 +85,7 @@ def compress(
     """Make a model smaller. Scores, cuts, verifies, repairs, recovers, measures, and saves the run to DIR."""
     _refuse_place(out, force=force)
     listed = method_named(method)
-    shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None}
+    shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None, "bits": bits}
     fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
     if export not in (None, "onnx"):
         raise UnknownNameError.of("export format", str(export), ["onnx"])

@@ -1,5 +1,6 @@
 """Between a choice of units and a plan, both ways."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -110,10 +111,10 @@ def _entry(axis: Axis, name: str, stays: np.ndarray) -> dict[str, Any]:
     return entry
 
 
-def cuts_of(graph: ChannelGraph, tensor: str, alive: np.ndarray) -> list[dict[str, Any]]:
+def cuts_of(graph: ChannelGraph, tensor: str, alive: np.ndarray) -> list[Mapping[str, Any]]:
     """What a plan that keeps the units `alive` (bool `[units]`) cuts of one tensor, as `Plan.by_tensor` lists it."""
     padded = np.append(alive, True)
-    cuts = [
+    cuts: list[Mapping[str, Any]] = [
         _entry(axis, tensor, padded[axis.units])
         for axis in graph.axes
         if axis.tensor == tensor and not padded[axis.units].all()

@@ -7,8 +7,10 @@ from niwaki.methods.on_disk import StoredOutcome, compress_stored
 from niwaki.methods.random import Random
 from niwaki.methods.run import compress, load
 from niwaki.methods.taylor import Taylor
+from niwaki.methods.udfc import UDFC
 
 __all__ = [
+    "UDFC",
     "Job",
     "Magnitude",
     "Method",

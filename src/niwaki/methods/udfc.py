@@ -42,7 +42,7 @@ class UDFC(Method):
     shows that others can take them over.
     """
 
-    bits: int = FLOAT
+    bits: int = 32
     """Of the weights of convolutions and linear layers: 2 to 8, or 32 to leave them as they are."""
     first_bits: int = 0
     """Of the first layer; 0 is as the others."""
@@ -50,14 +50,15 @@ class UDFC(Method):
     """Of the last layer; 0 is as the others."""
     solve: How = "filter"
     """How channels are taken over: filter (the paper's closed form), filter_positive (no negative coefficients),
-    diagonal (each kept channel rescaled), activation (behind the non-linearity, by batch-norm statistics), merge (one to
-    one), neuron_merging (as published), or none."""
+    diagonal (each kept channel rescaled), activation (behind the non-linearity, by batch-norm statistics), merge (one
+    to one), neuron_merging (as published), or none."""
     bias_weight: float = 0.01
     """What an error of the bias counts beside one of the filter (alpha_1)."""
     ridge: float = 0.008
     """Price of leaving what is there (alpha_2)."""
     select: Choice = "folded_norm"
-    """Which channels stay: those of the largest folded filters, or those that others can least stand in for (residual)."""
+    """Which channels stay: those of the largest folded filters, those that others can least stand in for (residual), or
+    what is left when the least harmful goes, again and again (elimination)."""
     share: Literal["uniform", "error"] = "uniform"
     """One share for all layers, or shares by the predicted error of removing each channel, compared over layers."""
     per: Literal["channel", "tensor"] = "channel"
@@ -92,8 +93,8 @@ class UDFC(Method):
         """Run the method.
 
         Raises:
-            InputError: no layer's channels can be taken over (attention models); batch norm that was never trained where
-                its statistics are needed.
+            InputError: no layer's channels can be taken over (attention models); batch norm that was never trained,
+                where its statistics are needed.
             NotFiniteError: NaN or infinity among the weights.
         """
         seconds: dict[str, float] = {}
@@ -136,7 +137,7 @@ class UDFC(Method):
         if not receipt.passed:
             raise CannotCutError(
                 f"cut {plan.model}",
-                found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
+                found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64, of {receipt.scale:.3g}",
                 where=f"through the {receipt.door} door",
                 do="please report this model; protect= may help",
             )

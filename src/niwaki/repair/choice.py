@@ -1,7 +1,7 @@
 """Which channels others can best do without or take over, told without data: one number per unit, higher = keep."""
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int) -> np.nda
 
 def _gram(work: Work, site: Site, path: Path, space: Space, bias_weight: float) -> Tensor:
     """Inner products of the channels of a path with each other, of filters or of activations."""
-    filters = whole_rows(work, site, path)
+    filters: Any = whole_rows(work, site, path)
     products = filters.dot(filters)
     if space == "filter":
         return products + bias_weight * filters.bias[:, None] * filters.bias

@@ -1,5 +1,6 @@
-"""A network repaired front to back, in closed form and without data: what removed and rounded channels did is taken over
-by those that stay, in the weights of the layers that read them.
+"""A network repaired front to back, in closed form and without data.
+
+What removed and rounded channels did is taken over by those that stay, in the weights of the layers that read them.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,9 +27,9 @@ Bend = tuple[str, Callable[[Tensor], Tensor]]
 class Channels:
     """Channels as one reader sees them, before and after damage."""
 
-    target: Filters | Composite
-    """Folded, whole; the rows that the reader reads."""
-    damaged: Filters | Composite
+    target: Any
+    """Folded, whole; the rows that the reader reads: `Filters` or `Composite`."""
+    damaged: Any
     """Folded with the same norms; the kept ones, rounded."""
     kept: Tensor
     """Which of the targets each damaged channel is, `[kept]`."""
@@ -125,9 +126,9 @@ def reconstruct_network(
 ) -> tuple[np.ndarray, list[Repaired]]:
     """Rewrite the weights of `model` in place, front to back: round a layer, then let what reads it take over.
 
-    Shapes stay; what the plan of `alive` cuts is zero where it is read. Every layer is repaired towards what it computes
-    when its turn comes, its own inputs already taken over; the rounding of layers whose channels can't be mixed, and of
-    the last one, stays.
+    Shapes stay; what the plan of `alive` cuts is zero where it is read. Every layer is repaired towards what it
+    computes when its turn comes, its own inputs already taken over; the rounding of layers whose channels can't be
+    mixed, and of the last one, stays.
 
     Args:
         alive: units that stay, bool `[units]`; a removed one has to belong to a site that can be repaired.
