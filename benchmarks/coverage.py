@@ -141,8 +141,8 @@ def page(rows: Rows) -> None:
         and in training mode. *Saved* runs are loaded in a fresh process and compared bit by bit. *Export* is
         `torch.export`, then ONNX Runtime for classifiers of torchvision; a dash where the original can't be exported
         or was not asked. *Peer* is Torch-Pruning's `BasePruner` on the same model, thread count and machine with at
-        most {PEER_SECONDS} s and {PEER_GIB} GiB, and its seconds; where both can do it, they are timed turn by turn, and
-        *ours, times* says how often as fast ours is (one step / to half of the multiply-accumulates).
+        most {PEER_SECONDS} s and {PEER_GIB} GiB, and its seconds; where both can do it, they are timed turn by turn,
+        and *ours, times* says how often as fast ours is (one step / to half of the multiply-accumulates).
     """)
     (count, step), (_, budget) = speedup(whole, "warm"), speedup(whole, "budget")
     if count:
