@@ -115,7 +115,9 @@ class UDFC(Method):
         if self.bits < LOW:
             log.warning("%d bits: below %d the closed forms may hurt; compare with solve=none", self.bits, LOW)
         sites = [site for site in find_sites(graph) if site.reason is None]
-        numbers = channel_scores(graph, sites, Work(model), self.select, space=self.space, bias_weight=self.bias_weight)
+        # where all layers keep the same share, any order says how many of each; which ones, each says in its turn
+        first: Choice = "folded_norm" if self.share == "uniform" and self.solve != "none" else self.select
+        numbers = channel_scores(graph, sites, Work(model), first, space=self.space, bias_weight=self.bias_weight)
         done("score")
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
@@ -185,12 +187,11 @@ class UDFC(Method):
             plain = [g for g in graph.groups if g.kind == "channels" and g.ids.size == site.units.size]
             if not any(np.array_equal(np.sort(g.ids), np.sort(site.units)) for g in plain):
                 return alive
-            numbers = site_scores(now, site, self.select, space=self.space, bias_weight=self.bias_weight)
-            order = np.argsort(-numbers, kind="stable")
-            count = int(alive[site.units].sum())
+            count = site.units.size - int(alive[site.units].sum())
+            numbers = site_scores(now, site, self.select, space=self.space, bias_weight=self.bias_weight, most=count)
             alive = alive.copy()
-            alive[site.units] = False
-            alive[site.units[order[:count]]] = True
+            alive[site.units] = True
+            alive[site.units[np.argsort(numbers, kind="stable")[:count]]] = False
             return alive
 
         alive, found = reconstruct_network(

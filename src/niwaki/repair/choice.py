@@ -63,8 +63,13 @@ def channel_scores(
     return Scores(values, {"name": how, "space": space, "bias_weight": bias_weight}, tuple(missing))
 
 
-def site_scores(work: Work, site: Site, how: Choice, *, space: Space, bias_weight: float) -> np.ndarray:
-    """Scores of the rows of one site, over all its readers; float64 `[rows]`."""
+def site_scores(
+    work: Work, site: Site, how: Choice, *, space: Space, bias_weight: float, most: int | None = None
+) -> np.ndarray:
+    """Scores of the rows of one site, over all its readers; float64 `[rows]`.
+
+    Of elimination, only the `most` that go first have a number, the others are infinite.
+    """
     if how == "folded_norm":
         total = torch.zeros(site.units.size, dtype=torch.float64)
         for path in site.paths:
@@ -81,13 +86,15 @@ def site_scores(work: Work, site: Site, how: Choice, *, space: Space, bias_weigh
         harms[members] += reads.square().sum(0) / inverse.diagonal()
     if how == "residual":
         return np.asarray(harms.sqrt())
-    return eliminated([(members, inverse, reads) for members, inverse, reads, _ in views], site.units.size) / power
+    return eliminated([(at, inverse, reads) for at, inverse, reads, _ in views], site.units.size, most) / power
 
 
-def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int) -> np.ndarray:
-    """Take `count` channels out one after the other; the harm done when each goes, float64 `[count]`.
+def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int, most: int | None = None) -> np.ndarray:
+    """Take channels out one after the other; the harm done when each goes, float64 `[count]`, infinite for the rest.
 
     Args:
+        count: of channels.
+        most: how many are taken out; all unless said.
         views: for each reader which channels it reads, `[channels]`; the inverse of the Gram matrix of these,
             `[channels, channels]`; what it makes of each, `[outputs, channels]`.
     """
@@ -96,8 +103,8 @@ def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int) -> np.nda
         places[number, members] = torch.arange(len(members))
     inverses = [inverse.clone() for _, inverse, _ in views]
     squares = [reads.T @ reads for _, _, reads in views]  # [channels, channels]: all that the harm needs of a reader
-    harm, done, gone = np.zeros(count), 0.0, torch.zeros(count, dtype=torch.bool)
-    for _ in range(count):
+    harm, done, gone = np.full(count, np.inf), 0.0, torch.zeros(count, dtype=torch.bool)
+    for _ in range(count if most is None else most):
         costs = torch.zeros(count, dtype=torch.float64)
         for (members, _, _), inverse, square in zip(views, inverses, squares, strict=True):
             costs[members] += square.diagonal() / inverse.diagonal().clamp_min(torch.finfo(torch.float64).tiny)
@@ -109,9 +116,9 @@ def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int) -> np.nda
             at = int(places[number, first])
             inverse, square = inverses[number], squares[number]
             share = inverse[:, at] / inverse[at, at]  # the others take over: reads_j -= reads_at share_j
-            column = square[:, at].clone()
-            square -= column[:, None] * share + share[:, None] * column - square[at, at] * share[:, None] * share
-            inverse -= inverse[at, at] * share[:, None] * share
+            column = square[:, at] - square[at, at] / 2 * share
+            square.addr_(column, share, alpha=-1).addr_(share, column, alpha=-1)
+            inverse.addr_(share, share, alpha=-float(inverse[at, at]))
             square[at], square[:, at], inverse[at], inverse[:, at] = 0, 0, 0, 0
             inverse[at, at] = 1
     return harm
