@@ -35,6 +35,8 @@ METHODS: dict[str, tuple[niwaki.methods.Method, int]] = {
     "Random, seed 0": (niwaki.methods.Random(), 0),
     "Random, seed 1": (niwaki.methods.Random(), 1),
     "Random, seed 2": (niwaki.methods.Random(), 2),
+    "UDFC, the paper's form": (niwaki.methods.UDFC(), 0),
+    "UDFC, activation, elimination": (niwaki.methods.UDFC(solve="activation", select="elimination", share="error"), 0),
 }
 STREAMS = ("conv1", "layer*.conv2")
 """What is protected where only inner widths are cut: what the shortcuts join keeps its width."""
@@ -109,6 +111,7 @@ def ours(rows: Rows, name: str, label: str, task: Classification, options: argpa
             "what": "cut",
             "network": name,
             "method": label,
+            "title": type(METHODS[label][0]).__name__,
             "cut": cut,
             "batch_norm": task.evaluate(outcome.model).value,
             "pictures": len(task.splits.test),

@@ -62,7 +62,7 @@ def rows_of(root: Path) -> list[Row]:
     listed = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     whole = {row["network"]: row["accuracy"] for row in listed if row.get("what") == "dense"}
     named = [
-        row | {"dense": whole[row["network"]], "title": row["settings"]["score"]["name"]}
+        {"title": row["settings"]["score"]["name"], **row, "dense": whole[row["network"]]}
         for row in listed
         if row.get("what") == "cut" and row["network"] in whole
     ]
