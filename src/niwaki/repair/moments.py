@@ -183,10 +183,14 @@ def expanded(model: Gaussians, activation: Callable[[Tensor], Tensor]) -> Moment
     terms[1] = z * terms[0]
     for k in range(2, TERMS):
         terms[k] = (z * terms[k - 1] - math.sqrt(k - 1) * terms[k - 2]) / math.sqrt(k)
+    others = torch.ones_like(model.mean, dtype=torch.bool)
+    others[model.kept[model.undamaged]] = False
     mine = activation(model.mean[:, None] + model.deviation[:, None] * z) @ terms.T  # [targets, terms]
     own = activation(model.damaged_mean[:, None] + model.damaged_deviation[:, None] * z) @ terms.T
     gram = _series(model.damaged_cosine, own, own)
-    return _aligned(model, _series(model.cosine, mine, own), gram, mine.square().sum(1), own[:, 0])
+    cross = torch.zeros_like(model.cosine)
+    cross[others] = _series(model.cosine[others], mine[others], own)
+    return _aligned(model, cross, gram, mine.square().sum(1), own[:, 0])
 
 
 def sampled(model: Gaussians, activation: Callable[[Tensor], Tensor], *, samples: int, seed: int) -> Moments:
