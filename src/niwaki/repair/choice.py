@@ -9,7 +9,7 @@ from torch import Tensor
 
 from niwaki.errors import InputError
 from niwaki.graph import ChannelGraph
-from niwaki.repair.moments import Gaussians, linear, rectified, sampled
+from niwaki.repair.moments import Gaussians, expanded, linear, rectified
 from niwaki.repair.reconstruction import Work, bend_on, statistics_on, whole_rows
 from niwaki.repair.sites import Path, Site
 from niwaki.scores import Scores
@@ -18,7 +18,6 @@ Choice = Literal["folded_norm", "residual", "elimination"]
 Space = Literal["filter", "activation"]
 LEAST = 1e-3
 """Share of the mean of the Gram matrix's diagonal that is added to it: what the mixing itself is charged."""
-DRAWS = 4096
 
 
 def channel_scores(
@@ -140,7 +139,7 @@ def _gram(work: Work, site: Site, path: Path, space: Space, bias_weight: float) 
     name, bend = bend_on(path)
     if name in ("relu", "identity"):
         return (rectified if name == "relu" else linear)(model).gram
-    return sampled(model, bend, samples=DRAWS, seed=0).gram
+    return expanded(model, bend).gram
 
 
 def _read(work: Work, path: Path) -> Tensor:
