@@ -338,6 +338,19 @@ def test_any_precision_is_computed_in_double() -> None:
     assert first.matrix.dtype == torch.float64 and torch.equal(first.matrix, second.matrix)
 
 
+@pytest.mark.parametrize(
+    "block", [FilterSpace(), FilterSpace(relative=True), FilterSpace(non_negative=True), Diagonal()]
+)
+def test_a_layer_of_zeros_and_very_large_or_small_numbers(block: Any) -> None:
+    zeros, kept = Filters(torch.zeros(4, 5), torch.zeros(4)), torch.arange(2)
+    found = block(zeros, zeros[kept], kept)
+    assert found.largest == 1 and bool((found.after == 0).all()) and not found.warnings
+    for scale in (1e-60, 1e60):
+        target = Filters(torch.randn(6, 9).double() * scale, torch.randn(6).double() * scale)
+        found = block(target, rounded(target[kept], 0.5 * scale), kept)
+        assert bool(found.matrix.isfinite().all()) and bool((found.after <= found.before * (1 + 1e-9)).all())
+
+
 def test_refusals() -> None:
     target = layer(4, 3)
     with pytest.raises(InputError, match="keep at least one channel"):

@@ -154,8 +154,8 @@ def _model(target: Layer, damaged: Layer, kept: Tensor, mean: Tensor, deviation:
     norms, own = products.squares.sqrt(), products.gram.diagonal().sqrt()
     inverse, own_inverse = (torch.where(n > 0, 1 / n, 0.0) for n in (norms, own))
     # the same order of factors for both: what is undamaged has the same bits
-    cosine = products.cross * (inverse[:, None] * own_inverse)
-    own_cosine = products.gram * (own_inverse[:, None] * own_inverse)
+    cosine = products.cross * inverse[:, None] * own_inverse
+    own_cosine = products.gram * own_inverse[:, None] * own_inverse
     own_cosine.fill_diagonal_(1.0)
     same = (products.cross[kept] == products.gram).all(1)
     cosine[kept[same]] = own_cosine[same]

@@ -70,7 +70,7 @@ class FilterSpace:
             gram,
             products.squares + bias * products.bias,
             kept=kept,
-            ridge=self.ridge * (float(gram.diagonal().mean()) if self.relative else 1.0),
+            ridge=self.ridge * ((float(gram.diagonal().mean()) or 1.0) if self.relative else 1.0),
             non_negative=self.non_negative,
             remarks=remarks,
         )
