@@ -257,6 +257,9 @@ def test_files_are_timed_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = time_files(files, x, runs=3, warm_up=1)
     assert set(found) == {"one", "two"} and all(one.value > 0 and one.unit == "ms" for one in found.values())
     assert "3 runs in onnxruntime, in turns" in found["one"].definition and "onnxruntime" in found["one"].versions
+    assert "median processor time" in time_files(files, x, runs=2, clock="cpu")["one"].definition
+    with pytest.raises(UnknownNameError, match="known: wall, cpu"):
+        time_files(files, x, clock="sun")  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="known: onnxruntime, openvino"):
         time_files(files, x, runtime="abacus")
     with pytest.raises(InputError, match="nothing to time"):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from niwaki.units import tensors_in
 
 RUNTIMES = {"onnxruntime": "export", "openvino": "openvino"}
 """Package -> the extra that brings it."""
+CLOCKS = {"wall": ("wall-clock time", time.perf_counter), "cpu": ("processor time", time.process_time)}
 
 
 def time_files(
@@ -24,6 +25,7 @@ def time_files(
     example: Any,
     *,
     runtime: str = "onnxruntime",
+    clock: Literal["wall", "cpu"] = "wall",
     threads: int = 1,
     runs: int = 30,
     warm_up: int = 5,
@@ -36,13 +38,17 @@ def time_files(
         files: name -> file.
         example: the input, all of whose tensors the files take in order.
         runtime: "onnxruntime", or "openvino".
+        clock: "cpu" takes the processor time of all of this process's threads, which does not count what others on
+            the machine took; with one thread on an idle machine both are the same.
 
     Raises:
         MissingExtraError: the runtime is not installed.
-        InputError: an unknown runtime, no files, or counts below 1.
+        InputError: an unknown runtime or clock, no files, or counts below 1.
     """
     if runtime not in RUNTIMES:
         raise UnknownNameError.of("runtime", runtime, list(RUNTIMES))
+    if clock not in CLOCKS:
+        raise UnknownNameError.of("clock", clock, list(CLOCKS))
     if not files or min(runs, threads) < 1 or warm_up < 0:
         raise InputError(
             f"time {len(files)} files, {runs} runs, {threads} threads", found="nothing to time", do="give 1 or more"
@@ -59,12 +65,13 @@ def time_files(
     for call in ready.values():
         for _ in range(warm_up):
             call()
+    now = CLOCKS[clock][1]
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(runs):
         for name, call in ready.items():
-            start = time.perf_counter()
+            start = now()
             call()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((now() - start) * 1e3)
 
     return {
         name: _measured(name, taken, runtime, threads, device_name(torch.device("cpu")))
@@ -72,13 +79,13 @@ def time_files(
     }
 
 
-def _measured(name: str, times: list[float], runtime: str, threads: int, device: str) -> Measurement:
+def _measured(name: str, times: list[float], runtime: str, clock: str, threads: int, device: str) -> Measurement:
     quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
     return Measurement(
         name,
         statistics.median(times),
         "ms",
-        f"median wall-clock time of {len(times)} runs in {runtime}, in turns with the other files, {threads} CPU "
+        f"median {clock} of {len(times)} runs in {runtime}, in turns with the other files, {threads} CPU "
         "threads; spread is the interquartile range",
         quarters[2] - quarters[0],
         device,
