@@ -25,6 +25,7 @@ CHECKPOINT = "../shared/data/weights/cifar10-resnet-option-a/resnet56-4bfd9763.t
 CASES = ("vgg16_bn", "resnet56")
 PICTURES = 2000
 """Test pictures, every fifth: enough to see a loss of a point."""
+SHARES = ("dense", "weights_only", "simulated", "int8_file", "agreement")
 RUNS = 400
 
 

@@ -74,7 +74,7 @@ def time_files(
             times[name].append((now() - start) * 1e3)
 
     return {
-        name: _measured(name, taken, runtime, threads, device_name(torch.device("cpu")))
+        name: _measured(name, taken, runtime, CLOCKS[clock][0], threads, device_name(torch.device("cpu")))
         for name, taken in times.items()
     }
 
