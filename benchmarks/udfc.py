@@ -36,6 +36,8 @@ HOWS: dict[str, dict[str, Any]] = {
     "B": {"solve": "activation"},
     "B, elimination": {"solve": "activation", "select": "elimination"},
     "B, elimination, shares by error": {"solve": "activation", "select": "elimination", "share": "error"},
+    "B, elimination, fitted inputs": {"solve": "activation", "select": "elimination", "inputs": "fitted"},
+    "B, all three": {"solve": "activation", "select": "elimination", "inputs": "fitted", "share": "error"},
 }
 PEER = "Torch-Pruning L2"
 
@@ -164,7 +166,8 @@ def page(rows: Rows) -> None:
         in percent on the first pictures of the test split (how many is said), which nothing was chosen on. *Plain* is
         the cut and the rounding without repair; *A* the paper's closed form, *A+* without negative coefficients, *diag*
         rescaling alone, *B* behind the activation; *elimination* chooses the channels one after the other, *shares by
-        error* also how many of each layer, at as many channels in all. Activations stay floats.
+        error* also how many of each layer, at as many channels in all; *fitted inputs* takes what goes into a layer to
+        be what its batch norm's variances say. Activations stay floats.
     """)
     for name in NETWORKS:
         whole = rows.get(f"{name}, dense")

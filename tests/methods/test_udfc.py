@@ -187,7 +187,14 @@ def test_what_is_refused() -> None:
         broken[3].weight[0, 0, 0, 0] = torch.nan  # type: ignore[index]
     with pytest.raises(NotFiniteError):
         compressed(broken, 0.5)
-    for settings in ({"bits": 9}, {"first_bits": 1}, {"solve": "magic"}, {"select": "best"}, {"share": "half"}):
+    for settings in (
+        {"bits": 9},
+        {"first_bits": 1},
+        {"solve": "magic"},
+        {"select": "best"},
+        {"share": "half"},
+        {"inputs": "fitted"},
+    ):
         with pytest.raises(InputError):
             UDFC(**settings)
 

@@ -59,6 +59,8 @@ class UDFC(Method):
     select: Choice = "folded_norm"
     """Which channels stay: those of the largest folded filters, those that others can least stand in for (residual), or
     what is left when the least harmful goes, again and again (elimination)."""
+    inputs: Literal["white", "fitted"] = "white"
+    """For activation: what goes into a layer is taken to be white, or such that its batch norm's variances come out."""
     share: Literal["uniform", "error"] = "uniform"
     """One share for all layers, or shares by the predicted error of removing each channel, compared over layers."""
     per: Literal["channel", "tensor"] = "channel"
@@ -69,7 +71,15 @@ class UDFC(Method):
     """"literal" is the grid of the authors' sibling method, which has no zero."""
 
     def __post_init__(self) -> None:
-        known(self, solve=get_args(How), select=get_args(Choice), share=("uniform", "error"))
+        known(
+            self, solve=get_args(How), select=get_args(Choice), share=("uniform", "error"), inputs=("white", "fitted")
+        )
+        if self.inputs == "fitted" and self.solve != "activation":
+            raise InputError(
+                f"UDFC(inputs='fitted', solve={self.solve!r})",
+                found="only solve='activation' asks how channels go together",
+                do="leave inputs out, or take solve='activation'",
+            )
         for name in ("bits", "first_bits", "last_bits"):
             bits = getattr(self, name)
             allowed = (*range(2, 9), FLOAT) if name == "bits" else (0, *range(2, 9), FLOAT)
@@ -117,7 +127,10 @@ class UDFC(Method):
         sites = [site for site in find_sites(graph) if site.reason is None]
         # where all layers keep the same share, any order says how many of each; which ones, each says in its turn
         first: Choice = "folded_norm" if self.share == "uniform" and self.solve != "none" else self.select
-        numbers = channel_scores(graph, sites, Work(model), first, space=self.space, bias_weight=self.bias_weight)
+        judges = self.fitted and first == self.select
+        numbers = channel_scores(
+            graph, sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
+        )
         done("score")
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
@@ -168,6 +181,10 @@ class UDFC(Method):
         )
 
     @property
+    def fitted(self) -> bool:
+        return self.inputs == "fitted"
+
+    @property
     def space(self) -> Space:
         """Where channels are judged: where they are repaired."""
         return "activation" if self.solve == "activation" else "filter"
@@ -195,7 +212,13 @@ class UDFC(Method):
             return alive
 
         alive, found = reconstruct_network(
-            work, graph, alive, solve=solve, rounding=rounding, reconsider=None if solve is None else reconsider
+            work,
+            graph,
+            alive,
+            solve=solve,
+            rounding=rounding,
+            fitted=self.fitted,
+            reconsider=None if solve is None else reconsider,
         )
         return work, alive, found, rounding
 

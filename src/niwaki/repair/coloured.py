@@ -21,7 +21,8 @@ class Coloured:
 
     Args:
         filters: `[units, channels * positions]`, channels first, as a flattened convolution.
-        covariance: of the input's channels, as `ActivationSpace.covariance` says of the layer before.
+        covariance: of the input's channels, as `ActivationSpace.covariance` says of the layer before; variances alone,
+            `[channels]`, where channels do not go together.
         size: positions along every side of the window; empty for a linear layer.
         neighbours: correlation of inputs one position apart, 0 to below 1; at a distance d it is to the power of d.
 
@@ -30,7 +31,7 @@ class Coloured:
     """
 
     filters: Filters
-    covariance: Float[Tensor, "channels channels"] | None = None
+    covariance: Float[Tensor, "channels channels"] | Float[Tensor, " channels"] | None = None
     size: tuple[int, ...] = ()
     neighbours: float = 0.5
     weight: Float[Tensor, "units rest"] = field(init=False)
@@ -39,7 +40,7 @@ class Coloured:
     def __post_init__(self) -> None:
         window = _window(self.size, self.neighbours).to(self.filters.weight)
         channels = self.filters.rank // len(window)
-        if self.covariance is not None and self.covariance.shape != (channels, channels):
+        if self.covariance is not None and self.covariance.shape not in ((channels, channels), (channels,)):
             raise InputError(
                 "colour filters",
                 found=f"{channels} channels, window {list(self.size)}, covariance {list(self.covariance.shape)}",
@@ -52,7 +53,9 @@ class Coloured:
                 do="give the kernel's size",
             )
         weight = self.filters.weight.unflatten(1, (channels, len(window))) @ _root(window)
-        if self.covariance is not None:
+        if self.covariance is not None and self.covariance.ndim == 1:
+            weight = weight * self.covariance.to(weight).sqrt()[:, None]
+        elif self.covariance is not None:
             weight = (weight.transpose(1, 2) @ _root(self.covariance.to(weight))).transpose(1, 2)
         object.__setattr__(self, "weight", weight.flatten(1))
 
@@ -98,6 +101,11 @@ def _window(size: tuple[int, ...], neighbours: float) -> Tensor:
     places = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float64) for side in size)).reshape(-1, len(size))
     apart = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist")
     return torch.as_tensor(neighbours, dtype=torch.float64) ** apart
+
+
+def window_root(size: tuple[int, ...], neighbours: float) -> Float[Tensor, "positions positions"]:
+    """A lower L with `L L'` the correlations of a window's positions."""
+    return _root(_window(size, neighbours))
 
 
 def _root(covariance: Tensor) -> Tensor:

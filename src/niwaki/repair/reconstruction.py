@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import cuts_of
 from niwaki.plan import apply_cuts
+from niwaki.repair.coloured import Coloured
 from niwaki.repair.diagonal import Diagonal
 from niwaki.repair.filters import Composite, Filters, folded
+from niwaki.repair.inputs import fitted_inputs
 from niwaki.repair.mixing import Mixing, mix
 from niwaki.repair.sites import Layer, Norm, Path, Site, bend_of, find_sites, layers_of
 
@@ -73,7 +75,10 @@ class Work:
     """Tensors of a model in float64, whole, as they are rewritten."""
 
     model: nn.Module
+    fitted: bool = False
+    """Whether inputs of layers are taken to be what batch-norm variances say, and not white."""
     exact: dict[str, Tensor] = field(default_factory=dict)
+    inputs: dict[tuple[str, str], tuple[float, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -121,6 +126,7 @@ def reconstruct_network(
     *,
     solve: Solver | None,
     rounding: Rounding,
+    fitted: bool = False,
     reconsider: Callable[[Work, Site, np.ndarray], np.ndarray] | None = None,
     hear: Callable[[int, int, str], None] | None = None,
 ) -> tuple[np.ndarray, list[Repaired]]:
@@ -134,13 +140,14 @@ def reconstruct_network(
         alive: units that stay, bool `[units]`; a removed one has to belong to a site that can be repaired.
         solve: makes the mixing matrix of one site and reader; None repairs nothing.
         rounding: of the weights it names.
+        fitted: take inputs of layers to be what batch-norm variances say (`fitted_inputs`), and not white.
         reconsider: asked for each site in its turn; gives other units of it to keep, as many, as `alive`.
         hear: hears of each layer: its number from 1, how many there are, its name.
 
     Returns:
         The units that stay, and what was predicted for each site and reader.
     """
-    work = Work(model)
+    work = Work(model, fitted)
     layers = layers_of(graph)
     sites = {site.weight: site for site in find_sites(graph)}
     waiting: dict[str, list[tuple[Site, Path, Filters]]] = {}
@@ -256,14 +263,25 @@ def _take_over(
     work[path.reader] = weight
 
 
-def folded_rows(work: Work, site: Site, path: Path) -> Filters:
-    """The rows of a site that a path reads, with the norms in front of the activation folded in."""
+def folded_rows(work: Work, site: Site, path: Path) -> Any:
+    """The rows of a site that a path reads, with the norms in front of the activation folded in: `Filters`, or
+    `Coloured` where inputs are fitted and there is a norm to fit them to.
+    """
     members = torch.from_numpy(path.members)
     bias = work[site.bias][members] if site.bias is not None else None
-    return _folded(work, work[site.weight][members], bias, path.norms)
+    filters = _folded(work, work[site.weight][members], bias, path.norms)
+    if not work.fitted or path.depthwise is not None or not path.norms:
+        return filters
+    weight, norm = work.own[site.weight], path.norms[0]
+    key = site.weight, norm.variance
+    if key not in work.inputs:  # of the network as it was: what goes into its layers
+        variance = work.own[norm.variance][torch.from_numpy(norm.positions)]
+        work.inputs[key] = fitted_inputs(weight[members], variance)
+    neighbours, scales = work.inputs[key]
+    return Coloured(filters, scales, tuple(weight.shape[2:]), neighbours)
 
 
-def whole_rows(work: Work, site: Site, path: Path) -> Filters | Composite:
+def whole_rows(work: Work, site: Site, path: Path) -> Any:
     """The channels of a path as its reader sees them, a depthwise filter on the way included."""
     filters = folded_rows(work, site, path)
     return filters if path.depthwise is None else Composite(filters, _filter_rows(work, path))
