@@ -35,7 +35,8 @@ METHODS: dict[str, tuple[niwaki.methods.Method, int]] = {
     "Random, seed 0": (niwaki.methods.Random(), 0),
     "Random, seed 1": (niwaki.methods.Random(), 1),
     "Random, seed 2": (niwaki.methods.Random(), 2),
-    "UDFC, the paper's form": (niwaki.methods.UDFC(), 0),
+    "UDFC, the paper's form": (niwaki.methods.UDFC(select="folded_norm"), 0),
+    "UDFC": (niwaki.methods.UDFC(), 0),
     "UDFC, activation, elimination": (niwaki.methods.UDFC(solve="activation", select="elimination", share="error"), 0),
 }
 STREAMS = ("conv1", "layer*.conv2")

@@ -26,14 +26,18 @@ TRAINED = ("vgg16_bn", "mobilenet_v2")
 NETWORKS = (*PRETRAINED, *TRAINED)
 KEEPS = (0.9, 0.8, 0.7, 0.5)
 BITS = (32, 8, 6, 4)
+FOLDED = {"select": "folded_norm"}
 HOWS: dict[str, dict[str, Any]] = {
-    "plain": {"solve": "none"},
-    "Neuron Merging": {"solve": "neuron_merging"},
-    "merge": {"solve": "merge"},
-    "A": {"solve": "filter"},
-    "A+": {"solve": "filter_positive"},
-    "diag": {"solve": "diagonal"},
-    "B": {"solve": "activation"},
+    "plain": {"solve": "none", **FOLDED},
+    "Neuron Merging": {"solve": "neuron_merging", **FOLDED},
+    "merge": {"solve": "merge", **FOLDED},
+    "A": {"solve": "filter", **FOLDED},
+    "A+": {"solve": "filter_positive", **FOLDED},
+    "diag": {"solve": "diagonal", **FOLDED},
+    "B": {"solve": "activation", **FOLDED},
+    "plain, path norm": {"solve": "none"},
+    "A, path norm": {"solve": "filter"},
+    "B, path norm": {"solve": "activation"},
     "B, elimination": {"solve": "activation", "select": "elimination"},
     "B, elimination, shares by error": {"solve": "activation", "select": "elimination", "share": "error"},
     "B, elimination, fitted inputs": {"solve": "activation", "select": "elimination", "inputs": "fitted"},
@@ -165,8 +169,9 @@ def page(rows: Rows) -> None:
         take over (the inner ones of residual blocks), and bits of all weights, per output channel, symmetric. Accuracy
         in percent on the first pictures of the test split (how many is said), which nothing was chosen on. *Plain* is
         the cut and the rounding without repair; *A* the paper's closed form, *A+* without negative coefficients, *diag*
-        rescaling alone, *B* behind the activation; *elimination* chooses the channels one after the other, *shares by
-        error* also how many of each layer, at as many channels in all; *fitted inputs* takes what goes into a layer to
+        rescaling alone, *B* behind the activation. Channels are chosen by the norms of folded filters, *path norm* by
+        these times the norms of what reads them, *elimination* one after the other; *shares by error* also chooses
+        how many of each layer, at as many channels in all; *fitted inputs* takes what goes into a layer to
         be what its batch norm's variances say. Activations stay floats.
     """)
     for name in NETWORKS:

@@ -114,7 +114,9 @@ def test_folded_norms_and_unknown_names() -> None:
     (values,) = channel_scores(graph, find_sites(graph), Work(model), "folded_norm").values.values()
     scale = model.norm.weight / (model.norm.running_var + 1e-5).sqrt()
     assert torch.allclose(values.float(), model.a.weight.flatten(1).norm(dim=1) * scale)
-    with pytest.raises(InputError, match="known: folded_norm, residual, elimination"):
+    (paths,) = channel_scores(graph, find_sites(graph), Work(model), "path_norm").values.values()
+    assert torch.allclose(paths, values * model.b.weight.detach().double().transpose(0, 1).flatten(1).norm(dim=1))
+    with pytest.raises(InputError, match="known: folded_norm, path_norm, residual, elimination"):
         channel_scores(graph, find_sites(graph), Work(model), "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="known: filter, activation"):
         channel_scores(graph, find_sites(graph), Work(model), "residual", space="weight")  # type: ignore[arg-type]

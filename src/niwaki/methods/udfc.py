@@ -38,8 +38,8 @@ class UDFC(Method):
     """Remove channels and round weights; the layers that read them take over what is lost. No data, no training.
 
     Source: Bai et al. 2023, arXiv:2308.07209. Differs: the paper's equations could not be read; the closed form follows
-    from its assumption. Channels are chosen by folded norms (the paper does not say how), and only where the graph
-    shows that others can take them over.
+    from its assumption. Channels are chosen by norms (the paper does not say how), and only where the graph shows that
+    others can take them over.
     """
 
     bits: int = 32
@@ -56,9 +56,10 @@ class UDFC(Method):
     """What an error of the bias counts beside one of the filter (alpha_1)."""
     ridge: float = 0.008
     """Price of leaving what is there (alpha_2)."""
-    select: Choice = "folded_norm"
-    """Which channels stay: those of the largest folded filters, those that others can least stand in for (residual), or
-    what is left when the least harmful goes, again and again (elimination)."""
+    select: Choice = "path_norm"
+    """Which channels stay: those of the largest folded filters (folded_norm), the same times the norm of what reads
+    them (path_norm), those that others can least stand in for (residual), or what is left when the least harmful goes,
+    again and again (elimination)."""
     inputs: Literal["white", "fitted"] = "white"
     """For activation: what goes into a layer is taken to be white, or such that its batch norm's variances come out."""
     share: Literal["uniform", "error"] = "uniform"

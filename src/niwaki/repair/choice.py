@@ -14,7 +14,7 @@ from niwaki.repair.reconstruction import Work, bend_on, statistics_on, whole_row
 from niwaki.repair.sites import Path, Site
 from niwaki.scores import Scores
 
-Choice = Literal["folded_norm", "residual", "elimination"]
+Choice = Literal["folded_norm", "path_norm", "residual", "elimination"]
 Space = Literal["filter", "activation"]
 LEAST = 1e-3
 """Share of the mean of the Gram matrix's diagonal that is added to it: what the mixing itself is charged."""
@@ -31,11 +31,11 @@ def channel_scores(
 ) -> Scores:
     """Scores of the units of all sites that can be repaired; groups with other units are left whole.
 
-    "folded_norm" is the norm of the filter with the batch norm folded in. "residual" is what no combination of the
-    others gives of a channel, times the norm of what reads it. "elimination" takes channels out one after the other,
-    each time the one whose loss harms the reader least once the others have taken over; a channel's score is the harm
-    done by then, as a share of all that the readers get. Both judge by filters, or by activations under the Gaussian
-    model of their batch norms.
+    "folded_norm" is the norm of the filter with the batch norm folded in; "path_norm" is that times the norm of what
+    reads it. "residual" is what no combination of the others gives of a channel, times that norm. "elimination" takes
+    channels out one after the other, each time the one whose loss harms the reader least once the others have taken
+    over; a channel's score is the harm done by then, as a share of all that the readers get. The last two judge by
+    filters, or by activations under the Gaussian model of their batch norms.
 
     Source: Bai et al. 2023, arXiv:2308.07209 does not say how its channels are chosen. Elimination with its update of
     the rest is Hassibi and Stork 1993 (optimal brain surgeon) for whole channels, with moments in place of a Hessian.
@@ -69,10 +69,11 @@ def site_scores(
 
     Of elimination, only the `most` that go first have a number, the others are infinite.
     """
-    if how == "folded_norm":
+    if how in ("folded_norm", "path_norm"):
         total = torch.zeros(site.units.size, dtype=torch.float64)
         for path in site.paths:
-            total[torch.from_numpy(path.members)] += whole_rows(work, site, path).squares
+            read = _read(work, path).square().sum(0) if how == "path_norm" else 1.0
+            total[torch.from_numpy(path.members)] += whole_rows(work, site, path).squares * read
         return np.asarray(total.sqrt())
     views = []
     for path in site.paths:
