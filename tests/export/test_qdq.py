@@ -174,6 +174,46 @@ def test_sums(tmp_path: Path) -> None:
         assert kernels_of(path)["QLinearConv"] == 3
 
 
+def test_grouped_convolutions_and_norms_without_scale(tmp_path: Path) -> None:
+    """Depthwise and grouped filters, ReLU6 and hardswish, a batch norm without scale, a dead filter."""
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 1, bias=False),
+        nn.BatchNorm2d(16, affine=False),
+        nn.ReLU6(),
+        nn.Conv2d(16, 16, 3, groups=16, padding=1),
+        nn.BatchNorm2d(16),
+        nn.Hardswish(),
+        nn.Conv2d(16, 8, 1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    )
+    x = torch.randn(32, 4, 6, 6)
+    for _ in range(10):
+        model(x)
+    model.eval().requires_grad_(False)
+    model[3].weight[5] = 0
+    path = tmp_path / "a.onnx"
+    found = export_qdq(model, x[:1], path, ranges=from_inputs(model, [x]), inputs=x)
+    assert found["difference"].value < 0.03 and not found["integer_layers"].uncounted
+    assert found["integer_layers"].value == 3, "the last one puts out floating point"
+    assert found["float_difference"].value < 0.1
+
+
+def test_one_layer_called_twice(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x).relu()).relu().mean((2, 3))
+
+    model, x = Twice().eval(), torch.randn(16, 3, 6, 6)
+    found = export_qdq(model, x[:1], tmp_path / "a.onnx", ranges=from_inputs(model, [x]), inputs=x)
+    assert found["difference"].value < 0.03 and found["agreement"].value > 0.9
+
+
 class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
