@@ -55,11 +55,33 @@ def test_behind_batch_norm_by_hand(middle: list[nn.Module], expected: tuple[floa
 
 def test_outputs_that_others_read() -> None:
     """Behind ReLU a mean, or ReLU6 and one: a grid of the output needs no more than these let through."""
-    for act, high in ((nn.ReLU(inplace=True), 6.5), (nn.ReLU6(), 6.0)):
+    for act, ends in ((nn.ReLU(inplace=True), (0.0, 6.5)), (nn.ReLU6(), (0.0, 6.0)), (nn.Hardtanh(), (-1.0, 1.0))):
         model = chain(act, nn.MaxPool2d(1), nn.AdaptiveAvgPool2d(4), nn.AvgPool2d(1))
-        assert from_batch_norm(model, EXAMPLE).outputs == {"1": (0.0, high)}
+        assert from_batch_norm(model, EXAMPLE).outputs == {"1": ends}
         low, measured = from_inputs(model, [torch.randn(4, 1, 4, 4)]).outputs["1"]
-        assert low == 0 < measured <= high
+        assert ends[0] <= low <= 0 < measured <= ends[1]
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with its activation inside, as timm has them."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__(2)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+def test_norms_with_an_activation_inside() -> None:
+    """Their output is that of the activation: only where this merely cuts off it can be rounded there."""
+    for act, found in ((nn.ReLU(), {"1": (0.0, 6.5)}), (nn.SiLU(), {})):
+        model = chain(nn.AvgPool2d(1))
+        inside = NormAct(act).eval()
+        inside.load_state_dict(model[1].state_dict())
+        model[1] = inside
+        assert from_batch_norm(model, EXAMPLE).outputs == found
+        assert set(from_inputs(model, [torch.randn(4, 1, 4, 4)]).outputs) == set(found)
 
 
 def test_settings() -> None:

@@ -56,7 +56,7 @@ def export_qdq(
             bits, or symmetric); None quantises `Uniform(bits)`. Codes of fewer than 8 bits are stored in 8.
         bits: of the weights where `weights` is None, 2 to 8. Activations have 8.
         tolerance: norm of the difference from the simulated network, relative to the outputs' norm, above which the
-            file is refused, unless half of what quantisation itself changes is more. Rounding that falls the other
+            file is refused, unless what quantisation itself changes is more. Rounding that falls the other
             way near a tie travels on, most in untrained networks; a wrong scale or kernel makes far more of it.
         inputs: a batch on which the file is compared; None draws some.
         seed: of inputs that are drawn within the range of the first layer (normal numbers where it has none).
@@ -84,7 +84,7 @@ def export_qdq(
             inputs = _within(at_batch(example, CHECKED) if dynamic_batch else example, ranges, seed)
         expected, found = onnx_file.expected_of(reference, inputs), onnx_file.outputs_of(file, inputs)
         exact = onnx_file.expected_of(model, inputs)
-        allowed = max(tolerance, _share(exact, expected) / 2)
+        allowed = max(tolerance, _share(exact, expected))
         if not _share(expected, found) <= allowed:
             raise NiwakiError(
                 f"export to {target}",

@@ -25,6 +25,8 @@ PRODUCTS = ("mul", "mul_")
 POOLS = ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax")
 CUTS = ("relu", "relu_", "hardtanh", "hardtanh_")
 """They only cut off."""
+PLAIN = (nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout)
+"""What a batch norm may have inside and still put out its own numbers, but for what is cut off."""
 EVERYTHING = (-math.inf, math.inf)
 BOUNDED = ("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "tanh", "tanh_", "hardtanh", "hardtanh_")
 """Their results have bounds whatever they are given."""
@@ -248,13 +250,18 @@ def _read_outside(model: nn.Module, graph: ChannelGraph) -> dict[str, Range]:
         held = [made[id(value)] for value in record.inputs if id(value) in made]
         weighted = any(value.direct for value in record.inputs) and not record.moves
         passed: tuple[str, Range] | None = None
-        if (record.name in NORMS or record.name == "convolution") and not list(modules[record.module].children()):
+        if (record.name in NORMS or record.name == "convolution") and all(
+            isinstance(child, PLAIN) for child in modules[record.module].children()
+        ):
             passed = record.module, EVERYTHING
         if record.name in NORMS:
             held = []  # folded into what it follows
         elif held and record.name in CUTS:
-            low, high = (*record.args[1:3], 0.0, math.inf)[:2] if "tanh" in record.name else (0.0, math.inf)
-            passed, held = (held[0][0], _within(held[0][1], (low, high))), []
+            ends = (0.0, math.inf)
+            if "tanh" in record.name:  # torch leaves out arguments that are the defaults
+                given = record.args[1:3]
+                ends = (*given, *(-1.0, 1.0)[len(given) :])
+            passed, held = (held[0][0], _within(held[0][1], ends)), []
         elif held and (record.moves or "max_pool" in record.name) and record.name != "cat":
             passed, held = held[0], []
         for path, ends in held:
