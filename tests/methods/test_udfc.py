@@ -208,3 +208,34 @@ def test_dead_channels_go_first_and_zero_scales_are_no_trouble() -> None:
         kept = next(kept for name, kept in outcome.plan.kept.items() if outcome.plan.units[name] == 12)
         assert set(kept).isdisjoint(range(3, 9)), solve
         assert bool(torch.isfinite(outcome.model(X)).all())
+
+
+class TwoReaders(nn.Module):
+    """One layer or two read what a depthwise filter puts out."""
+
+    def __init__(self, readers: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.each = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6)
+        self.down = nn.ModuleList([nn.Conv2d(6, 2, 1) for _ in range(readers)])
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu(self.each(F.relu(self.up(x))))
+        return [down(x) for down in self.down]
+
+
+def test_a_depthwise_filter_is_evened_out_once_however_many_read_it() -> None:
+    one, two = (compressed(TwoReaders(n).eval(), 1.0, first_bits=2).model for n in (1, 2))
+    assert torch.equal(one.each.weight, two.each.weight) and torch.equal(one.down[0].weight, two.down[0].weight)
+
+
+def test_numbers_that_do_not_fit_a_half_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        model[0].weight[1] = 2 * model[0].weight[0]  # type: ignore[index, operator, union-attr]
+        model[0].bias[1] = 2 * model[0].bias[0]  # type: ignore[index, operator, union-attr]
+        model[2].weight.fill_(6e4)  # type: ignore[operator, union-attr]
+    with pytest.raises(NotFiniteError, match="float16"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        budget = niwaki.Budget(keep=0.5, of="units")
+        niwaki.compress(model.half(), X.half(), method=UDFC(solve="merge"), budget=budget)

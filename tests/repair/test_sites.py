@@ -160,6 +160,22 @@ class Odd(nn.Module):
             return self.up(x)
         if self.how == "read twice":
             return F.conv2d(torch.cat([x, x.relu()], 1), torch.cat([self.head.weight, self.head.weight], 1))
+        if self.how == "written through a view":
+            view = x.view(x.shape)
+            torch.relu_(x)
+            return self.head(view)
+        if self.how == "a slice bent in place":
+            x[:, :2].relu_()
+            return self.head(x)
+        if self.how == "an exponent":
+            return self.head(torch.pow(2.0, x))
+        if self.how == "own weight elsewhere":
+            return self.head(x) * self.conv.weight.sum()
+        if self.how == "reader elsewhere":
+            return self.head(x) + self.head.weight.sum(1)
+        if self.how == "computed norm":
+            norm = self.norm
+            return self.head(F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight * 2, norm.bias))
         assert self.how == "instance"
         return self.head(F.instance_norm(x))
 
@@ -173,6 +189,12 @@ class Odd(nn.Module):
         ("slope", "_prelu_kernel in slope reads them"),
         ("called twice", "twice.weight reads them and is called more than once"),
         ("transposed", "a transposed convolution in up reads them"),
+        ("written through a view", "convolution in head reads them after a part of them was written over"),
+        ("a slice bent in place", "convolution in head reads them after a part of them was written over"),
+        ("an exponent", "pow in the model reads them"),
+        ("own weight elsewhere", "sum in the model reads conv.weight besides"),
+        ("reader elsewhere", "sum in the model reads head.weight besides"),
+        ("computed norm", "the batch norm in the model takes tensors that the model computes"),
     ],
 )
 def test_what_is_refused_and_why(how: str, reason: str) -> None:
@@ -190,3 +212,52 @@ def test_activations_come_with_their_settings_and_leave_the_input_alone() -> Non
     name, bend = bend_of(path.bend)
     x = torch.tensor([-1.0, 2.0])
     assert name == "leaky_relu" and np.allclose(bend(x), [-0.3, 2.0]) and x.tolist() == [-1.0, 2.0]
+
+
+class Bare(nn.Module):
+    """A matrix `[inputs, outputs]`, one turned twice, and activations in place behind views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(5, 2)
+        self.matrix, self.other = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(5, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu_(self.second(torch.relu_(self.first(x)))) @ self.matrix
+        return self.last(torch.relu(x) @ self.other.t())
+
+
+def test_a_bare_matrix_is_no_layer_unless_it_is_turned() -> None:
+    x = torch.randn(2, 5, 3)
+    assert reasons(Bare(), x) == {
+        "first": None,
+        "second": "a product with a matrix of [inputs, outputs] in the model reads them",
+        "matrix": "a product with a matrix of [inputs, outputs]",
+        "other": None,
+        "last": "output of the model",
+    }
+    assert {layer.weight: layer.axis for layer in layers_of(niwaki.trace(Bare().eval(), x))} == {
+        "first.weight": 0, "second.weight": 0, "matrix": 1, "other": 0, "last.weight": 0,
+    }  # fmt: skip
+    up = niwaki.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 2, 1)).eval(), X)
+    assert [layer.axis for layer in layers_of(up)] == [0, 1]
+
+
+class Split(nn.Module):
+    """The second half goes through a depthwise filter, the first around it; borders filled with ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.each = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, groups=4)
+        self.left, self.right = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = self.conv(x).relu().chunk(2, 1)
+        return self.left(F.pad(left, (1, 1), value=1.0)), self.right(self.each(right))
+
+
+def test_a_depthwise_filter_of_some_channels() -> None:
+    left, right = sites(Split())["conv"].paths
+    assert left.members.tolist() == [0, 1, 2, 3] and left.inexact == ("constant_pad_nd",)
+    assert right.members.tolist() == [4, 5, 6, 7]
+    assert right.depthwise is not None and right.depthwise.positions.tolist() == [0, 1, 2, 3]

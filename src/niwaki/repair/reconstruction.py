@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from niwaki.errors import NotFiniteError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import cuts_of
 from niwaki.plan import apply_cuts
@@ -72,7 +73,7 @@ class Repaired:
 
 @dataclass(eq=False)
 class Work:
-    """Tensors of a model in float64, whole, as they are rewritten."""
+    """Tensors of a model in float64 on the CPU, whole, as they are rewritten; the model may be anywhere."""
 
     model: nn.Module
     fitted: bool = False
@@ -85,14 +86,30 @@ class Work:
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.exact:
-            self.exact[name] = self.own[name].detach().double()
+            self.exact[name] = self.before(name)
         return self.exact[name]
+
+    def before(self, name: str) -> Tensor:
+        """A tensor as the model has it."""
+        return self.own[name].detach().to("cpu").double()
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.exact[name] = value
 
     def write(self) -> None:
-        """Put everything back into the model, in its types."""
+        """Put everything back into the model, in its types.
+
+        Raises:
+            NotFiniteError: a number does not fit its type; the model is as it was.
+        """
+        for name, value in self.exact.items():
+            if not bool(value.to(self.own[name].dtype).isfinite().all()):
+                raise NotFiniteError(
+                    "rewrite a weight",
+                    found=f"numbers up to {float(value.abs().max()):.3g}, of {self.own[name].dtype} in the model",
+                    where=name,
+                    do="raise the ridge, or convert the model to float32",
+                )
         with torch.no_grad():
             for name, value in self.exact.items():
                 self.own[name].copy_(value)
@@ -105,14 +122,15 @@ class Rounding:
         self.how = how
         self.codes: dict[str, Any] = {}
 
-    def __call__(self, graph: ChannelGraph, name: str, work: Work, alive: np.ndarray) -> None:
-        """Put what stays of a weight on its grid, the rest as it is."""
+    def __call__(self, graph: ChannelGraph, layer: Layer, work: Work, alive: np.ndarray) -> None:
+        """Put what stays of a layer's weight on its grid, the rest as it is."""
+        name = layer.weight
         if name not in self.how:
             return
         weight = work[name]
         cuts = cuts_of(graph, name, alive)
         places = apply_cuts(torch.arange(weight.numel(), device=weight.device).reshape(weight.shape), cuts, name)
-        codes = self.how[name](weight.reshape(-1)[places], axis=0, name=name)
+        codes = self.how[name](weight.reshape(-1)[places], axis=layer.axis, name=name)
         self.codes[name] = replace(codes, dtype=work.own[name].dtype)  # whose values the model will hold
         rounded = weight.clone()
         rounded.view(-1)[places.reshape(-1)] = self.codes[name].values().double().reshape(-1)
@@ -157,12 +175,12 @@ def reconstruct_network(
         if layer.depthwise:
             _depthwise(work, graph, layer, waiting.pop(layer.weight, []), alive, solve, rounding, found)
         elif site is None or site.reason is not None:
-            rounding(graph, layer.weight, work, alive)
+            rounding(graph, layer, work, alive)
         else:
             if reconsider is not None:
                 alive = reconsider(work, site, alive)
             whole = {id(path): folded_rows(work, site, path) for path in site.paths}
-            rounding(graph, layer.weight, work, alive)
+            rounding(graph, layer, work, alive)
             for path in site.paths:
                 if path.depthwise is not None:
                     waiting.setdefault(path.depthwise.weight, []).append((site, path, whole[id(path)]))
@@ -187,19 +205,19 @@ def _depthwise(
     """Round a depthwise filter, and let the reader behind it take over what became of both."""
     whole = [_filter_rows(work, path) for _, path, _ in waiting]
     if solve is not None:
-        for (
-            site,
-            path,
-            before,
-        ) in waiting:  # rounding in front is evened out channel by channel, where nothing mixes yet
-            after = folded_rows(work, site, path)
-            scale = Diagonal()(before, after, torch.arange(len(after))).matrix.diagonal()
+        # rounding in front is evened out channel by channel, where nothing mixes yet; once, however many read them
+        weight = work[layer.weight].clone()
+        scaled = torch.zeros(len(weight), dtype=torch.bool)
+        for site, path, before in waiting:
             assert path.depthwise is not None
+            after = folded_rows(work, site, path)
+            scale = Diagonal()(before, after, torch.arange(len(after))).matrix.diagonal().clone()
             rows = torch.from_numpy(path.depthwise.positions)
-            weight = work[layer.weight].clone()
+            scale[scaled[rows]] = 1
+            scaled[rows] = True
             weight[rows] *= scale.reshape(-1, *[1] * (weight.dim() - 1))
-            work[layer.weight] = weight
-    rounding(graph, layer.weight, work, alive)
+        work[layer.weight] = weight
+    rounding(graph, layer, work, alive)
     for (site, path, before), filters in zip(waiting, whole, strict=True):
         target = Composite(before, filters)
         damaged = Composite(folded_rows(work, site, path), _filter_rows(work, path))
@@ -272,10 +290,10 @@ def folded_rows(work: Work, site: Site, path: Path) -> Any:
     filters = _folded(work, work[site.weight][members], bias, path.norms)
     if not work.fitted or path.depthwise is not None or not path.norms:
         return filters
-    weight, norm = work.own[site.weight], path.norms[0]
+    weight, norm = work.before(site.weight), path.norms[0]
     key = site.weight, norm.variance
     if key not in work.inputs:  # of the network as it was: what goes into its layers
-        variance = work.own[norm.variance][torch.from_numpy(norm.positions)]
+        variance = work.before(norm.variance)[torch.from_numpy(norm.positions)]
         work.inputs[key] = fitted_inputs(weight[members], variance)
     neighbours, scales = work.inputs[key]
     return Coloured(filters, scales, tuple(weight.shape[2:]), neighbours)

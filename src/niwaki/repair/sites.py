@@ -87,6 +87,8 @@ class Layer:
     bias: str | None
     depthwise: bool
     module: str
+    axis: int = 0
+    """Axis of the weight along which outputs lie: 1 of transposed convolutions, and of a bare `x @ w`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +109,14 @@ class _Walk:
     graph: ChannelGraph
     axes: dict[tuple[str, int], Any] = field(default_factory=dict)
     flows: dict[int, tuple[_Flow, ...]] = field(default_factory=dict)
-    weights: dict[int, str] = field(default_factory=dict)
-    """Values that are a parameter, or one transposed."""
+    weights: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    """Values that are a matrix turned or turned back: its name, and whether it is turned."""
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    """Tensors that are read by more than layers and norms, and by what."""
+    made: set[int] = field(default_factory=set)
+    """Values that calls so far put out."""
+    stale: dict[int, tuple[_Flow, ...]] = field(default_factory=dict)
+    """Values somebody wrote to through another view of their memory, with the channels that may lie there."""
     biases: dict[str, str | None] = field(default_factory=dict)
     paths: dict[str, list[Path]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -154,60 +162,96 @@ def _walked(graph: ChannelGraph) -> _Walk:
 
 def _step(walk: _Walk, record: Record) -> None:
     """What one call does to the channels on their way."""
+    for value in record.inputs:
+        if id(value) in walk.stale:
+            told = f"{record.name} in {_where(record)} reads them after a part of them was written over"
+            walk.refuse(walk.stale[id(value)], told)
     flows = [(value, walk.flows[id(value)]) for value in record.inputs if walk.flows.get(id(value))]
     every = tuple(flow for _, each in flows for flow in each)
+    filled = record.name == "constant_pad_nd" and len(record.args) > 2 and record.args[2] != 0
+    if filled or LARGEST.fullmatch(record.name):
+        every = tuple(replace(flow, inexact=(*flow.inexact, record.name)) for flow in every)
     weight = _weight(walk, record)
+    _note_uses(walk, record, layer=weight is not None)
     if weight is not None:
         _layer(walk, record, *weight)
     elif not flows:
-        source = record.inputs[0] if record.inputs else None
-        if record.moves and source is not None and record.outputs and id(source) not in walk.flows:
-            name = source.parameter.name if source.parameter is not None else walk.weights.get(id(source))
-            if name is not None and len(source.shape) == 2 and record.name in ("t", "transpose", "permute"):
-                walk.weights[id(record.outputs[0])] = name
+        if (turned := _turned(walk, record)) is not None:
+            walk.weights[id(record.outputs[0])] = turned
     elif "batch_norm" in record.name:
         walk.flows[id(record.outputs[0])] = tuple(_normed(walk, record, every))
     elif record.moves or BY_ITSELF.fullmatch(record.name):
         for value in record.outputs:
             walk.flows[id(value)] = _here(walk, value, every)
     elif LINEAR.fullmatch(record.name) or LARGEST.fullmatch(record.name):
-        if LARGEST.fullmatch(record.name):
-            every = tuple(replace(flow, inexact=(*flow.inexact, record.name)) for flow in every)
         kept = _here(walk, record.outputs[0], every)
         walk.refuse(tuple(f for f in every if f not in kept), f"{record.name} in {_where(record)} joins them")
         walk.flows[id(record.outputs[0])] = kept
-    elif record.kind.endswith("pointwise") and len(record.inputs) == 1:
+    elif record.kind.endswith("pointwise") and len(record.inputs) == 1 and isinstance(record.args[0], Value):
         walk.flows[id(record.outputs[0])] = tuple(_bent(walk, record, every))
     else:
         walk.refuse(every, f"{record.name} in {_where(record)} reads them")
         for value in record.outputs:
             walk.flows.pop(id(value), None)
+    for value in record.outputs:
+        if any(value is given for given in record.inputs):  # written in place
+            for view in value.family or ():
+                if view is not value and id(view) in walk.made:  # a view made later sees what was written
+                    walk.stale[id(view)] = (*walk.flows.get(id(view), ()), *walk.flows.get(id(value), ()), *every)
+    walk.made.update(map(id, record.outputs))
 
 
-def _weight(walk: _Walk, record: Record) -> tuple[Value, str, str | None] | None:
-    """Of a call of a layer: what it reads, the name of its weight and of its bias."""
+def _turned(walk: _Walk, record: Record) -> tuple[str, bool] | None:
+    """Of a call that turns a matrix: the name of the matrix, and whether it is turned now."""
+    source = record.inputs[0] if record.inputs else None
+    if source is None or not record.moves or len(source.shape) != 2 or not record.outputs:
+        return None
+    name, turned = (source.parameter.name, False) if source.parameter else walk.weights.get(id(source), (None, False))
+    if name is None or record.name not in ("t", "transpose", "permute"):
+        return None
+    if record.name == "transpose" and record.args[1] % 2 == record.args[2] % 2:
+        return name, turned
+    if record.name == "permute" and record.args[1][0] % 2 == 0:
+        return name, turned
+    return name, not turned
+
+
+def _note_uses(walk: _Walk, record: Record, *, layer: bool) -> None:
+    """Remember tensors that a call reads in any way but as a layer, a norm or a turned matrix does."""
+    if layer or _turned(walk, record) is not None:
+        return
+    known = list(record.args[1:5]) if "batch_norm" in record.name else []
+    for value in record.inputs:
+        if not any(value is one for one in known):
+            name = value.parameter.name if value.parameter else walk.weights.get(id(value), (None,))[0]
+            if name is not None:
+                walk.elsewhere.setdefault(name, f"{record.name} in {_where(record)}")
+
+
+def _weight(walk: _Walk, record: Record) -> tuple[Value, str, str | None, int] | None:
+    """Of a call of a layer: what it reads, the name of its weight and of its bias, the axis of its outputs."""
     places = {"convolution": (0, 1, 2), "_convolution": (0, 1, 2), "addmm": (1, 2, 0), "mm": (0, 1, None)}
     if record.name not in places:
         return None
     data, weight, bias = (None if at is None else record.args[at] for at in places[record.name])
     if not isinstance(weight, Value):
         return None
-    name = weight.parameter.name if weight.parameter is not None else walk.weights.get(id(weight))
-    if name is None or not isinstance(data, Value) or data.parameter is not None:
+    name, turned = (weight.parameter.name, False) if weight.parameter else walk.weights.get(id(weight), (None, False))
+    convolves = "convolution" in record.name
+    if name is None or (convolves and turned) or not isinstance(data, Value) or data.parameter is not None:
         return None
     known = bias.parameter.name if isinstance(bias, Value) and bias.parameter is not None else None
     if bias is not None and known is None:
         return None
-    return data, name, known
+    return data, name, known, int(bool(record.args[6]) if convolves else not turned)
 
 
-def _layer(walk: _Walk, record: Record, data: Value, weight: str, bias: str | None) -> None:
+def _layer(walk: _Walk, record: Record, data: Value, weight: str, bias: str | None, axis: int) -> None:
     flows = walk.flows.get(id(data), ())
     shape = walk.graph.shapes[weight]
     convolves = "convolution" in record.name
-    transposed = convolves and bool(record.args[6])
     groups = int(record.args[8]) if convolves else 1
-    depthwise = convolves and groups == shape[0] and shape[1] == 1 and groups > 1 and not transposed
+    depthwise = convolves and groups == shape[0] and shape[1] == 1 and groups > 1 and axis == 0
     again = weight in walk.biases
     walk.biases[weight] = bias
     if again:
@@ -218,10 +262,11 @@ def _layer(walk: _Walk, record: Record, data: Value, weight: str, bias: str | No
             if any(path.reader == weight for path in paths):
                 walk.reasons.setdefault(producer, told)
         return
-    walk.layers.append(Layer(weight, bias, depthwise, record.module))
-    if transposed:
-        walk.reasons.setdefault(weight, "a transposed convolution")
-        walk.refuse(flows, f"a transposed convolution in {_where(record)} reads them")
+    walk.layers.append(Layer(weight, bias, depthwise, record.module, axis))
+    if axis:
+        what = "a transposed convolution" if convolves else "a product with a matrix of [inputs, outputs]"
+        walk.reasons.setdefault(weight, what)
+        walk.refuse(flows, f"{what} in {_where(record)} reads them")
         return
     if not depthwise:
         for flow in flows:
@@ -234,7 +279,7 @@ def _layer(walk: _Walk, record: Record, data: Value, weight: str, bias: str | No
         if flow.depthwise is not None or positions is None or positions[1].shape[1] != 1:
             walk.refuse((flow,), f"{weight} filters them once more")
             continue
-        onward.append(replace(flow, depthwise=Depthwise(weight, bias, positions[1][:, 0])))
+        onward.append(replace(flow, depthwise=Depthwise(weight, bias, _scattered(walk, flow.producer, positions))))
     walk.flows[id(record.outputs[0])] = tuple(onward)
 
 
@@ -247,8 +292,8 @@ def _read(walk: _Walk, record: Record, flow: _Flow, weight: str, groups: int, ti
         walk.refuse((flow,), f"{weight} reads them in no order that the trace could follow")
         return
     members, positions = found
-    if flow.depthwise is not None and members.size != flow.depthwise.positions.size:
-        walk.refuse((flow,), f"{weight} reads a part of what {flow.depthwise.weight} filters")
+    if flow.depthwise is not None and bool((flow.depthwise.positions[members] < 0).any()):
+        walk.refuse((flow,), f"{weight} reads more than {flow.depthwise.weight} filters")
         return
     rows, width = walk.graph.shapes[weight][0] // groups, walk.graph.shapes[weight][1]
     block = positions[:, 0] // width  # of a grouped layer, whose positions are listed group by group
@@ -297,6 +342,13 @@ def _positions(walk: _Walk, producer: str, axis: tuple[str, int]) -> tuple[np.nd
     return members, order[first[members][:, None] + np.arange(each)]
 
 
+def _scattered(walk: _Walk, producer: str, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Positions of all rows of the producer, -1 of those that are not there; int `[rows]`."""
+    places = np.full(walk.axes[producer, 0].units.size, -1)
+    places[found[0]] = found[1][:, 0]
+    return places
+
+
 def _normed(walk: _Walk, record: Record, flows: tuple[_Flow, ...]) -> Iterator[_Flow]:
     names = [
         value.parameter.name if isinstance(value, Value) and value.parameter else None for value in record.args[1:5]
@@ -304,6 +356,9 @@ def _normed(walk: _Walk, record: Record, flows: tuple[_Flow, ...]) -> Iterator[_
     gamma, beta, mean, variance = names
     eps = next(a for a in reversed(record.args) if isinstance(a, float))
     for flow in flows:
+        if any(isinstance(value, Value) and not value.parameter for value in record.args[1:5]):
+            walk.refuse((flow,), f"the batch norm in {_where(record)} takes tensors that the model computes")
+            continue
         if mean is None or variance is None:
             walk.refuse((flow,), f"the batch norm in {_where(record)} keeps no statistics")
             continue
@@ -316,9 +371,7 @@ def _normed(walk: _Walk, record: Record, flows: tuple[_Flow, ...]) -> Iterator[_
                 (flow,), f"the batch norm in {_where(record)} holds them in no order that the trace could follow"
             )
             continue
-        places = np.full(walk.axes[flow.producer, 0].units.size, -1)
-        places[found[0]] = found[1][:, 0]
-        norm = Norm(gamma, beta, mean, variance, eps, places)
+        norm = Norm(gamma, beta, mean, variance, eps, _scattered(walk, flow.producer, found))
         yield (
             replace(flow, norms=(*flow.norms, norm))
             if flow.depthwise is None
@@ -371,6 +424,8 @@ def _unfit(walk: _Walk, layer: Layer, units: np.ndarray, paths: tuple[Path, ...]
     for (tensor, _), axis in walk.axes.items():
         if tensor not in seen and bool(mine[axis.units].any()):
             return f"{tensor} shares them"
+    for name in sorted(name for name in seen if name in walk.elsewhere):
+        return f"{walk.elsewhere[name]} reads {name} besides"
     read = np.zeros(units.size, bool)
     for path in paths:
         read[path.members] = True
