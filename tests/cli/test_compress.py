@@ -215,6 +215,20 @@ def test_export(run: Run, here: Path) -> None:
     assert (here / "r" / "model.onnx").is_file()
 
 
+def test_export_on_whole_numbers(run: Run, here: Path) -> None:
+    """Weights of 6 bits that were mixed and rounded without data go out as they are, at 8 bits and with ranges."""
+    pytest.importorskip("onnxruntime")
+    words = ("--data", "digits", "--out", "r", "--runs", "0", "--export", "int8", "--json", "--of", "units")
+    found = run("compress", MODEL, *words, "--method", "udfc", "--keep", "0.7", "--bits", "6")
+    assert found.code == 0, found
+    assert (here / "r" / "model.int8.onnx").is_file()
+    taken = found.data["int8"]
+    assert taken["agreement"]["value"] >= 0.9 and taken["integer_layers"]["value"] >= 1
+    assert taken["bytes"]["value"] < taken["float_bytes"]["value"]
+    saved = json.loads((here / "r" / "report.json").read_text())
+    assert saved["exports"]["int8"] == taken
+
+
 WRONG = {
     "no out": ((), "Missing option"),
     "keep": (("--out", "r", "--keep", "half"), "--keep half; found: 'half' is not a number"),
@@ -230,7 +244,7 @@ WRONG = {
     "rule": (("--out", "r", "--rule", "best"), "rule='best'; found: known: global_rank, uniform"),
     "grids": (("--out", "r", "--grids", "cells"), "known: rows, columns"),
     "protect": (("--out", "r", "--protect", "head"), "head"),
-    "export": (("--out", "r", "--export", "coreml"), "unknown export format 'coreml'; found: known: onnx"),
+    "export": (("--out", "r", "--export", "coreml"), "unknown export format 'coreml'; found: known: onnx, int8"),
     "recovery without data": (("--out", "r", "--recover", "1"), "--recover 1; found: no data"),
     "rate without recovery": (("--out", "r", "--lr", "1"), "give --recover EPOCHS"),
     "taylor without data": (("--out", "r", "--method", "taylor"), "its score needs gradients"),

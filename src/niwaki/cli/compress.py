@@ -68,7 +68,10 @@ def compress(
     ] = 16,
     runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
-    export: Annotated[str | None, typer.Option(help="onnx: write model.onnx into DIR, too.")] = None,
+    export: Annotated[
+        str | None,
+        typer.Option(help="onnx: write model.onnx into DIR, too; int8: model.int8.onnx, which runs on whole numbers."),
+    ] = None,
     low_memory: Annotated[
         bool,
         typer.Option(
@@ -87,8 +90,8 @@ def compress(
     listed = method_named(method)
     shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None, "bits": bits}
     fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
-    if export not in (None, "onnx"):
-        raise UnknownNameError.of("export format", str(export), ["onnx"])
+    if export not in (None, "onnx", "int8"):
+        raise UnknownNameError.of("export format", str(export), ["onnx", "int8"])
     training: dict[str, Any] = {
         name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
     }
@@ -105,11 +108,11 @@ def compress(
             raise InputError(f"{needs[0]} with --low-memory", found="it needs the network in memory", do=do)
         budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
         made = _made(listed, fields)
-        written = compress_on_disk(
+        stored = compress_on_disk(
             model, checkpoint, out, shape=shape, method=made, budget=budgets, protect=protect, seed=seed,
             threads=threads, force=force,
         )  # fmt: skip
-        show(drawn(written, model), data=written, as_json=as_json)
+        show(drawn(stored, model), data=stored, as_json=as_json)
         return
 
     import niwaki
@@ -161,14 +164,35 @@ def compress(
     outcome.save(out, force=force)
     result: dict[str, Any] = {"folder": str(out)}
     if export is not None:
-        taken = export_onnx(outcome.model, asked.example, out / "model.onnx")
-        result["onnx"] = {name: measurement.to_json() for name, measurement in taken.items()}
-        note_export(out, "onnx", result["onnx"])
-        say(f"onnx: {out / 'model.onnx'}, {taken['difference'].value:.1e} from PyTorch")
+        if export == "onnx":
+            written = out / "model.onnx"
+            taken = export_onnx(outcome.model, asked.example, written)
+        else:
+            written = out / "model.int8.onnx"
+            taken = _int8(outcome, written, calibrate if data is not None else 0)
+        result[export] = {name: measurement.to_json() for name, measurement in taken.items()}
+        note_export(out, export, result[export])
+        say(
+            f"{export}: {written}, {taken['difference'].value:.1e} from "
+            + ("PyTorch" if export == "onnx" else "the simulated network")
+        )
     result["page"] = str(niwaki.report.write(out))
     say(f"saved: {out}; page: {result['page']}")
     result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)
+
+
+def _int8(outcome: Any, path: Path, batches: int) -> Any:
+    """The outcome's model on whole numbers; ranges from some batches, or from its batch norms where there are none."""
+    from niwaki.export.qdq import export_qdq
+    from niwaki.quantize import from_batch_norm, from_inputs
+
+    model, job = outcome.model, outcome.job
+    if batches and job.task is not None:
+        ranges = from_inputs(model, (job.task.inputs(batch) for batch in job.task.calibration(batches, job.seed)))
+    else:
+        ranges = from_batch_norm(model, job.example)
+    return export_qdq(model, job.example, path, ranges=ranges, weights=outcome.quantised or None)
 
 
 def _refuse_place(out: Path, *, force: bool) -> None:
