@@ -99,9 +99,18 @@ class ActivationSpace:
             InputError: sizes that do not fit.
             NotFiniteError: a NaN or an infinity.
         """
-        everyone = torch.arange(len(layer), device=layer.bias.device)
-        moments = self._moments(_model(layer, layer, everyone, mean, deviation))
+        moments = self.moments(layer, mean=mean, deviation=deviation)
         return moments.gram - moments.means[:, None] * moments.means
+
+    def moments(self, layer: Layer, *, mean: Float[Tensor, " units"], deviation: Float[Tensor, " units"]) -> Moments:
+        """Moments of an undamaged layer's activations under the model.
+
+        Raises:
+            InputError: sizes that do not fit.
+            NotFiniteError: a NaN or an infinity.
+        """
+        everyone = torch.arange(len(layer), device=layer.bias.device)
+        return self._moments(_model(layer, layer, everyone, mean, deviation))
 
     def solve(self, model: Gaussians) -> Mixing:
         """The same from means, deviations and cosines.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from niwaki.errors import InputError
 from niwaki.graph import ChannelGraph
-from niwaki.repair.moments import Gaussians, expanded, linear, rectified
+from niwaki.repair.activation_space import ActivationSpace
 from niwaki.repair.reconstruction import Work, bend_on, statistics_on, whole_rows
 from niwaki.repair.sites import Path, Site
 from niwaki.scores import Scores
@@ -127,20 +127,15 @@ def eliminated(views: list[tuple[Tensor, Tensor, Tensor]], count: int, most: int
 def _gram(work: Work, site: Site, path: Path, space: Space, bias_weight: float) -> Tensor:
     """Inner products of the channels of a path with each other, of filters or of activations."""
     filters: Any = whole_rows(work, site, path)
-    products = filters.dot(filters)
     if space == "filter":
+        products: Tensor = filters.dot(filters)
         return products + bias_weight * filters.bias[:, None] * filters.bias
-    norms = filters.squares.sqrt()
     mean, deviation = statistics_on(work, path)
     mean = filters.bias if mean is None else mean
-    deviation = norms if deviation is None else deviation.masked_fill(norms == 0, 0.0)
-    inverse = torch.where(norms > 0, 1 / norms, 0.0)
-    cosine = (products * inverse[:, None] * inverse).clamp(-1, 1).fill_diagonal_(1.0)
-    model = Gaussians(mean, deviation, mean, deviation, cosine, cosine, torch.arange(len(mean)))
+    deviation = filters.squares.sqrt() if deviation is None else deviation
     name, bend = bend_on(path)
-    if name in ("relu", "identity"):
-        return (rectified if name == "relu" else linear)(model).gram
-    return expanded(model, bend).gram
+    how = ActivationSpace(activation=name if name in ("relu", "identity") else bend)
+    return how.moments(filters, mean=mean, deviation=deviation).gram
 
 
 def _read(work: Work, path: Path) -> Tensor:
