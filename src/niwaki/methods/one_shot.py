@@ -20,7 +20,7 @@ from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of, verify
-from niwaki.units import Budget
+from niwaki.units import Budget, Receipt
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +109,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
             do="give a task (--data on the command line)",
         )
     how = method.score(job.seed)
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def done(stage: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[stage] = now - clock
-        clock = now
-        job.tell(stage, seconds[stage])
-
+    done = Clock(job)
     model, example, task = job.model, job.example, job.task
     graph = trace(model, example, protect=job.protect)
     done("trace")
@@ -143,14 +134,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     done("choose")
     small = cut(model, plan)
     done("cut")
-    receipt = verify(model, small, plan, example, seed=job.seed)
-    if not receipt.passed:
-        raise CannotCutError(
-            f"cut {plan.model}",
-            found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
-            where=f"through the {receipt.door} door",
-            do="please report this model; exact_only=True or protect= may help",
-        )
+    receipt = judged(job, model, small, plan)
     done("verify")
     surgery = surgery_of(small)
     plan = plan.with_mends(surgery.mends, surgery.door)
@@ -193,8 +177,38 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         job=job,
         surgery=surgery_of(small),
         history=history,
-        seconds=seconds,
+        seconds=done.seconds,
         unfolded=unfolded,
+    )
+
+
+class Clock:
+    """Seconds of a method's stages; the job hears of each."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.seconds, self.last = job, dict[str, float](), time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        """`stage` is done."""
+        now = time.perf_counter()
+        self.seconds[stage], self.last = now - self.last, now
+        self.job.tell(stage, self.seconds[stage])
+
+
+def judged(job: Job, model: Any, small: Any, plan: Plan) -> Receipt:
+    """The judge's receipt of `small`, cut from `model`.
+
+    Raises:
+        CannotCutError: it does not compute what the plan promised.
+    """
+    receipt = verify(model, small, plan, job.example, seed=job.seed)
+    if receipt.passed:
+        return receipt
+    raise CannotCutError(
+        f"cut {plan.model}",
+        found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
+        where=f"through the {receipt.door} door",
+        do="please report this model; exact_only=True or protect= may help",
     )
 
 

@@ -1,7 +1,6 @@
 """Pruning and quantisation in closed form, without data."""
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -10,19 +9,19 @@ import torch
 
 from niwaki import budgets
 from niwaki.budgets import choose
-from niwaki.errors import CannotCutError, InputError
+from niwaki.errors import InputError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.methods.job import Job, Method, Outcome, Stage, on_grid
-from niwaki.methods.one_shot import look
+from niwaki.methods.one_shot import Clock, judged, look
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
 from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
 from niwaki.repair.sites import Layer, Site, find_sites, layers_of
 from niwaki.repair.solvers import How, solver
 from niwaki.scores.score import describe, known
-from niwaki.surgery import cut, surgery_of, verify
+from niwaki.surgery import cut, surgery_of
 
 log = logging.getLogger(__name__)
 
@@ -108,17 +107,8 @@ class UDFC(Method):
                 where its statistics are needed.
             NotFiniteError: NaN or infinity among the weights.
         """
-        seconds: dict[str, float] = {}
-        clock = time.perf_counter()
-
-        def done(stage: str) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            seconds[stage] = now - clock
-            clock = now
-            job.tell(stage, seconds[stage])
-
-        model, example = job.model, job.example
+        done = Clock(job)
+        model = job.model
         graph, refused = _traced(job)
         done("trace")
         before = look(model, job)
@@ -149,14 +139,7 @@ class UDFC(Method):
         done("reconstruct")
         small = cut(work, plan)
         done("cut")
-        receipt = verify(work, small, plan, example, seed=job.seed)
-        if not receipt.passed:
-            raise CannotCutError(
-                f"cut {plan.model}",
-                found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64, of {receipt.scale:.3g}",
-                where=f"through the {receipt.door} door",
-                do="please report this model; protect= may help",
-            )
+        receipt = judged(job, work, small, plan)
         done("verify")
         surgery = surgery_of(small)
         after = look(small, job)
@@ -176,7 +159,7 @@ class UDFC(Method):
             method=describe(self),
             job=job,
             surgery=surgery,
-            seconds=seconds,
+            seconds=done.seconds,
             quantised=rounding.codes,
             details={"repaired": [vars(one) for one in found], "left_whole": refused},
         )
