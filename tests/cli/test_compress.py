@@ -135,6 +135,17 @@ def test_verify(there: Run) -> None:
     assert there("verify", f"{MODEL}?width=12", "runs/a").code == 2
 
 
+def test_verify_says_whose_weights_it_judged(there: Run) -> None:
+    trained = there("verify", MODEL, "runs/a", "--json").data["run"]
+    assert 0 < trained["rewritten"] <= trained["tensors"]
+    assert "not those of the run's file" in there("verify", MODEL, "runs/a").out
+    assert "run" not in there("verify", MODEL, "runs/a/plan.json", "--json").data
+    arguments = ("--data", "digits", *QUICK[:4], "--calibrate", "0")
+    assert there("compress", MODEL, *arguments, "--out", "plain").code == 0
+    plain = there("verify", MODEL, "plain", "--json").data["run"]
+    assert plain == {"tensors": trained["tensors"], "rewritten": 0}
+
+
 def test_measure_of_a_run(there: Run, saved: Path) -> None:
     report = json.loads((saved / "runs" / "a" / "report.json").read_text())
     data = there("measure", "runs/a", "--runs", "0", "--data", "digits", "--limit-test", "40", "--json").data

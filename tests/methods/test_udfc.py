@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import niwaki
 import niwaki.report
-from niwaki.errors import InputError, NotFiniteError
+from niwaki.errors import BudgetError, InputError, NotFiniteError
 from niwaki.methods.udfc import UDFC
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -118,6 +118,8 @@ def test_sums_stay_and_depthwise_filters_and_concatenations_follow(bits: int, so
     assert small.head.weight.shape == (3, 11)
     assert outcome.receipt.passed and outcome.receipt.exact
     assert outcome.details["left_whole"]["stem.weight"] == "add in the model reads them"
+    said = {group.fixed for group in outcome.graph.groups}
+    assert "others can't take over: add in the model reads them" in said and "protected by the user" not in said
     if bits == 6:
         assert set(outcome.quantised) == {f"{name}.weight" for name in ("stem", "up", "each", "down", "side", "head")}
         for name, codes in outcome.quantised.items():
@@ -187,6 +189,12 @@ def test_what_is_refused() -> None:
         broken[3].weight[0, 0, 0, 0] = torch.nan  # type: ignore[index]
     with pytest.raises(NotFiniteError):
         compressed(broken, 0.5)
+    with pytest.raises(InputError, match="trains nothing"):
+        niwaki.compress(
+            chain(), X, method=UDFC(), budget=niwaki.Budget(keep=0.5), recovery=niwaki.train.Recovery(epochs=1)
+        )
+    with pytest.raises(BudgetError, match="for all of it: 1 is a count"):
+        niwaki.compress(chain(), X, method=UDFC(bits=6), budget=niwaki.Budget(keep=1))
     for settings in (
         {"bits": 9},
         {"first_bits": 1},
@@ -194,6 +202,12 @@ def test_what_is_refused() -> None:
         {"select": "best"},
         {"share": "half"},
         {"inputs": "fitted"},
+        {"per": "row"},
+        {"grid": "odd"},
+        {"bits": 6.0},
+        {"ridge": -1.0},
+        {"bias_weight": float("nan")},
+        {"first_bits": 8, "grid": "literal", "symmetric": False},
     ):
         with pytest.raises(InputError):
             UDFC(**settings)

@@ -88,7 +88,9 @@ def choose(
             ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut"
             + (f", {len(graph.blocks)} blocks can be left out" if blocks != "keep" else ""),
-            do="raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
+            do="write keep=1.0 for all of it: 1 is a count of one"
+            if any(type(one.keep) is int and one.keep == 1 for one in budgets)
+            else "raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
         )
     refill(ledger, full, gone, order, limits, chained)
     alive = np.ones(graph.units.count, bool)

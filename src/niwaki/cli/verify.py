@@ -1,7 +1,7 @@
 """`niwaki verify`: the judge, on a saved plan."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,11 @@ def verify(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a saved plan. Cuts MODEL by it, compares with the masked original in float64; exit 1 if they differ."""
+    """Judge a saved plan. Cuts MODEL by it, compares with the masked original in float64; exit 1 if they differ.
+
+    The weights are MODEL's. Of a run's folder it is said how many tensors of its file are MODEL's, cut, and how many
+    are not (repaired, rounded or trained since, or of another checkpoint); `niwaki load-check` tries that file.
+    """
     file = plan / "plan.json" if plan.is_dir() else plan
     if not file.is_file():
         raise InputError(
@@ -36,13 +40,38 @@ def verify(
     asked = ask(model, checkpoint=checkpoint, shape=shape or shape_text(made.example), seed=seed, device=device)
     small = niwaki.cut(asked.loaded.model, made)
     receipt = niwaki.verify(asked.loaded.model, small, made, asked.example, seed=seed)
-    data = receipt.to_json()
+    data: dict[str, Any] = receipt.to_json()
+    weights = _weights(small, plan / "model.safetensors") if plan.is_dir() else None
 
     from rich.table import Table
 
     table = Table("judge", "")
     for name, value in data.items():
         table.add_row(name, ", ".join(value) or "-" if isinstance(value, (list, tuple)) else str(value))
+    if weights is not None:
+        data["run"] = weights
+        same = weights["tensors"] - weights["rewritten"]
+        table.add_row("weights judged", f"MODEL's ({asked.loaded.weights or 'as made'}), not those of the run's file")
+        table.add_row("run's tensors", f"{same} of {weights['tensors']} are MODEL's, cut")
+        if weights["rewritten"]:
+            table.add_row("", f"{weights['rewritten']} are not: repaired, rounded, trained, or of another checkpoint")
     show(table, data=data, as_json=as_json)
     if not receipt.passed:
         raise typer.Exit(1)
+
+
+def _weights(small: Any, file: Path) -> dict[str, int] | None:
+    """How many tensors a run's file holds, and how many are not what the cut of the model gives; None of no file."""
+    if not file.is_file():
+        return None
+    import torch
+
+    from niwaki.methods.run import read_tensors
+
+    own = small.state_dict()
+    tensors = {name: tensor for name, tensor in read_tensors(file).items() if name in own}
+    same = sum(
+        tensor.dtype == own[name].dtype and torch.equal(tensor, own[name].detach().cpu())
+        for name, tensor in tensors.items()
+    )
+    return {"tensors": len(tensors), "rewritten": len(tensors) - same}

@@ -1,7 +1,8 @@
 """Pruning and quantisation in closed form, without data."""
 
 import logging
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final, get_args
 
 import numpy as np
@@ -22,6 +23,7 @@ from niwaki.repair.sites import Layer, Site, find_sites, layers_of
 from niwaki.repair.solvers import How, solver
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of
+from niwaki.units import Group
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,9 @@ class UDFC(Method):
     bits: int = 32
     """Of the weights of convolutions and linear layers: 2 to 8, or 32 to leave them as they are."""
     first_bits: int = 0
-    """Of the first layer; 0 is as the others."""
+    """Of the layer that the forward calls first; 0 is as the others."""
     last_bits: int = 0
-    """Of the last layer; 0 is as the others."""
+    """Of the layer that the forward calls last; 0 is as the others."""
     solve: How = "filter"
     """How channels are taken over: filter (the paper's closed form), filter_positive (no negative coefficients),
     diagonal (each kept channel rescaled), activation (behind the non-linearity, by batch-norm statistics), merge (one
@@ -72,8 +74,18 @@ class UDFC(Method):
 
     def __post_init__(self) -> None:
         known(
-            self, solve=get_args(How), select=get_args(Choice), share=("uniform", "error"), inputs=("white", "fitted")
+            self,
+            solve=get_args(How),
+            select=get_args(Choice),
+            share=("uniform", "error"),
+            inputs=("white", "fitted"),
+            per=("channel", "tensor"),
+            grid=("zero", "literal"),
         )
+        for name in ("bias_weight", "ridge"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InputError(f"UDFC({name}={value!r})", found="no price", do="give a number from 0")
         if self.inputs == "fitted" and self.solve != "activation":
             raise InputError(
                 f"UDFC(inputs='fitted', solve={self.solve!r})",
@@ -83,10 +95,10 @@ class UDFC(Method):
         for name in ("bits", "first_bits", "last_bits"):
             bits = getattr(self, name)
             allowed = (*range(2, 9), FLOAT) if name == "bits" else (0, *range(2, 9), FLOAT)
-            if bits not in allowed:
+            if type(bits) is not int or bits not in allowed:
                 raise InputError(f"UDFC({name}={bits!r})", found="no such width", do="give 2 to 8, or 32 for floats")
-        if self.bits != FLOAT:
-            self.quantiser(self.bits)
+            if bits not in (0, FLOAT):
+                self.quantiser(bits)
 
     def quantiser(self, bits: int) -> Uniform:
         return Uniform(bits=bits, symmetric=self.symmetric, per=self.per, grid=self.grid)
@@ -104,9 +116,15 @@ class UDFC(Method):
 
         Raises:
             InputError: no layer's channels can be taken over (attention models); batch norm that was never trained,
-                where its statistics are needed.
+                where its statistics are needed; a recovery, which would undo the rounding.
             NotFiniteError: NaN or infinity among the weights.
         """
+        if job.recovery is not None:
+            raise InputError(
+                "UDFC with a recovery",
+                found="it trains nothing, and training would move rounded weights off their grid",
+                do="leave the recovery out (--recover), or use a method that is trained after its cut",
+            )
         done = Clock(job)
         model = job.model
         graph, refused = _traced(job)
@@ -226,4 +244,16 @@ def _traced(job: Job) -> tuple[ChannelGraph, dict[str, str]]:
     modules = {name for name, _ in job.model.named_modules()}
     paths = [weight.rpartition(".")[0] for weight in refused]
     protect = [path if path and path in modules else weight for path, weight in zip(paths, refused, strict=True)]
-    return trace(job.model, job.example, protect=(*job.protect, *protect)), refused
+    held = trace(job.model, job.example, protect=(*job.protect, *protect))
+    free = {group.name for group in graph.groups if group.fixed is None}
+    groups = tuple(
+        replace(group, fixed=_why(group, refused)) if group.fixed is not None and group.name in free else group
+        for group in held.groups
+    )  # of those that the method protects the reason is the method's, not the user's
+    return replace(held, groups=groups), refused
+
+
+def _why(group: Group, refused: dict[str, str]) -> str:
+    """Why others can't take over the units of a group."""
+    makers = [member.tensor for member in group.members if member.role == "out" and member.tensor in refused]
+    return f"others can't take over: {refused[makers[0]]}" if makers else "others can't take over"
