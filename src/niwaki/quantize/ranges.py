@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.recorder import Record
+from niwaki.graph.rules.pointwise import is_pointwise
 from niwaki.graph.values import Value
 from niwaki.measure.measurement import evaluating
 from niwaki.quantize.range_table import Range, Ranges
@@ -30,8 +31,6 @@ PLAIN = (nn.ReLU, nn.ReLU6, nn.Identity, nn.Dropout)
 EVERYTHING = (-math.inf, math.inf)
 BOUNDED = ("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "tanh", "tanh_", "hardtanh", "hardtanh_")
 """Their results have bounds whatever they are given."""
-UNTAGGED = ("hardswish", "hardswish_")
-"""Pointwise, though torch does not say so."""
 FAR = 1e3  # beyond where the bounded ones bend
 RESIZING = ("upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "constant_pad_nd")
 """Their results lie between the extremes of what they are given, 0 included."""
@@ -191,7 +190,7 @@ class _Walk:
             return _moved(spreads[0], data[0].shape, shape, record.name)
         if len(spreads) == 2 and record.name in (*SUMS, *PRODUCTS):
             return self._pair(record, spreads)
-        if len(spreads) == 1 and (torch.Tag.pointwise in record.func.tags or record.name in UNTAGGED):
+        if len(spreads) == 1 and is_pointwise(record.func, record.name):
             return spreads[0].through(lambda x: _again(record, x))
         return f"the result of {record.name} in {record.module or 'the model'}, which is not followed"
 
