@@ -3,7 +3,7 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 
 import niwaki
 import niwaki.report
+from laws.common import AnyTask
 from niwaki.errors import BudgetError, InputError, NotFiniteError
+from niwaki.measure import Measurement
 from niwaki.methods.udfc import UDFC
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -253,3 +255,26 @@ def test_numbers_that_do_not_fit_a_half_are_refused() -> None:
         warnings.simplefilter("ignore")
         budget = niwaki.Budget(keep=0.5, of="units")
         niwaki.compress(model.half(), X.half(), method=UDFC(solve="merge"), budget=budget)
+
+
+def test_the_plan_says_who_chose_and_the_stages_compare_the_same_channels() -> None:
+    model = chain(16)
+    outcome = compressed(model, 0.5, solve="filter", select="residual")
+    assert outcome.plan.decided_by["score"]["name"] == "residual"
+    assert outcome.plan.decided_by["rule"]["name"] == "Uniform"
+
+    class Asked(AnyTask):
+        seen: ClassVar[list[nn.Module]] = []
+
+        def evaluate(self, model: nn.Module, *, limit: int | None = None) -> Measurement:
+            self.seen.append(model)
+            return Measurement("accuracy", 50.0, "%", "always the same")
+
+    told = niwaki.compress(
+        model, X, method=UDFC(select="residual"), budget=niwaki.Budget(keep=0.5, of="units"), task=Asked(X)
+    )
+    assert [stage.stage for stage in told.stages] == ["cut, not repaired", "reconstruction"]
+    _, plain, repaired = Asked.seen
+    assert torch.equal(plain[0].weight, repaired[0].weight)  # type: ignore[index]
+    assert plain[3].weight.shape == repaired[3].weight.shape  # type: ignore[index]
+    assert not torch.equal(plain[3].weight, repaired[3].weight)  # type: ignore[index]

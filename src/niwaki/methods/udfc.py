@@ -147,14 +147,15 @@ class UDFC(Method):
         planned = choose(graph, numbers, job.budget, how=rule)
         alive = alive_of(graph, planned)
         done("choose")
-        stages = []
-        if job.task is not None and self.solve != "none":
-            plain, _, _, _ = self.rewritten(job, graph, alive, None)
-            stages.append(Stage("cut, not repaired", look(cut(plain, planned), job)))
-            done("measure unrepaired")
         work, alive, found, rounding = self.rewritten(job, graph, alive, self.solver())
-        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**planned.decided_by, "rule": describe(rule)})
+        chosen = {"name": self.select, "space": self.space, "bias_weight": self.bias_weight}
+        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**planned.decided_by, "score": chosen})
         done("reconstruct")
+        stages = []
+        if job.task is not None and self.solve != "none":  # the same channels, the same grid
+            plain, _, _, _ = self.rewritten(job, graph, alive, None)
+            stages.append(Stage("cut, not repaired", look(cut(plain, plan), job)))
+            done("measure unrepaired")
         small = cut(work, plan)
         done("cut")
         receipt = judged(job, work, small, plan)
