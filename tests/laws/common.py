@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
 from niwaki.graph.plans import plan_of
+from niwaki.methods.one_shot import OneShot
 from niwaki.units import map_tensors, run, tensors_in
 from zoo import Case
 
@@ -52,7 +53,8 @@ def budget_blocks() -> list[Any]:
 
 
 def method_blocks() -> list[Any]:
-    return [cls() for cls in block_classes("methods")]
+    """Every method; those that take any network come first."""
+    return sorted((cls() for cls in block_classes("methods")), key=lambda method: not isinstance(method, OneShot))
 
 
 def needs_gradients(block: Any) -> bool:

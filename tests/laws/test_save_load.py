@@ -37,7 +37,10 @@ def compressed(case: Case) -> Any:
 
 
 def law(case: Case, folder: Path) -> Any:
-    outcome = compressed(case)
+    return saved_and_loaded(case, compressed(case), folder)
+
+
+def saved_and_loaded(case: Case, outcome: Any, folder: Path) -> Any:
     outcome.save(folder)
     assert {"plan.json", "model.safetensors", "report.json", "settings.json"} <= {p.name for p in folder.iterdir()}
     for path in folder.glob("*.json"):
@@ -59,6 +62,28 @@ def law(case: Case, folder: Path) -> Any:
 @pytest.mark.parametrize("case", [case for case in ZOO if "rigid" not in case.facts], ids=str)
 def test_save_load(case: Case, tmp_path: Path) -> None:
     law(case, tmp_path / "run")
+
+
+def test_what_is_rounded_is_saved_and_loaded(tmp_path: Path) -> None:
+    """Packed codes, over every network that has channels others can stand in for."""
+    rounded = 0
+    for number, case in enumerate(case for case in ZOO if "rigid" not in case.facts):
+        model, example, _ = trace(case)
+        for bits in (3, 8):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", niwaki.errors.NothingChangedWarning)
+                    outcome = niwaki.compress(
+                        model,
+                        example,
+                        method=niwaki.methods.UDFC(bits=bits, symmetric=bits == 8),
+                        budget=niwaki.Budget(keep=0.8, of="units"),
+                    )
+            except (niwaki.errors.InputError, niwaki.errors.BudgetError):
+                continue
+            saved_and_loaded(case, outcome, tmp_path / f"{number}-{bits}")
+            rounded += bool(outcome.quantised)
+    assert rounded >= 40
 
 
 FRESH = """
