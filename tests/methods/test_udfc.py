@@ -16,6 +16,7 @@ from laws.common import AnyTask
 from niwaki.errors import BudgetError, InputError, NotFiniteError
 from niwaki.measure import Measurement
 from niwaki.methods.udfc import UDFC
+from niwaki.repair import Diagonal, Filters
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -278,3 +279,54 @@ def test_the_plan_says_who_chose_and_the_stages_compare_the_same_channels() -> N
     assert torch.equal(plain[0].weight, repaired[0].weight)  # type: ignore[index]
     assert plain[3].weight.shape == repaired[3].weight.shape  # type: ignore[index]
     assert not torch.equal(plain[3].weight, repaired[3].weight)  # type: ignore[index]
+
+
+def test_rounding_is_evened_out_in_the_reader() -> None:
+    """Of the first layer alone: the second reads every rounded channel times the number that brings it nearest."""
+    model = chain()
+    outcome = compressed(model, 1.0, first_bits=3, solve="diagonal")
+    assert list(outcome.quantised) == ["0.weight"]
+    conv, norm = model[0], model[1]
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).double()
+    bias = norm.bias.double() + scale * (conv.bias - norm.running_mean).double()
+    whole = Filters(scale[:, None] * conv.weight.detach().double().flatten(1), bias)
+    rounded = Filters(scale[:, None] * outcome.quantised["0.weight"].values().double().flatten(1), bias)
+    matrix = Diagonal()(whole, rounded, torch.arange(12)).matrix
+    assert float((matrix.diagonal() - 1).abs().max()) > 0.01
+    expected = model[3].weight.detach() * matrix.diagonal().float()[:, None, None]
+    assert torch.allclose(outcome.model[3].weight, expected, atol=1e-6)
+
+
+def test_rounding_in_front_of_a_depthwise_filter_is_evened_out_in_its_rows() -> None:
+    torch.manual_seed(0)
+    model = trained_(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8),
+            nn.ReLU(), nn.Conv2d(8, 4, 1),
+        )
+    )  # fmt: skip
+    small: Any = compressed(model, 1.0, first_bits=2, solve="diagonal").model
+    ratio = (small[3].weight / model[3].weight).detach().flatten(1)  # type: ignore[operator, index]
+    assert torch.allclose(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4)  # one number a channel
+    assert float((ratio - 1).abs().max()) > 0.01
+
+
+def test_fitted_inputs_mix_otherwise() -> None:
+    white, fitted = (compressed(chain(), 0.75, solve="activation", inputs=how).model for how in ("white", "fitted"))
+    assert white[3].weight.shape == fitted[3].weight.shape
+    assert not torch.allclose(white[3].weight, fitted[3].weight, rtol=1e-2)
+
+
+def test_bits_of_the_first_and_the_last_layer() -> None:
+    found = compressed(chain(), 1.0, bits=4, first_bits=8, last_bits=6, solve="none").quantised
+    assert {name: codes.bits for name, codes in found.items()} == {"0.weight": 8, "3.weight": 4, "8.weight": 6}
+
+
+def test_shares_by_error_take_from_where_others_stand_in() -> None:
+    model = chain()
+    doubled_(model, 0, 1)
+    how = {"solve": "activation", "select": "elimination"}
+    uniform, by_error = (compressed(model, 0.75, share=share, **how).model for share in ("uniform", "error"))
+    assert [uniform[i].weight.shape[0] for i in (0, 3)] == [9, 9]
+    first, second = (by_error[i].weight.shape[0] for i in (0, 3))
+    assert first <= 7 < second and first + second == 18

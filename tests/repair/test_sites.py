@@ -261,3 +261,21 @@ def test_a_depthwise_filter_of_some_channels() -> None:
     assert left.members.tolist() == [0, 1, 2, 3] and left.inexact == ("constant_pad_nd",)
     assert right.members.tolist() == [4, 5, 6, 7]
     assert right.depthwise is not None and right.depthwise.positions.tolist() == [0, 1, 2, 3]
+
+
+class MaskedWhileTraining(nn.Module):
+    """A vector that stands in for masked tokens, in training mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.stand_in = nn.Linear(6, 8), nn.Linear(8, 6), nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        if self.training:
+            y[torch.arange(5, device=x.device).expand(2, 5) % 2 == 0] = self.stand_in
+        return self.down(y)
+
+
+def test_what_only_training_ties_to_channels_is_seen() -> None:
+    assert reasons(MaskedWhileTraining(), torch.randn(2, 5, 6))["up"] == "stand_in shares them"
