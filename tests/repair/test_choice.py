@@ -11,7 +11,7 @@ import niwaki
 from niwaki.errors import InputError
 from niwaki.repair.choice import channel_scores, eliminated
 from niwaki.repair.reconstruction import Work
-from niwaki.repair.sites import find_sites
+from niwaki.repair.sites import structure_of
 
 
 def error(gram: Tensor, reads: Tensor, kept: list[int]) -> float:
@@ -103,7 +103,7 @@ class Net(nn.Module):
 def test_a_copy_of_another_channel_goes_first(how: str, space: str) -> None:
     model = Net().eval()
     graph = niwaki.trace(model, torch.randn(1, 3, 8, 8))
-    scores = channel_scores(graph, find_sites(graph), Work(model), how, space=space)  # type: ignore[arg-type]
+    scores = channel_scores(graph, structure_of(graph).sites, Work(model), how, space=space)  # type: ignore[arg-type]
     (values,) = scores.values.values()
     assert int(values.argmin()) in (0, 4)
 
@@ -111,12 +111,12 @@ def test_a_copy_of_another_channel_goes_first(how: str, space: str) -> None:
 def test_folded_norms_and_unknown_names() -> None:
     model = Net().eval()
     graph = niwaki.trace(model, torch.randn(1, 3, 8, 8))
-    (values,) = channel_scores(graph, find_sites(graph), Work(model), "folded_norm").values.values()
+    (values,) = channel_scores(graph, structure_of(graph).sites, Work(model), "folded_norm").values.values()
     scale = model.norm.weight / (model.norm.running_var + 1e-5).sqrt()
     assert torch.allclose(values.float(), model.a.weight.flatten(1).norm(dim=1) * scale)
-    (paths,) = channel_scores(graph, find_sites(graph), Work(model), "path_norm").values.values()
+    (paths,) = channel_scores(graph, structure_of(graph).sites, Work(model), "path_norm").values.values()
     assert torch.allclose(paths, values * model.b.weight.detach().double().transpose(0, 1).flatten(1).norm(dim=1))
     with pytest.raises(InputError, match="known: folded_norm, path_norm, residual, elimination"):
-        channel_scores(graph, find_sites(graph), Work(model), "best")  # type: ignore[arg-type]
+        channel_scores(graph, structure_of(graph).sites, Work(model), "best")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="known: filter, activation"):
-        channel_scores(graph, find_sites(graph), Work(model), "residual", space="weight")  # type: ignore[arg-type]
+        channel_scores(graph, structure_of(graph).sites, Work(model), "residual", space="weight")  # type: ignore[arg-type]

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import niwaki
-from niwaki.repair.sites import Site, bend_of, find_sites, layers_of
+from niwaki.repair.sites import Site, bend_of, structure_of
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def sites(model: nn.Module, example: Any = X) -> dict[str, Site]:
-    return {site.weight.removesuffix(".weight"): site for site in find_sites(niwaki.trace(model.eval(), example))}
+    return {
+        site.weight.removesuffix(".weight"): site for site in structure_of(niwaki.trace(model.eval(), example)).sites
+    }
 
 
 def reasons(model: nn.Module, example: Any = X) -> dict[str, str | None]:
@@ -90,7 +92,7 @@ def test_a_depthwise_filter_lies_on_the_path() -> None:
     assert bend_of(path.bend)[0] == bend_of(path.bend_after)[0] == "relu6"
     assert path.reader == "down.weight"
     graph = niwaki.trace(model.eval(), X)
-    assert [(layer.weight, layer.depthwise) for layer in layers_of(graph)] == [
+    assert [(layer.weight, layer.depthwise) for layer in structure_of(graph).layers] == [
         ("up.weight", False), ("filter.weight", True), ("down.weight", False)
     ]  # fmt: skip
 
@@ -236,11 +238,11 @@ def test_a_bare_matrix_is_no_layer_unless_it_is_turned() -> None:
         "other": None,
         "last": "output of the model",
     }
-    assert {layer.weight: layer.axis for layer in layers_of(niwaki.trace(Bare().eval(), x))} == {
+    assert {layer.weight: layer.axis for layer in structure_of(niwaki.trace(Bare().eval(), x)).layers} == {
         "first.weight": 0, "second.weight": 0, "matrix": 1, "other": 0, "last.weight": 0,
     }  # fmt: skip
     up = niwaki.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 2, 1)).eval(), X)
-    assert [layer.axis for layer in layers_of(up)] == [0, 1]
+    assert [layer.axis for layer in structure_of(up).layers] == [0, 1]
 
 
 class Split(nn.Module):

@@ -19,7 +19,7 @@ from niwaki.methods.one_shot import Clock, judged, look
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
 from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
-from niwaki.repair.sites import Layer, Site, find_sites, layers_of
+from niwaki.repair.sites import Layer, Site, Structure, structure_of
 from niwaki.repair.solvers import How, solver
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of
@@ -133,12 +133,12 @@ class UDFC(Method):
         done("measure before")
         if self.bits < LOW:
             log.warning("%d bits: below %d the closed forms may hurt; compare with solve=none", self.bits, LOW)
-        sites = [site for site in find_sites(graph) if site.reason is None]
+        structure = structure_of(graph)
         # where all layers keep the same share, any order says how many of each; which ones, each says in its turn
         first: Choice = "folded_norm" if self.share == "uniform" and self.solve != "none" else self.select
         judges = self.fitted and first == self.select
         numbers = channel_scores(
-            graph, sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
+            graph, structure.sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
         )
         done("score")
         rule: budgets.Rule = budgets.Uniform()
@@ -147,13 +147,13 @@ class UDFC(Method):
         planned = choose(graph, numbers, job.budget, how=rule)
         alive = alive_of(graph, planned)
         done("choose")
-        work, alive, found, rounding = self.rewritten(job, graph, alive, self.solver())
+        work, alive, found, rounding = self.rewritten(job, graph, structure, alive, self.solver())
         chosen = {"name": self.select, "space": self.space, "bias_weight": self.bias_weight}
         plan = plan_of(graph, alive, budgets=job.budget, decided_by={**planned.decided_by, "score": chosen})
         done("reconstruct")
         stages = []
         if job.task is not None and self.solve != "none":  # the same channels, the same grid
-            plain, _, _, _ = self.rewritten(job, graph, alive, None)
+            plain, _, _, _ = self.rewritten(job, graph, structure, alive, None)
             stages.append(Stage("cut, not repaired", look(cut(plain, plan), job)))
             done("measure unrepaired")
         small = cut(work, plan)
@@ -196,11 +196,11 @@ class UDFC(Method):
         return solver(self.solve, bias_weight=self.bias_weight, ridge=self.ridge)
 
     def rewritten(
-        self, job: Job, graph: ChannelGraph, alive: np.ndarray, solve: Solver | None
+        self, job: Job, graph: ChannelGraph, structure: Structure, alive: np.ndarray, solve: Solver | None
     ) -> tuple[torch.nn.Module, np.ndarray, list[Any], Rounding]:
         """A copy of the model with its weights rewritten, the units that stay, what was predicted, and the codes."""
         work = copy_with(job.model, lambda tensor: like(tensor, tensor.detach().clone()))
-        rounding = Rounding(self.quantisers(layers_of(graph)))
+        rounding = Rounding(self.quantisers(structure.layers))
 
         def reconsider(now: Work, site: Site, alive: np.ndarray) -> np.ndarray:
             """The channels chosen from the layer's weights as they are when its turn comes."""
@@ -217,6 +217,7 @@ class UDFC(Method):
         alive, found = reconstruct_network(
             work,
             graph,
+            structure,
             alive,
             solve=solve,
             rounding=rounding,
@@ -233,7 +234,7 @@ def _traced(job: Job) -> tuple[ChannelGraph, dict[str, str]]:
         InputError: nothing can be repaired.
     """
     graph = trace(job.model, job.example, protect=job.protect)
-    sites = find_sites(graph)
+    sites = structure_of(graph).sites
     refused = {site.weight: site.reason for site in sites if site.reason is not None}
     if len(refused) == len(sites):
         reasons = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:4])

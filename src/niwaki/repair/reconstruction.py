@@ -20,7 +20,7 @@ from niwaki.repair.diagonal import Diagonal
 from niwaki.repair.filters import Composite, Filters, folded
 from niwaki.repair.inputs import fitted_inputs
 from niwaki.repair.mixing import Mixing, mix
-from niwaki.repair.sites import Layer, Norm, Path, Site, bend_of, find_sites, layers_of
+from niwaki.repair.sites import Layer, Norm, Path, Site, Structure, bend_of
 
 Bend = tuple[str, Callable[[Tensor], Tensor]]
 
@@ -140,6 +140,7 @@ class Rounding:
 def reconstruct_network(
     model: nn.Module,
     graph: ChannelGraph,
+    structure: Structure,
     alive: np.ndarray,
     *,
     solve: Solver | None,
@@ -150,11 +151,12 @@ def reconstruct_network(
 ) -> tuple[np.ndarray, list[Repaired]]:
     """Rewrite the weights of `model` in place, front to back: round a layer, then let what reads it take over.
 
-    Shapes stay; what the plan of `alive` cuts is zero where it is read. Every layer is repaired towards what it
-    computes when its turn comes, its own inputs already taken over; the rounding of layers whose channels can't be
-    mixed, and of the last one, stays.
+    Shapes stay; where anything is repaired, what the plan of `alive` cuts is zero where it is read. Every layer is
+    repaired towards what it computes when its turn comes, its own inputs already taken over; the rounding of layers
+    whose channels can't be mixed, and of the last one, stays.
 
     Args:
+        structure: what `structure_of` finds in the graph.
         alive: units that stay, bool `[units]`; a removed one has to belong to a site that can be repaired.
         solve: makes the mixing matrix of one site and reader; None repairs nothing.
         rounding: of the weights it names.
@@ -166,8 +168,8 @@ def reconstruct_network(
         The units that stay, and what was predicted for each site and reader.
     """
     work = Work(model, fitted)
-    layers = layers_of(graph)
-    sites = {site.weight: site for site in find_sites(graph)}
+    layers = structure.layers
+    sites = {site.weight: site for site in structure.sites}
     waiting: dict[str, list[tuple[Site, Path, Filters]]] = {}
     found: list[Repaired] = []
     for number, layer in enumerate(layers, start=1):
@@ -237,19 +239,12 @@ def _take_over(
     """Rewrite what a path's reader reads. `whole` are all channels after rounding, of which some stay."""
     stays = alive[site.units[path.members]]
     kept = torch.from_numpy(np.flatnonzero(stays))
-    if not kept.numel():
-        return  # a reader of removed channels only, which goes as well
-    positions = torch.from_numpy(path.positions)
-    weight = work[path.reader].clone()
-    first, end = path.rows
-    block = weight[first:end]
-    if solve is None:
-        block[:, positions[~torch.from_numpy(stays)].reshape(-1)] = 0
-    else:
-        norms = _last_norms(path)
-        mean, std = statistics_on(work, path)
-        members = torch.from_numpy(path.members)
-        seen = Channels(
+    if solve is None or not kept.numel():  # a reader of removed channels only goes as well
+        return
+    norms, members = _last_norms(path), torch.from_numpy(path.members)
+    mean, std = statistics_on(work, path)
+    mixing = solve(
+        Channels(
             target=target,
             damaged=whole[kept],
             kept=kept,
@@ -260,25 +255,28 @@ def _take_over(
             norm=_norm(work, norms[-1]) if norms else {},
             eps=norms[-1].eps if norms else 0.0,
         )
-        mixing = solve(seen)
-        taken = block[:, positions.reshape(-1)]  # [rows, channels x each, ...]
-        mixed = mix(taken, mixing, axis=1, each=positions.shape[1])
-        block[:, positions.reshape(-1)] = 0
-        block[:, positions[kept].reshape(-1)] = mixed
-        power = float(mixing.squares.sum())
-        found.append(
-            Repaired(
-                weight=site.weight,
-                reader=path.reader,
-                kept=len(kept),
-                of=len(stays),
-                error=float((mixing.after * mixing.squares).sum()) / power if power else 0.0,
-                unrepaired=float((mixing.before * mixing.squares).sum()) / power if power else 0.0,
-                largest=mixing.largest,
-                warnings=(*mixing.warnings, *(f"{name} lies between: an estimate" for name in path.inexact)),
-            )
-        )
+    )
+    positions, (first, end) = torch.from_numpy(path.positions), path.rows
+    weight = work[path.reader].clone()
+    block = weight[first:end]
+    taken = block[:, positions.reshape(-1)]  # [rows, channels x each, ...]
+    mixed = mix(taken, mixing, axis=1, each=positions.shape[1])
+    block[:, positions.reshape(-1)] = 0
+    block[:, positions[kept].reshape(-1)] = mixed
     work[path.reader] = weight
+    power = float(mixing.squares.sum())
+    found.append(
+        Repaired(
+            weight=site.weight,
+            reader=path.reader,
+            kept=len(kept),
+            of=len(stays),
+            error=float((mixing.after * mixing.squares).sum()) / power if power else 0.0,
+            unrepaired=float((mixing.before * mixing.squares).sum()) / power if power else 0.0,
+            largest=mixing.largest,
+            warnings=(*mixing.warnings, *(f"{name} lies between: an estimate" for name in path.inexact)),
+        )
+    )
 
 
 def folded_rows(work: Work, site: Site, path: Path) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from torch import Tensor
@@ -127,12 +127,18 @@ class _Walk:
             self.reasons.setdefault(flow.producer, reason)
 
 
-def layers_of(graph: ChannelGraph) -> tuple[Layer, ...]:
+@final
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """What a walk through the calls of a traced model finds."""
+
+    layers: tuple[Layer, ...]
     """Convolutions and linear layers in the order in which the forward calls them, each once."""
-    return tuple(_walked(graph).layers)
+    sites: tuple[Site, ...]
+    """The same without depthwise ones, each with its readers or the reason why it has none."""
 
 
-def find_sites(graph: ChannelGraph) -> tuple[Site, ...]:
+def structure_of(graph: ChannelGraph) -> Structure:
     """Every convolution and linear layer of a traced model, in the order of the forward.
 
     A site without a `reason` has all its channels read by layers along paths on which they can be mixed. Structure
@@ -150,7 +156,7 @@ def find_sites(graph: ChannelGraph) -> tuple[Site, ...]:
         paths = tuple(walk.paths.get(layer.weight, ()))
         reason = walk.reasons.get(layer.weight) or _unfit(walk, layer, units, paths)
         found.append(Site(layer.weight, layer.bias, units, paths, reason))
-    return tuple(found)
+    return Structure(tuple(walk.layers), tuple(found))
 
 
 def _walked(graph: ChannelGraph) -> _Walk:
