@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -236,6 +237,10 @@ def test_export_on_whole_numbers(run: Run, here: Path) -> None:
     taken = found.data["int8"]
     assert taken["agreement"]["value"] >= 0.9 and taken["integer_layers"]["value"] >= 1
     assert taken["bytes"]["value"] < taken["float_bytes"]["value"]
+    onnx = pytest.importorskip("onnx")
+    arrays = map(onnx.numpy_helper.to_array, onnx.load(here / "r" / "model.int8.onnx").graph.initializer)
+    codes = [array for array in arrays if array.dtype == np.int8 and array.ndim > 1]
+    assert codes and max(abs(array.astype(int)).max() for array in codes) == 31  # of 6 bits
     saved = json.loads((here / "r" / "report.json").read_text())
     assert saved["exports"]["int8"] == taken
 
