@@ -243,7 +243,8 @@ def page(rows: Rows) -> None:
         Written by `python benchmarks/cifar.py --table`; do not edit.
 
         Trained CIFAR-10 ResNets with parameter-free (option A) shortcuts, budget 0.5 of the MACs, at once.
-        Accuracies in percent on the 10 000 test pictures, which nothing was chosen on: scores, batch norm and
+        Accuracies in percent on the 10 000 test pictures, which nothing was chosen on but UDFC's choice of channels (on
+        2000 of them and ResNet-20; [validation pictures](udfc.md) agree): scores, batch norm and
         recovery see the training split (45 000 pictures) alone, and settings not named are the library's defaults.
         *Cut* is
         the network as cut, *batch norm* after re-estimating its statistics on 16 batches of 128, *recovered*
