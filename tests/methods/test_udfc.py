@@ -16,6 +16,7 @@ from laws.common import AnyTask
 from niwaki.errors import BudgetError, InputError, NotFiniteError
 from niwaki.measure import Measurement
 from niwaki.methods.udfc import UDFC
+from niwaki.quantize import Uniform
 from niwaki.repair import Diagonal, Filters
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -214,6 +215,18 @@ def test_what_is_refused() -> None:
     ):
         with pytest.raises(InputError):
             UDFC(**settings)
+
+
+def test_rounding_alone_needs_no_layer_that_can_be_repaired() -> None:
+    single = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid()).eval()  # its only width is the model's output
+    whole = niwaki.Budget(keep=1.0)
+    outcome = niwaki.compress(single, torch.randn(1, 3, 8, 8), method=UDFC(bits=4), budget=whole)
+    weight = single[0].weight.detach()
+    assert torch.equal(outcome.model[0].weight, Uniform(4)(weight).values())  # type: ignore[index]
+    with pytest.raises(InputError, match=r"round alone: keep=1\.0"):
+        niwaki.compress(single, torch.randn(1, 3, 8, 8), method=UDFC(bits=4), budget=niwaki.Budget(keep=0.5))
+    with pytest.raises(InputError, match=r"round alone: keep=1\.0"):  # nothing would be done at all
+        niwaki.compress(single, torch.randn(1, 3, 8, 8), method=UDFC(), budget=whole)
 
 
 def test_dead_channels_go_first_and_zero_scales_are_no_trouble() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final, get_args
 
@@ -10,7 +11,7 @@ import torch
 
 from niwaki import budgets
 from niwaki.budgets import choose
-from niwaki.errors import InputError
+from niwaki.errors import InputError, NothingChangedWarning
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
@@ -115,8 +116,8 @@ class UDFC(Method):
         """Run the method.
 
         Raises:
-            InputError: no layer's channels can be taken over (attention models); batch norm that was never trained,
-                where its statistics are needed; a recovery, which would undo the rounding.
+            InputError: channels are to go and none can be taken over (attention alone); batch norm that was never
+                trained, where its statistics are needed; a recovery, which would undo the rounding.
             NotFiniteError: NaN or infinity among the weights.
         """
         if job.recovery is not None:
@@ -127,7 +128,8 @@ class UDFC(Method):
             )
         done = Clock(job)
         model = job.model
-        graph, refused = _traced(job)
+        rounds = any(bits not in (0, FLOAT) for bits in (self.bits, self.first_bits, self.last_bits))
+        graph, refused = _traced(job, rounds=rounds)
         done("trace")
         before = look(model, job)
         done("measure before")
@@ -144,7 +146,10 @@ class UDFC(Method):
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
             rule = budgets.GlobalRank(normalise="none" if self.select == "elimination" else "sum")
-        planned = choose(graph, numbers, job.budget, how=rule)
+        with warnings.catch_warnings():
+            if rounds:  # then something changes in any case
+                warnings.simplefilter("ignore", NothingChangedWarning)
+            planned = choose(graph, numbers, job.budget, how=rule)
         alive = alive_of(graph, planned)
         done("choose")
         work, alive, found, rounding = self.rewritten(job, graph, structure, alive, self.solver())
@@ -227,21 +232,22 @@ class UDFC(Method):
         return work, alive, found, rounding
 
 
-def _traced(job: Job) -> tuple[ChannelGraph, dict[str, str]]:
+def _traced(job: Job, *, rounds: bool) -> tuple[ChannelGraph, dict[str, str]]:
     """The graph with all that can't be repaired protected, and why each such layer is left whole.
 
     Raises:
-        InputError: nothing can be repaired.
+        InputError: channels are to go, and none can be repaired.
     """
     graph = trace(job.model, job.example, protect=job.protect)
     sites = structure_of(graph).sites
     refused = {site.weight: site.reason for site in sites if site.reason is not None}
-    if len(refused) == len(sites):
+    keeps_all = all(isinstance(budget.keep, float) and budget.keep == 1 for budget in job.budget)
+    if len(refused) == len(sites) and not (sites and rounds and keeps_all):
         reasons = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:4])
         raise InputError(
             f"UDFC on {type(job.model).__name__}",
             found=f"no layer whose channels others can take over ({reasons or 'no convolution or linear layer'})",
-            do="use another method, e.g. magnitude",
+            do="use another method, e.g. magnitude, or round alone: keep=1.0 and 2 to 8 bits",
         )
     modules = {name for name, _ in job.model.named_modules()}
     paths = [weight.rpartition(".")[0] for weight in refused]
