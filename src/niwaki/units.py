@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+SMALLEST = 1e-6
+"""Outputs below this may be what is left of larger numbers that cancelled, with their rounding."""
 Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
@@ -215,14 +217,14 @@ class Receipt:
 
     @property
     def passed(self) -> bool:
-        """Exact plans must agree to `tolerance` (relative above 1); inexact ones must at least be finite.
+        """Exact plans must agree to `tolerance`, relative to `scale`; inexact ones must at least be finite.
 
         Where nothing could be compared, nothing passes.
         """
         if self.numbers == 0:
             return False
         finite = self.difference == self.difference and self.difference != float("inf")
-        return finite and (not self.exact or self.difference <= self.tolerance * max(1.0, self.scale))
+        return finite and (not self.exact or agrees(self.difference, self.scale, self.tolerance))
 
     def to_json(self) -> dict[str, Any]:
         names = (
@@ -238,6 +240,16 @@ class Receipt:
             "passed",
         )
         return {name: getattr(self, name) for name in names}
+
+
+def agrees(difference: float, scale: float, tolerance: float) -> bool:
+    """Whether a difference is rounding, beside numbers up to `scale`.
+
+    Examples:
+        >>> agrees(1e-10, 1.0, 1e-9), agrees(1e-10, 1e-3, 1e-9)
+        (True, False)
+    """
+    return difference <= tolerance * max(SMALLEST, scale)
 
 
 def need_module(model: Any, asked: str) -> None:

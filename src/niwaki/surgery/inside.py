@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.units import run, tensors_in
+from niwaki.units import agrees, run, tensors_in
 
 Inside = dict[tuple[str, int], Tensor]
 """By the module's path and the number of its call."""
@@ -62,7 +62,7 @@ def steadied(model: nn.Module, inputs: Any, right: Inside, tolerance: float) -> 
         if not output.dtype.is_floating_point:
             return None
         size, gap = float(wanted.abs().max()), float((wanted - output).abs().max())
-        if not gap <= tolerance * max(1.0, size):
+        if not agrees(gap, size, tolerance):
             return None
         worst, scale = max(worst, gap), max(scale, size)
         return wanted.clone()

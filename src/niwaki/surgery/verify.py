@@ -15,7 +15,7 @@ from niwaki.surgery.inside import inside, steadied
 from niwaki.surgery.mask import mask
 from niwaki.surgery.record import Surgery, find_surgery
 from niwaki.surgery.wide import Wide
-from niwaki.units import Receipt, device_of, map_tensors, run, tensors_in
+from niwaki.units import Receipt, agrees, device_of, map_tensors, run, tensors_in
 
 
 def verify(
@@ -110,7 +110,8 @@ def _agree(left: list[Tensor], right: list[Tensor], tolerance: float) -> bool:
     if [t.shape for t in left] != [t.shape for t in right]:
         return False
     found = [_apart(a, b) for a, b in zip(left, right, strict=True) if a.numel()]
-    return max((gap for gap, _ in found), default=0.0) <= tolerance * max((1.0, *(size for _, size in found)))
+    gap, size = (max((one[which] for one in found), default=0.0) for which in (0, 1))
+    return agrees(gap, size, tolerance)
 
 
 def _supposed(model: nn.Module, small: nn.Module, plan: Plan) -> Surgery:
