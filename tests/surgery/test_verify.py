@@ -73,13 +73,17 @@ def test_models_and_random_state_stay() -> None:
         (1e-10, 1.0, True, True),
         (1e-8, 1.0, True, False),
         (1e-8, 100.0, True, True),
+        (1e-10, 1e-3, True, False),
+        (1e-13, 1e-3, True, True),
+        (1e-16, 0.0, True, True),  # what is left where outputs cancel
+        (1e-14, 0.0, True, False),
         (0.5, 1.0, False, True),
         (float("inf"), 1.0, False, False),
         (float("nan"), 1.0, False, False),
     ],
 )
 def test_receipts(difference: float, scale: float, exact: bool, passed: bool) -> None:
-    """Within 1e-9, relative above a scale of 1; inexact plans must only be finite."""
+    """Within 1e-9 of the largest output; inexact plans must only be finite."""
     assert Receipt(difference, scale, exact, (), "eager", 1).passed is passed
 
 
