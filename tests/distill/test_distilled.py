@@ -166,8 +166,8 @@ def test_a_plan_from_a_file_aligns_as_well():
         assert ours == theirs
 
 
-def test_tokens_and_heads_are_aligned():
-    """Queries, keys and values of four heads: whole heads go, and the output of the projection that makes them follows."""
+def test_tokens_are_aligned():
+    """A transformer's layer on [batch, tokens, width]: stream and hidden width lie on the last axis."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 4, 16, batch_first=True).eval()
     model = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2)).eval()
@@ -237,12 +237,12 @@ def test_an_adapter_by_hand():
 
 
 def test_adapters_start_from_their_seed_and_leave_the_random_state():
-    made = []
-    for _ in range(2):
+    made, losses = [], (Weighted(Features(adapter=True), taps=("stem",)),)
+    for chance in range(2):
+        student, teacher = network(), network(1)
+        torch.manual_seed(chance)
         state = torch.get_rng_state()
-        taught = Distilled(
-            TASK, network(1), (Weighted(Features(adapter=True), taps=("stem",)),), student=network(), seed=7
-        )
+        taught = Distilled(TASK, teacher, losses, student=student, seed=7)
         assert torch.equal(torch.get_rng_state(), state)
         made.append(torch.cat([p.flatten() for p in taught.extra.parameters()]))
     assert torch.equal(*made)
@@ -292,6 +292,7 @@ def test_all_but_the_loss_is_the_task_s():
     taught = Distilled(TASK, network(1), (Weighted(Logits()),))
     assert taught.steps == 3 and taught.calibration(2, 0) == TASK.batches[:2]
     assert list(taught.train_batches(0)) == TASK.batches and taught.inputs(TASK.batches[0]) is TASK.batches[0][0]
+    assert taught.classes is None
     assert taught.evaluate(network()).value == 1.0 and torch.equal(taught.example(), TASK.example())
 
 
@@ -307,7 +308,7 @@ def test_refusals():
     def on(tap, loss=Features(), **more):  # noqa: B008
         return Distilled(TASK, teacher, (Weighted(loss, taps=(tap,)),), **more)
 
-    with pytest.raises(UnknownNameError, match=r"module to tap 'block\.9'; found: known: block\.0, block\.1, block\.2"):
+    with pytest.raises(UnknownNameError, match=r"'block\.9'; found: known: block\.0, block\.1, block\.2"):
         on("block.9")
     with pytest.raises(UnknownNameError, match="unknown module to tap 'nose'"):
         on(("nose", "stem"), student=student)
@@ -315,14 +316,13 @@ def test_refusals():
         on(("spare", "stem"), student=student)
     with pytest.raises(InputError, match="the teacher's forward never reaches it"):
         on(("stem", "spare"), student=student)
-    with pytest.raises(InputError, match=r"student's stem, teacher's block.*tap places|give the plan"):
+    with pytest.raises(InputError, match=r"where: student's head, teacher's block; do: tap places of one kind"):
         on(("head", "block"), student=student)
-    with pytest.raises(
-        InputError,
-        match=r"channels in the student, 4 in the teacher.*where: student's stem.*give the plan|4 in the teacher",
-    ):
+    with pytest.raises(InputError, match=r"4 in the teacher; where: student's stem, teacher's stem; do: give the plan"):
         on("stem", student=small)
     on("stem", student=small, plan=plan)
+    with pytest.raises(InputError, match=r"shape \(1, 3, 5, 5\), where axis 1 was 4 long in the plan"):
+        kept_at(teacher, plan, {"stem"})["stem"].of(torch.zeros(1, 3, 5, 5))
     with pytest.raises(PlanMismatchError):
         on("stem", plan=cut_by(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten(), nn.Linear(100, 3)), 0.5, {})[0])
     with pytest.raises(InputError, match="no student to tell its width"):
@@ -358,3 +358,21 @@ def test_outputs_with_names_are_found():
     with tapped(model, {""}) as heard:
         output = model(TASK.example())
     assert heard.feature("", "student") is output.logits
+
+
+def test_compress_makes_the_uncut_model_the_teacher(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "niwaki.methods.one_shot.Distilled", lambda *given, **more: made.append(given) or Distilled(*given, **more)
+    )
+    model, losses = network(), (Weighted(Logits()), Weighted(Features(), taps=("both",)))
+    common = {"method": niwaki.methods.Magnitude(), "budget": niwaki.Budget(0.5, "units"), "task": TASK}
+    before = copy.deepcopy(model.state_dict())
+    outcome = niwaki.compress(model, TASK.example(), recovery=Recovery(epochs=1), distill=losses, **common)
+    assert [given[:3] for given in made] == [(TASK, model, losses)] and made[0][4] is outcome.model
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert outcome.settings()["distill"][1]["taps"] == [["both", "both"]]
+    plain = niwaki.compress(model, TASK.example(), recovery=Recovery(epochs=1), **common)
+    assert plain.history["epochs"][0]["loss"] < outcome.history["epochs"][0]["loss"] and len(made) == 1
+    with pytest.raises(InputError, match="distil without a recovery"):
+        niwaki.compress(model, TASK.example(), distill=losses, **common)

@@ -140,6 +140,12 @@ class Distilled:
             )
 
     @property
+    def classes(self) -> int | None:
+        """Those of the task, where its pictures can be mixed: the teacher sees them mixed, too."""
+        found: int | None = getattr(self.task, "classes", None)
+        return found
+
+    @property
     def steps(self) -> int:
         return self.task.steps
 
