@@ -41,6 +41,7 @@ _WHERE = {
 _FOLDERS = (
     "budgets",
     "data",
+    "distill",
     "errors",
     "evidence",
     "export",

@@ -294,3 +294,30 @@ def test_a_small_network_learns_the_digits():
     history = Recovery(epochs=3, lr=0.05)(model, task)
     assert history.losses[2] < history.losses[0] and len(history.epochs) == 3
     assert before < 30 and task.evaluate(model).value > 90
+
+
+class Shifted(Squares):
+    """(x * weight + shift)^2: the shift is the task's own."""
+
+    def __init__(self, batches=((1.0,),)):
+        super().__init__(batches)
+        self.extra = nn.Module()
+        self.extra.shift = nn.Parameter(torch.tensor([1.0]))
+
+    def loss(self, model, batch):
+        return (model(batch.to(model.weight)) + self.extra.shift).square().mean()
+
+
+def test_what_the_task_brings_is_trained_with_the_model():
+    model, task = Line(), Shifted()
+    Recovery(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0)(model, task)
+    # both gradients are 2 (2 + 1) = 6
+    assert model.weight.item() == pytest.approx(1.4) and task.extra.shift.item() == pytest.approx(0.4)
+    assert task.extra.shift.grad is None
+
+
+def test_all_or_nothing_holds_for_what_the_task_brings():
+    model, task = Line(), Shifted([(1.0,)] * 3 + [(math.nan,)])
+    with pytest.raises(NotFiniteError):
+        Recovery(epochs=1, lr=0.01)(model, task)
+    assert model.weight.item() == 2.0 and task.extra.shift.item() == 1.0

@@ -14,6 +14,7 @@ from niwaki.cli.options import (
     Checkpoint,
     Data,
     Device,
+    Distill,
     Input,
     Model,
     Normalisation,
@@ -22,6 +23,7 @@ from niwaki.cli.options import (
     SplitSeed,
     Threads,
     budgets_of,
+    losses_of,
     pairs_of,
 )
 from niwaki.cli.talk import say, show, stages
@@ -61,6 +63,7 @@ def compress(
     ] = 0,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
+    distill: Distill = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 128,
     augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
     calibrate: Annotated[
@@ -95,6 +98,8 @@ def compress(
     training: dict[str, Any] = {
         name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
     }
+    if distill and not recover:
+        raise InputError(f"--distill {distill[0]}", found="no recovery to teach in", do="give --recover EPOCHS")
     if training and not recover:
         raise InputError(f"--{next(iter(training))}", found="no recovery to set it for", do="give --recover EPOCHS")
     for name, value in (("--recover", recover), ("--limit-test", limit_test)):
@@ -117,9 +122,8 @@ def compress(
 
     import niwaki
     import niwaki.report
-    from niwaki.cli.sources import ask
+    from niwaki.cli.sources import ask, task_of
     from niwaki.measure import Latency
-    from niwaki.tasks import Classification
     from niwaki.train import Recovery
 
     if export is not None:
@@ -130,6 +134,7 @@ def compress(
     budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
     made = _made(listed, fields)
     recovery = Recovery(epochs=recover, seed=seed, **training) if recover else None
+    losses = losses_of(distill)
     asked = ask(
         model,
         checkpoint=checkpoint,
@@ -147,8 +152,9 @@ def compress(
             asked.example,
             method=made,
             budget=budgets,
-            task=None if asked.splits is None else Classification(asked.splits, batch=batch, augment=augment),
+            task=task_of(asked, batch=batch, augment=augment),
             recovery=recovery,
+            distill=losses,
             repair=calibrate > 0,
             calibration=max(calibrate, 1),
             protect=tuple(protect or ()),

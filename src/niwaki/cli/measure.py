@@ -40,7 +40,7 @@ def measure(
         raise InputError(f"the model of {folder}", found="the run does not name it", do="give --model SOURCE")
 
     import niwaki
-    from niwaki.cli.sources import ask, shape_text
+    from niwaki.cli.sources import ask, shape_text, task_of
     from niwaki.measure import COUNTS, Latency, Meter
     from niwaki.measure import measure as take
 
@@ -66,10 +66,9 @@ def measure(
         network.to(device)
     meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
     taken = take(network, asked.example, meters=meters)
-    if asked.splits is not None:
-        from niwaki.tasks import Classification
-
-        taken["accuracy"] = Classification(asked.splits).evaluate(network, limit=limit_test)
+    if (task := task_of(asked)) is not None:
+        metric = task.evaluate(network, limit=limit_test)
+        taken[metric.name] = metric
     records = {name: measurement.to_json() for name, measurement in taken.items()}
     show(_drawn(records), data=records, as_json=as_json)
 

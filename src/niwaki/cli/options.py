@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.errors import InputError
+from niwaki.errors import InputError, UnknownNameError
 
 Model = Annotated[
     str,
@@ -53,6 +53,16 @@ Normalisation = Annotated[
 ]
 SplitSeed = Annotated[int, typer.Option(help="Of the data split; keep it for the whole life of a model.")]
 
+Distill = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--distill",
+        metavar="LOSS",
+        help="Let the uncut model teach in the recovery: logits, channel_wise, spatial_attention or features; settings "
+        "after '?', joined by &: \"channel_wise?taps=layer1,layer2&temperature=4&weight=3\" (repeat).",
+    ),
+]
+
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:
     """The numbers in "1x3x224x224", batch first.
@@ -96,6 +106,49 @@ def pairs_of(items: list[str] | None, option: str) -> dict[str, Any]:
             raise InputError(f"{option} {item}", found=f"{name} given twice", do="give each field once")
         found[name] = value_of(value)
     return found
+
+
+def losses_of(texts: list[str] | None) -> tuple[Any, ...]:
+    """What `--distill` says, as `niwaki.distill.Weighted`.
+
+    Raises:
+        UnknownNameError: no such loss, or a setting that it does not have; the message lists those there are.
+        InputError: a value that does not fit, or a loss of features without taps.
+    """
+    if not texts:
+        return ()
+    from dataclasses import fields
+
+    from niwaki import distill
+    from niwaki.distill import Weighted
+
+    kinds: dict[str, Any] = {
+        one.__module__.rpartition(".")[2]: one
+        for one in map(vars(distill).get, distill.__all__)
+        if isinstance(one, type) and issubclass(one, distill.Loss) and one is not distill.Loss
+    }
+    found = []
+    for text in texts:
+        name, mark, rest = text.partition("?")
+        if name not in kinds:
+            raise UnknownNameError.of("distillation", name, sorted(kinds))
+        given = pairs_of(rest.split("&"), f"--distill {name}?") if mark else {}
+        weight, taps = given.pop("weight", 1.0), given.pop("taps", None)
+        known = [field.name for field in fields(kinds[name])]
+        for setting in given:
+            if setting not in known:
+                raise UnknownNameError.of(f"setting of {name}", setting, [*known, "weight", "taps"])
+        if taps is None and name != "logits":
+            do = f'name modules: --distill "{name}?taps=layer1,layer2"'
+            raise InputError(f"--distill {text}", found="no taps to compare features at", do=do)
+        try:
+            paths = {} if taps is None else {"taps": tuple(str(taps).split(","))}
+            found.append(Weighted(kinds[name](**given), weight, **paths))
+        except TypeError as cause:
+            raise InputError(
+                f"--distill {text}", found=str(cause), do="give numbers where numbers are meant"
+            ) from cause
+    return tuple(found)
 
 
 def number_of(text: str, asked: str) -> int | float:

@@ -12,6 +12,7 @@ from niwaki.data import Splits
 from niwaki.errors import InputError
 from niwaki.measure.latency import at_batch
 from niwaki.models import Loaded
+from niwaki.tasks import Classification, Task
 from niwaki.units import map_tensors
 
 
@@ -64,6 +65,11 @@ def ask(
         loaded.model.to(place)
         example = map_tensors(example, lambda tensor: tensor.to(place))
     return Asked(loaded, example, splits)
+
+
+def task_of(asked: Asked, *, batch: int = 128, augment: str = "none") -> Task | None:
+    """What a batch of the data means; None without data."""
+    return None if asked.splits is None else Classification(asked.splits, batch=batch, augment=augment)
 
 
 def device_named(name: str | None, *, meta: bool = False) -> torch.device | None:

@@ -91,6 +91,8 @@ class ModuleCall:
     """Its result, where that is a tensor or a tuple of one."""
     puts_out: str = "tensor"
     """"tensor" or "tuple"."""
+    first: Value | None = None
+    """The first tensor of its result, whatever that is."""
 
 
 class Recorder(TorchDispatchMode):
@@ -142,6 +144,8 @@ class Recorder(TorchDispatchMode):
             single = output[0] if type(output) is tuple and len(output) == 1 else output
             call.output = self.seen(single) if isinstance(single, Tensor) else None
             call.puts_out = "tensor" if single is output else "tuple"
+            found = tensors_in(output)
+            call.first = self.seen(found[0]) if found else None
             call.records = range(call.records.start, len(self.records))
             call.terms = range(call.terms.start, len(self.terms))
             self.calls.append(call)

@@ -25,7 +25,7 @@ from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
 from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, walk, without_caches, without_hooks
 from niwaki.graph.unread import fix_unread
-from niwaki.graph.values import Parameter
+from niwaki.graph.values import Parameter, Value
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ class ChannelGraph:
     """Whether any number of a label's positions will do; bool `[labels]`."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
+    features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict, repr=False)
+    """Module -> the first tensor that each of its calls put out."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
     """Exported programs of the model (training or not), made once where a cut needs them; they hold no weights."""
 
@@ -257,6 +259,9 @@ def _trace_once(
     )
     if protect:
         blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
+    features: dict[str, tuple[Value | None, ...]] = {}
+    for call in recorder.calls:
+        features[call.path] = (*features.get(call.path, ()), call.first)
     if any(not p.seeds for p in parameters.values() if not p.buffer):
         second_look(
             skeleton,
@@ -293,6 +298,7 @@ def _trace_once(
         heard=heard,
         held=held[:-1],
         loose=space.loose(),
+        features=features,
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
         fingerprint=fingerprint(model),
         model=type(model).__qualname__,

@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from niwaki.distill import Weighted
 from niwaki.files import write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
@@ -39,6 +40,8 @@ class Job:
     budget: tuple[Budget, ...]
     task: Task | None = None
     recovery: Recovery | None = None
+    distill: tuple[Weighted, ...] = ()
+    """In the recovery the uncut model is a teacher, by these losses; none leave it out."""
     repair: bool = True
     """Re-estimate batch norm after the cut (needs a task)."""
     calibration: int = 16
@@ -147,6 +150,9 @@ class Outcome:
             "meters": [_settings_of(meter) for meter in job.meters],
             "command": job.command,
             "recovery": None if job.recovery is None else _plain(vars(job.recovery)),
+            "distill": [
+                {**_settings_of(one.loss), "weight": one.weight, "taps": _plain(one.pairs)} for one in job.distill
+            ],
         }
 
     def report(self) -> dict[str, Any]:

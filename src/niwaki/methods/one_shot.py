@@ -10,6 +10,7 @@ from niwaki import budgets
 from niwaki.budgets import choose
 from niwaki.budgets.atoms import Blocks, Bundle, Grids
 from niwaki.budgets.global_rank import Normalise, Per
+from niwaki.distill import Distilled
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
 from niwaki.graph import ChannelGraph, trace
@@ -20,6 +21,7 @@ from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of, verify
+from niwaki.train.recovery import Trainable
 from niwaki.units import Budget, Receipt
 
 log = logging.getLogger(__name__)
@@ -157,11 +159,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
             done("measure repaired")
     history: dict[str, Any] | None = None
     if job.recovery is not None:
-        if task is None:
-            raise InputError("recovery without data", found="no task", do="give a task (--data on the command line)")
-        small.train()
-        history = job.recovery(small, task, progress=job.steps).to_json()
-        small.train(model.training)
+        history = recovered(job, small, plan)
         done("recover")
         stages.append(Stage("recovery", look(small, job)))
         done("measure recovered")
@@ -210,6 +208,24 @@ def judged(job: Job, model: Any, small: Any, plan: Plan) -> Receipt:
         where=f"through the {receipt.door} door",
         do="please report this model; exact_only=True or protect= may help",
     )
+
+
+def recovered(job: Job, small: Any, plan: Plan) -> dict[str, Any]:
+    """The history of the job's recovery of `small`, cut by `plan`; the uncut model teaches where the job says so.
+
+    Raises:
+        InputError: the job has no task, or taps that do not fit.
+    """
+    if job.task is None:
+        raise InputError("recovery without data", found="no task", do="give a task (--data on the command line)")
+    assert job.recovery is not None
+    task: Trainable = job.task
+    if job.distill:
+        task = Distilled(job.task, job.model, job.distill, plan, small, seed=job.seed)
+    small.train()
+    history = job.recovery(small, task, progress=job.steps).to_json()
+    small.train(job.model.training)
+    return history
 
 
 def look(model: Any, job: Job) -> dict[str, Measurement]:

@@ -9,6 +9,7 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
+from niwaki.distill import Weighted
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
 from niwaki.graph.skeleton import copy_with, identity, shared
 from niwaki.graph.trace import fingerprint, passing_buffers
@@ -33,6 +34,7 @@ def compress(
     budget: Budget | Sequence[Budget],
     task: Task | None = None,
     recovery: Recovery | None = None,
+    distill: Sequence[Weighted] = (),
     repair: bool = True,
     calibration: int = 16,
     protect: Sequence[str] = (),
@@ -50,6 +52,7 @@ def compress(
     Args:
         task: what a batch means; without it nothing is repaired, recovered or scored by gradients.
         recovery: a short training after the cut.
+        distill: losses by which the uncut model teaches the cut one in the recovery; see `niwaki.distill`.
         calibration: batches for the re-estimation of batch norm.
         limit: test samples to evaluate on (all by default).
         progress: called after each stage with its name and seconds.
@@ -75,6 +78,9 @@ def compress(
             do="pass an instance from niwaki.methods, e.g. Magnitude()",
         )
     budgets = budgets_of(budget)
+    if distill and recovery is None:
+        do = "give a recovery (--recover on the command line)"
+        raise InputError("distil without a recovery", found="nothing is trained", do=do)
     return method(
         Job(
             model=model,
@@ -82,6 +88,7 @@ def compress(
             budget=budgets,
             task=task,
             recovery=recovery,
+            distill=tuple(distill),
             repair=repair,
             calibration=calibration,
             protect=tuple(protect),

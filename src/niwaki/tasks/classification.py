@@ -86,6 +86,10 @@ class Classification(Task):
             raise InputError("train a classifier", found="an empty training split", do="give some training pictures")
 
     @property
+    def classes(self) -> int:
+        return len(self.splits.classes)
+
+    @property
     def steps(self) -> int:
         return max(1, len(self.splits.train) // self.batch)
 

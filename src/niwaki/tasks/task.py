@@ -13,6 +13,18 @@ class Task(ABC):
     """A loss, a metric and batches. What a batch is made of only the task knows."""
 
     @property
+    def extra(self) -> nn.Module | None:
+        """Parameters of the task's own that are trained with the model; None where it has none."""
+        return None
+
+    @property
+    def classes(self) -> int | None:
+        """Of how many classes the labels are, where a batch is (inputs, labels [batch]) and labels may also be shares
+        [batch, classes]: then pictures can be mixed (`niwaki.train.Mix`). None for other tasks.
+        """
+        return None
+
+    @property
     @abstractmethod
     def steps(self) -> int:
         """Batches in one pass of `train_batches`."""

@@ -40,7 +40,11 @@ CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the d
 
 
 class Trainable(Protocol):
-    """What training asks of a task; `niwaki.tasks.Task` has it."""
+    """What training asks of a task; `niwaki.tasks.Task` has it.
+
+    A task may besides have `extra`, a module of its own (adapters of a distillation), or None: its parameters are
+    trained with the model's, on the same device, and all or nothing holds for them too.
+    """
 
     @property
     def steps(self) -> int: ...
@@ -140,15 +144,19 @@ class Recovery:
             from accelerate import Accelerator
         except ImportError as cause:
             raise MissingExtraError("training needs accelerate", do='pip install "niwaki[train]"') from cause
+        extra = getattr(task, "extra", None) or nn.Module()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        own = [parameter for parameter in extra.parameters() if parameter.requires_grad]
         if not trained or any(parameter.is_meta for parameter in trained):
             found = "a model on the meta device" if trained else "no parameter that wants a gradient"
             raise InputError("train a model", found=found, do="give it weights that want gradients")
         launched = any(name in os.environ for name in LAUNCHED)
         accelerator = Accelerator(device_placement=launched)
         device = accelerator.device if launched else device_of(model)
-        with all_or_nothing(model, device), self._board(accelerator.is_main_process) as record:
-            with prepared(accelerator, model, self._optimizer(trained)) as (wrapped, optimizer):
+        main = accelerator.is_main_process
+        with all_or_nothing(model, device), all_or_nothing(extra, device), self._board(main) as record:
+            extra.to(device)
+            with prepared(accelerator, model, self._optimizer(trained + own)) as (wrapped, optimizer):
                 epochs = self._epochs(wrapped, task, accelerator, device, optimizer, progress, record)
             history = History(epochs, asdict(self), str(device), accelerator.num_processes)
             if self.folder is not None and accelerator.is_main_process:

@@ -1,0 +1,22 @@
+"""Distillation: one loss between outputs or features of a student and its teacher per file, and a task with them."""
+
+from niwaki.distill.loss import Loss
+
+# isort: split
+from niwaki.distill.channel_wise import ChannelWise
+from niwaki.distill.distilled import Distilled, Tap, Taught, Weighted
+from niwaki.distill.features import Features
+from niwaki.distill.logits import Logits
+from niwaki.distill.spatial_attention import SpatialAttention
+
+__all__ = [
+    "ChannelWise",
+    "Distilled",
+    "Features",
+    "Logits",
+    "Loss",
+    "SpatialAttention",
+    "Tap",
+    "Taught",
+    "Weighted",
+]
