@@ -216,10 +216,10 @@ def page(rows: Rows) -> None:
         + "\n\n"
     )
     text += "## ResNet-56, trained\n\n" + prose(
-        """Accuracy on every fifth test picture of CIFAR-10, weights rounded per channel, activations to 8 bits. *70 %* is
-        pruned, repaired and rounded by UDFC (behind the activation, by elimination); the whole network is rounded alone.
-        Sizes are beside the whole network in floats. *Packed* is the state dict with weights at their real width; the
-        file holds them in 8 bits."""
+        """Accuracy on every fifth test picture of CIFAR-10, weights rounded per channel, activations to 8 bits. *70 %*
+        is pruned, repaired and rounded by UDFC (behind the activation, by elimination); the whole network is rounded
+        alone. Sizes are beside the whole network in floats. *Packed* is the state dict with weights at their real
+        width; the file holds them in 8 bits."""
     )
     heads = (
         "channels",

@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = "%.2f s"
+NAMED = 6
+"""Rows of one command that are listed by name."""
 
 
 class Rows:
@@ -85,7 +87,13 @@ class Rows:
             )
             listed.setdefault(origin, []).append(row["key"])
         lines = ["## Where the rows come from", "", f"Raw rows: `benchmarks/results/{self.path.name}`.", ""]
-        return "\n".join(lines + [f"- {origin}: {', '.join(keys)}" for origin, keys in listed.items()]) + "\n"
+        told = [f"- {origin}: {_told(keys)}" for origin, keys in listed.items()]
+        return "\n".join(lines + told) + "\n"
+
+
+def _told(keys: Sequence[str]) -> str:
+    """The keys of a command's rows, or how many where they are many."""
+    return ", ".join(keys) if len(keys) <= NAMED else f"{len(keys)} rows, from *{keys[0]}* to *{keys[-1]}*"
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

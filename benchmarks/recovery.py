@@ -1,0 +1,209 @@
+"""Accuracy after recovery, with and without the uncut network as teacher, beside Torch-Pruning's best importance.
+
+The same share of MACs, steps, learning rates, data order, augmentation and re-estimated batch norm for both; several
+seeds. The peer's importance is chosen on validation pictures (`--choose`), test pictures are for the report alone.
+"""
+
+import argparse
+import os
+import statistics
+import time
+import warnings
+from typing import Any
+
+import torch
+from cifar import STREAMS, repair_
+from rows import ROOT, Rows, arguments, prose, table
+from torch import nn
+from udfc import DATA, TRAINED, network
+
+import niwaki
+from niwaki.distill import Distilled, Logits, Weighted
+from niwaki.tasks import Classification
+from niwaki.train import Recovery
+
+NETWORKS = ("resnet56", "vgg16_bn")
+KEEPS = (0.47, 0.39)
+"""2.13 and 2.55 times fewer MACs: the points that the peer publishes for ResNet-56."""
+OURS = "niwaki L2"
+TAUGHT = "niwaki L2, logits"
+PEER = "Torch-Pruning"
+IMPORTANCES = ("L2", "L1", "LAMP", "BN scale", "Taylor")
+STEPS = 400
+"""Most steps of the peer's pruner on its way to the budget: fine enough to stop within half a percent of it."""
+TEACHING = Weighted(Logits(4.0), 1.0)
+
+
+def cut(name: str, keep: float, task: Classification) -> nn.Module:
+    """Ours: L2 norms, one ranking over the network."""
+    graph, how = niwaki.trace(model := network(name), task.example()), niwaki.scores.Magnitude(p=2)
+    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=keep, of="macs"), how=niwaki.budgets.GlobalRank())
+    return niwaki.cut(model, plan)
+
+
+def pruned(name: str, keep: float, importance: str, task: Classification) -> nn.Module:
+    """The peer's pruner, global, until as few MACs are left.
+
+    What parameter-free shortcuts join keeps its width: cut there, the peer's network does not run.
+    """
+    import torch_pruning as tp
+
+    model, example = network(name), task.example()
+    hows = {
+        "L2": tp.importance.GroupMagnitudeImportance(p=2),
+        "L1": tp.importance.GroupMagnitudeImportance(p=1),
+        "LAMP": tp.importance.LAMPImportance(p=2),
+        "BN scale": tp.importance.BNScaleImportance(),
+        "Taylor": tp.importance.GroupTaylorImportance(),
+    }
+    ignored = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if name not in TRAINED:
+        inner = [path.removeprefix("layer*.") for path in STREAMS]
+        ignored += [module for path, module in model.named_modules() if path == inner[0] or path.endswith(inner[1])]
+    pruner = tp.pruner.BasePruner(
+        model,
+        example,
+        importance=hows[importance],
+        pruning_ratio=1.0,
+        max_pruning_ratio=0.95,
+        global_pruning=True,
+        iterative_steps=STEPS,
+        ignored_layers=ignored,
+    )
+    aim = keep * niwaki.measure.Macs()(model, example).value
+    for _ in range(STEPS):
+        if importance == "Taylor":
+            model.zero_grad()
+            for batch in task.calibration(4, 0):
+                task.loss(model, batch).backward()
+        pruner.step()
+        if niwaki.measure.Macs()(model, example).value <= aim:
+            break
+    model.zero_grad()
+    return model
+
+
+def made(name: str, keep: float, who: str, task: Classification) -> nn.Module:
+    model = pruned(name, keep, who.removeprefix(f"{PEER} "), task) if who.startswith(PEER) else cut(name, keep, task)
+    repair_(model, task, seed=0)
+    return model
+
+
+def run(
+    rows: Rows, name: str, keep: float, who: str, seed: int, task: Classification, options: argparse.Namespace
+) -> None:
+    """One row: a cut and its recovery."""
+    passes = f"{options.epochs} x {options.steps or task.steps}"
+    choosing = ", choosing" if options.choose else ""
+    key = f"{name}, keep {keep}, {who}, {passes} steps, seed {seed}{choosing}"
+    if not rows.wanted(key):
+        return
+    device = torch.device(options.device)
+    whole = niwaki.measure.Macs()(network(name), task.example()).value
+    model = made(name, keep, who, task)
+    macs = niwaki.measure.Macs()(model, task.example()).value
+    before = task.evaluate(model.to(device), split="val", limit=2000).value
+    taught: Any = task
+    if who == TAUGHT:
+        taught = Distilled(task, network(name).to(device), (TEACHING,))
+    how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed)
+    model = model.to(device, memory_format=torch.channels_last).train()
+    start = time.perf_counter()
+    history = how(model, taught, progress=lambda done, of, words: print(f"{key}: {done} of {of}", flush=True))
+    seconds = time.perf_counter() - start
+    model.eval()
+    values = {
+        "network": name,
+        "keep": keep,
+        "who": who,
+        "passes": passes,
+        "macs": macs / whole,
+        "before": before,
+        "val": task.evaluate(model, split="val", limit=options.pictures).value,
+        "test": None if options.choose else task.evaluate(model, limit=options.pictures).value,
+        "pictures": options.pictures,
+        "lr": options.lr,
+        "losses": history.losses,
+        "seconds": seconds,
+        "device": str(device),
+    }
+    rows.add(key, values, seed=seed, threads=options.threads)
+
+
+def best(rows: Rows, name: str, keep: float) -> str | None:
+    """The peer's importance that is best on validation pictures."""
+    tried = [r for r in rows.rows if r["network"] == name and r["keep"] == keep and r["key"].endswith("choosing")]
+    return max(tried, key=lambda row: row["val"])["who"] if tried else None
+
+
+def page(rows: Rows) -> None:
+    text = prose("""
+        # After recovery
+
+        Written by `python benchmarks/recovery.py --table`; do not edit.
+
+        CIFAR-10 test accuracy in percent, mean over seeds (spread: lowest to highest). Both sides get the same share of
+        MACs, steps, batches of 128 in the same order, augmentation, learning rates (cosine from a highest rate, short
+        warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's softened
+        scores (temperature 4, weight 1). The peer's importance is the one of five with the best validation accuracy
+        after a recovery (`--choose`).
+    """)
+    told = [row for row in rows.rows if not row["key"].endswith("choosing")]
+    cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
+    lines = []
+    for name, keep, passes in cases:
+        for who in dict.fromkeys(row["who"] for row in told):
+            same = [r for r in told if (r["network"], r["keep"], r["passes"], r["who"]) == (name, keep, passes, who)]
+            if same:
+                tests = [row["test"] for row in same]
+                spread = f"{statistics.mean(tests):.2f} ({min(tests):.2f}..{max(tests):.2f})"
+                cells = (f"{same[0]['macs']:.3f}", f"{same[0]['before']:.1f}", spread, len(same), same[0]["pictures"])
+                lines.append((name, f"{keep:.2f}", passes, who, *cells, same[0]["device"]))
+    heads = ("network", "keep", "epochs x steps", "who", "MACs", "before", "after", "seeds", "test pictures", "device")
+    text += table(heads, lines) + "\n\n"
+    chosen = [row for row in rows.rows if row["key"].endswith("choosing")]
+    if chosen:
+        text += "## Which importance of the peer\n\n"
+        lines = [(r["network"], f"{r['keep']:.2f}", r["passes"], r["who"], f"{r['val']:.2f}") for r in chosen]
+        text += table(("network", "keep", "epochs x steps", "who", "validation, after"), lines) + "\n\n"
+    rows.write(text)
+
+
+def main() -> None:
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="shares of MACs")
+        parser.add_argument("--epochs", type=int, default=3, help="of recovery (default: %(default)s)")
+        parser.add_argument("--steps", type=int, default=0, help="most steps of each (default: all)")
+        parser.add_argument("--lr", type=float, default=0.01, help="highest learning rate (default: %(default)s)")
+        parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+        parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
+        parser.add_argument("--choose", action="store_true", help="try the peer's importances, on validation pictures")
+        parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+    options = arguments((__doc__ or "").splitlines()[0], cases=NETWORKS, threads=1, more=more)
+    warnings.simplefilter("ignore")
+    os.chdir(ROOT)
+    torch.set_num_threads(options.threads)
+    rows = Rows("recovery", fresh=options.fresh, packages=("torch-pruning",))
+    if not options.table:
+        splits = niwaki.data.open(f"cifar10:{DATA}", normalisation="imagenet", seed=0, root=ROOT)
+        task = Classification(splits, batch=128, augment="flip_crop")
+        for name in options.only or NETWORKS:
+            if name in TRAINED and not (ROOT / "runs" / f"udfc-{name}.safetensors").exists():
+                print(f"{name}: not trained yet (benchmarks/udfc.py --train EPOCHS)", flush=True)
+                continue
+            for keep in options.keeps:
+                if options.choose:
+                    for importance in IMPORTANCES:
+                        run(rows, name, keep, f"{PEER} {importance}", options.seeds[0], task, options)
+                    continue
+                peer = best(rows, name, keep)
+                for seed in options.seeds:
+                    for who in (OURS, TAUGHT, *([peer] if peer else [])):
+                        run(rows, name, keep, who, seed, task, options)
+    page(rows)
+
+
+if __name__ == "__main__":
+    main()
