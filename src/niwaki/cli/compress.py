@@ -64,13 +64,13 @@ def compress(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
     distill: Distill = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
     augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
     calibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="To re-estimate batch norm with; 0 leaves it out.")
     ] = 16,
     runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
-    limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,
     export: Annotated[
         str | None,
         typer.Option(help="onnx: write model.onnx into DIR, too; int8: model.int8.onnx, which runs on whole numbers."),

@@ -47,7 +47,12 @@ CheckDevice = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Data = Annotated[str | None, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR or npz:FILE.", metavar="SPEC")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE, or for language models text:FILE.", metavar="SPEC"
+    ),
+]
 Normalisation = Annotated[
     str | None, typer.Option(help="none, half, imagenet, cifar10 or digits; the model's or source's own unless said.")
 ]

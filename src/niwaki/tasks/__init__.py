@@ -4,5 +4,6 @@ from niwaki.tasks.task import Task
 
 # isort: split
 from niwaki.tasks.classification import Classification
+from niwaki.tasks.language_modelling import LanguageModelling
 
-__all__ = ["Classification", "Task"]
+__all__ = ["Classification", "LanguageModelling", "Task"]
