@@ -44,7 +44,7 @@ def compress(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of the method (repeat).")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="What stays: a share, or a count; 0.5 unless said.")] = None,
-    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params or units.")] = None,
+    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes or memory.")] = None,
     floor: Annotated[str | None, typer.Option(help="What every group keeps at least: a count or a share.")] = None,
     multiple: Annotated[int | None, typer.Option(help="Every cut group keeps a multiple of this.")] = None,
     budget: Annotated[

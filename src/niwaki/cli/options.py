@@ -191,12 +191,14 @@ def budgets_of(
     budgets = []
     for text in texts:
         parts = pairs_of([part.strip() for part in text.split(",")], "--budget")
-        unknown = sorted(set(parts) - {"keep", "of", "floor", "multiple"})
-        if unknown or "keep" not in parts:
+        if "at_most" in parts and "keep" not in parts:
+            parts |= {"keep": parts.pop("at_most"), "absolute": True}
+        unknown = sorted(set(parts) - {"keep", "of", "floor", "multiple", "absolute"})
+        if unknown or "keep" not in parts or type(parts.get("absolute", True)) is not bool:
             raise InputError(
                 f"--budget {text}",
                 found=f"unknown: {', '.join(unknown)}" if unknown else "no keep",
-                do='write --budget "keep=0.5,of=macs", with floor= and multiple= if wanted',
+                do='write --budget "keep=0.5,of=macs" or "at_most=12.5,of=latency"; floor= and multiple= if wanted',
             )
         budgets.append(Budget(**parts))
     return tuple(budgets)
