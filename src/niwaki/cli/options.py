@@ -46,6 +46,9 @@ CheckDevice = Annotated[
         "--device", help="Where the model runs; where it was saved, if that is here, unless said.", metavar="NAME"
     ),
 ]
+EXPORTS = ("onnx", "openvino", "pt2", "tensorrt", "executorch", "int8")
+RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
+"""Names that the command line knows before torch is imported; a test compares them with the library's."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Data = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from niwaki.errors import InputError, UnknownNameError
-from niwaki.export.artefact import Artefact, Batch, make_artefact
+from niwaki.export.artefact import Artefact, Batch, make_artefact, time_beside
 from niwaki.export.executorch import ExecuTorch
 from niwaki.export.onnx import Onnx, export_onnx
 from niwaki.export.openvino import OpenVino
@@ -34,6 +34,8 @@ __all__ = [
     "export_qdq",
     "fitted_config",
     "kernels_of",
+    "make_artefact",
+    "time_beside",
     "time_files",
     "unsupported_by_tensorrt",
 ]

@@ -136,7 +136,7 @@ def _made(
                 do="nothing was written; try a fixed batch (dynamic_batch=False, --batch 1) or another opset",
             )
         del opened
-        timed = _timed(target, file, model, fresh(example, generator), runs, threads) if runs else {}
+        timed = time_beside(target, file, model, fresh(example, generator), runs, threads)
         parts = sorted(Path(aside).iterdir(), key=lambda part: part.name == at.name)  # the model itself last
         size = sum(part.stat().st_size for part in parts)
         for part in parts:
@@ -159,11 +159,13 @@ def _made(
     return Artefact(target.name, at, batch, told | timed, note, tuple(part.name for part in parts))
 
 
-def _timed(
+def time_beside(
     target: Target, file: Path, model: nn.Module, inputs: Any, runs: int, threads: int | None
 ) -> dict[str, Measurement]:
-    """The file's and PyTorch's median time, taken in turns."""
-    with with_threads(threads):
+    """The file's and PyTorch's median time, taken in turns: "latency" and "pytorch_latency"; nothing for 0 runs."""
+    if not runs:
+        return {}
+    with evaluating(model), with_threads(threads):
         count = torch.get_num_threads()
         beside = {"pytorch": lambda: run(model, inputs)}
         times = target.time(file, inputs, beside=beside, threads=count, runs=runs)

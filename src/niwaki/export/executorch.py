@@ -1,5 +1,6 @@
 """ExecuTorch programs for phones and small devices."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -53,7 +54,9 @@ class ExecuTorch(Target):
                 lowered.write_to_file(out)
 
     def open(self, file: Path, *, threads: int | None = None) -> Opened:
-        from executorch.runtime import Runtime
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package calls its own interface experimental when it is imported
+            from executorch.runtime import Runtime
 
         try:
             method = Runtime.get().load_program(file).load_method("forward")
