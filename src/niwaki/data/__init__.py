@@ -14,6 +14,7 @@ from niwaki.data.cifar10 import Cifar10
 from niwaki.data.digits import Digits
 from niwaki.data.image_folder import ImageFolder
 from niwaki.data.npz import Npz
+from niwaki.data.samples import Samples, SampleSplits, open_samples
 from niwaki.data.text import Text, TextSplits, Tokens, open_text
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "Part",
     "Pixels",
     "Reader",
+    "SampleSplits",
+    "Samples",
     "Source",
     "Splits",
     "Text",
@@ -30,6 +33,7 @@ __all__ = [
     "Tokens",
     "label_tensor",
     "open",
+    "open_samples",
     "open_text",
     "some",
 ]
