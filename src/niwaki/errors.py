@@ -68,6 +68,10 @@ class OutOfMemoryError(NiwakiError, MemoryError):
     """The device ran out of memory; nothing was written."""
 
 
+class ProcessLostError(NiwakiError, RuntimeError):
+    """One of several processes that train together is gone; checkpoints stay."""
+
+
 class NothingChangedWarning(UserWarning):
     """A call that was valid but changed nothing."""
 

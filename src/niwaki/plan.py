@@ -33,8 +33,8 @@ class Plan:
     units: Mapping[str, int]
     """Group -> how many units it had."""
     cuts: tuple[Mapping[str, Any], ...]
-    promised: Mapping[str, int]
-    """"macs", "params", "units" and the same with "_before"."""
+    promised: Mapping[str, float]
+    """"macs", "params", "units", what else a budget was about, and the same with "_before"."""
     budget: tuple[Mapping[str, Any], ...] = ()
     decided_by: Mapping[str, Any] = field(default_factory=dict)
     grids: str = "rows"

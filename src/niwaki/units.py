@@ -129,31 +129,50 @@ class Budget:
 
     Examples:
         >>> Budget(keep=0.5, of="macs")
-        Budget(keep=0.5, of='macs', floor=1, multiple=1)
+        Budget(keep=0.5, of='macs', floor=1, multiple=1, absolute=False)
+        >>> Budget.at_most(12.5, "latency")
+        Budget(keep=12.5, of='latency', floor=1, multiple=1, absolute=True)
     """
 
     keep: float | int
     """A share in (0, 1] (float), or a count (int) of what stays, in the unit of `of`."""
     of: str = "macs"
-    """"macs" (multiply-adds of the example), "params", or "units"."""
+    """"macs" (multiply-adds of the example), "params", "units", "bytes" (of parameters and buffers, as on disk),
+    "memory" (bytes at the peak of a forward), "latency" (milliseconds) or "energy" (joules), the last two of a forward
+    on a target that was measured."""
     floor: float | int = 1
     """What every group keeps at least: a count of units (int) or a share of the group (float)."""
     multiple: int = 1
     """Every cut group keeps a multiple of this many units, where it has that many."""
+    absolute: bool = False
+    """Whether `keep` is an amount in the unit of `of` whatever its type: what `at_most` sets."""
+
+    @classmethod
+    def at_most(cls, amount: float, of: str, *, floor: float | int = 1, multiple: int = 1) -> "Budget":
+        """A budget of this many milliseconds, joules, bytes, MACs, ...: `Budget.at_most(12.5, "latency")`.
+
+        Raises:
+            BudgetError: the amount is not above 0, or another part is wrong.
+        """
+        return cls(keep=amount, of=of, floor=floor, multiple=multiple, absolute=True)
 
     def __post_init__(self) -> None:
         from niwaki.errors import BudgetError
 
-        share = isinstance(self.keep, float)
+        share = isinstance(self.keep, float) and not self.absolute
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or self.keep != self.keep:
             raise BudgetError(
                 f"Budget(keep={self.keep!r})", found=type(self.keep).__name__, do="give a share or a count"
             )
-        if (share and not 0 < self.keep <= 1) or (not share and self.keep < 1):
+        if type(self.absolute) is not bool or (self.absolute and not 0 < self.keep < float("inf")):
+            raise BudgetError(
+                f"Budget.at_most({self.keep!r}, {self.of!r})", found="no amount above 0", do="give what may be spent"
+            )
+        if not self.absolute and ((share and not 0 < self.keep <= 1) or (not share and self.keep < 1)):
             raise BudgetError(
                 f"Budget(keep={self.keep!r})",
                 found="keep is what stays: a share in (0, 1] as a float or a count from 1 as an int",
-                do="to remove 30 % write keep=0.7",
+                do="to remove 30 % write keep=0.7; for an amount such as 12.5 ms write Budget.at_most(12.5, 'latency')",
             )
         if self.of not in BUDGET_KINDS:
             raise BudgetError(
@@ -171,7 +190,7 @@ class Budget:
 
     def limit(self, before: float) -> float:
         """The largest allowed cost, given the uncut cost."""
-        return self.keep * before if isinstance(self.keep, float) else float(self.keep)
+        return self.keep * before if isinstance(self.keep, float) and not self.absolute else float(self.keep)
 
 
 def budgets_of(given: Any) -> tuple[Budget, ...]:
@@ -188,7 +207,7 @@ def budgets_of(given: Any) -> tuple[Budget, ...]:
     return listed
 
 
-BUDGET_KINDS = ("macs", "params", "units")
+BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency", "energy")
 
 
 @final

@@ -64,6 +64,9 @@ class Pixels:
     def evaluate(self, model, *, split="test", limit=None):
         return niwaki.Measurement("accuracy", 1.0, "%", "nothing")
 
+    def metrics(self, model, *, split="test", limit=None):
+        return {"accuracy": self.evaluate(model)}
+
 
 TASK = Pixels()
 

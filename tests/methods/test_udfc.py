@@ -280,7 +280,7 @@ def test_the_plan_says_who_chose_and_the_stages_compare_the_same_channels() -> N
     class Asked(AnyTask):
         seen: ClassVar[list[nn.Module]] = []
 
-        def evaluate(self, model: nn.Module, *, limit: int | None = None) -> Measurement:
+        def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
             self.seen.append(model)
             return Measurement("accuracy", 50.0, "%", "always the same")
 

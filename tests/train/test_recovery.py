@@ -90,6 +90,7 @@ def test_one_step_of_adamw_by_hand():
     ("schedule", "rates"),
     [
         ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("step", [0.5, 1, 1, 0.1, 0.1, 0.01]),  # falls at steps 3 and 4.5
         ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2]),
     ],
@@ -229,8 +230,8 @@ def test_settings_out_of_range_are_refused(changes, says):
 
 
 def test_unknown_names_list_the_known():
-    with pytest.raises(UnknownNameError, match="cosine, linear, constant"):
-        Recovery(schedule="step")
+    with pytest.raises(UnknownNameError, match="cosine, linear, step, constant"):
+        Recovery(schedule="exponential")
     with pytest.raises(UnknownNameError, match="sgd, adamw"):
         Recovery(optimizer="lion")
 

@@ -13,6 +13,7 @@ from niwaki.budgets.global_rank import GlobalRank
 from niwaki.budgets.rule import Atoms, Parts, Rule, runs
 from niwaki.errors import BudgetError, InputError, NothingChangedWarning, UnknownNameError
 from niwaki.graph import ChannelGraph
+from niwaki.graph.memory import with_bytes, with_memory
 from niwaki.graph.plans import plan_of
 from niwaki.plan import Plan
 from niwaki.scores import Scores
@@ -61,11 +62,12 @@ def choose(
             found=f"{type(how).__name__}; known: {', '.join(sorted(rule.__name__ for rule in Rule.__subclasses__()))}",
             do="pass a rule from niwaki.budgets, e.g. how=niwaki.budgets.Uniform()",
         )
+    graph = priced(graph, budgets)
     atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, blocks=blocks)
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
     single = Ledger.of(graph.widths, graph.costs, atoms.units, graph.units.count)
-    atoms = replace(atoms, saves={name: single.savings(name, full) for name in graph.costs})
+    atoms = replace(atoms, saves={name: single.savings(name, full) for name in ("macs", "params", "units")})
     priority = how(atoms)
     chunks, chunk_priority, chained = _chunks(atoms, priority, budgets)
     ledger = Ledger.of(graph.widths, graph.costs, chunks, graph.units.count)
@@ -80,10 +82,10 @@ def choose(
     if gone is None:
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))
         raise BudgetError(
-            ", ".join(f"{name} <= {math.floor(limit)}" for name, limit in limits.items()),
+            ", ".join(f"{name} <= {_plain(limit)}" for name, limit in limits.items()),
             found="; ".join(
                 f"{name}: the least that floors, multiples and fixed groups allow is "
-                f"{int(least[name])} ({_share(int(least[name]), int(before[name])):.3f})"
+                f"{_plain(least[name])} ({_share(least[name], before[name]):.3f})"
                 for name in limits
             ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut"
@@ -96,7 +98,7 @@ def choose(
     alive = np.ones(graph.units.count, bool)
     alive[chunks.pick(np.flatnonzero(gone)).flat] = False
     if not gone.any():
-        fits = ", ".join(f"{name} {before[name]:.0f} <= {math.floor(limit)}" for name, limit in limits.items())
+        fits = ", ".join(f"{name} {_plain(before[name])} <= {_plain(limit)}" for name, limit in limits.items())
         warnings.warn(
             f"choose removed nothing; found: the whole model fits, {fits}; do: give a smaller keep (keep=0.5 is half)",
             NothingChangedWarning,
@@ -114,9 +116,36 @@ def choose(
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
 
 
-def _share(least: int, before: int) -> float:
+def priced(graph: ChannelGraph, budgets: tuple[Budget, ...]) -> ChannelGraph:
+    """`graph` with every cost that a budget is about. Bytes and memory follow from the trace; times and joules are
+    measured, and have to be there.
+
+    Raises:
+        BudgetError: they are not.
+    """
+    known = {"bytes": with_bytes, "memory": with_memory}
+    for name in dict.fromkeys(budget.of for budget in budgets):
+        if name in graph.costs:
+            continue
+        if name not in known:
+            raise BudgetError(
+                f"Budget(of={name!r})",
+                found="nothing was measured on a target",
+                do="graph = niwaki.budgets.timed(model, example, graph, target=niwaki.measure.Target('onnxruntime')), "
+                "or niwaki.compress(..., target=...)",
+            )
+        graph = known[name](graph)
+    return graph
+
+
+def _plain(amount: float) -> str:
+    """A count without, an amount of a few with what is behind the point."""
+    return str(math.floor(amount)) if amount >= 1000 or float(amount).is_integer() else f"{amount:.4g}"
+
+
+def _share(least: float, before: float) -> float:
     """The smallest share in thousandths that, as a budget, allows `least` of `before`."""
-    thousandths = -(-least * 1000 // before)
+    thousandths = int(-(-least * 1000 // before))
     while thousandths / 1000 * before < least:  # 0.29 x 100 is 28.999999999999996
         thousandths += 1
     return thousandths / 1000

@@ -12,12 +12,12 @@ from niwaki.graph.cost import Cost, Widths
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Every product of a cost that a kind of chunk takes from, kind by kind."""
+    """Every item of a cost that a kind of chunk takes from, kind by kind."""
 
     starts: np.ndarray
     """Where each kind's pairs begin; `[kinds + 1]`."""
-    constants: np.ndarray
-    """The product's constant; `[pairs]`."""
+    items: np.ndarray
+    """Its number; `[pairs]`."""
     factors: np.ndarray
     """Its widths; `[pairs, slots]`."""
     moved: np.ndarray
@@ -74,12 +74,13 @@ class Ledger:
         return self._change(name, np.arange(self.first.size), counts, -1)[self.kind]
 
     def _change(self, name: str, kinds: np.ndarray, counts: np.ndarray, sign: int) -> np.ndarray:
-        pairs = self._pairs(name)
+        cost, pairs = self.costs[name], self._pairs(name)
         at, bounds = runs(pairs.starts, kinds)
         now = np.append(counts, 1).astype(np.float64)[pairs.factors[at]]  # [pairs, slots]
-        change = pairs.constants[at] * ((now + sign * pairs.moved[at]).prod(1) - now.prod(1))
+        items = pairs.items[at]
+        change = cost.values(items, now + sign * pairs.moved[at]) - cost.values(items, now)
         owner = np.repeat(np.arange(kinds.size), np.diff(bounds))
-        return sign * np.bincount(owner, weights=change, minlength=kinds.size)
+        return sign * cost.changes(change, items, owner, size=kinds.size, counts=counts)
 
     def _pairs(self, name: str) -> Pairs:
         if name not in self.pairs:
@@ -95,10 +96,10 @@ class Ledger:
             factors = cost.factors[both.indices]
             owner = np.repeat(np.arange(self.first.size), np.diff(both.indptr) * slots)
             moved = np.asarray(taken[owner, factors.ravel()]).reshape(-1, slots) if owner.size else factors
-            self.pairs[name] = Pairs(both.indptr.astype(np.int64), cost.constants[both.indices], factors, moved)
+            self.pairs[name] = Pairs(both.indptr.astype(np.int64), both.indices, factors, moved)
         return self.pairs[name]
 
-    def totals(self, counts: np.ndarray) -> dict[str, int]:
+    def totals(self, counts: np.ndarray) -> dict[str, float]:
         return {name: cost.total(counts) for name, cost in self.costs.items()}
 
 

@@ -7,6 +7,8 @@ import sys
 import typer
 
 from niwaki.cli.compress import compress
+from niwaki.cli.export import export
+from niwaki.cli.listing import Listing
 from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
 from niwaki.cli.methods import methods
@@ -25,12 +27,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command()(compress)
+app.command(cls=Listing)(compress)
 app.command()(trace)
 app.command()(methods)
 app.command()(verify)
 app.command()(measure)
 app.command()(report)
+app.command(cls=Listing)(export)
 app.command(name="load-check")(load_check)
 
 

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from niwaki.cli.exporting import Exporting, need, wanted
 from niwaki.cli.low_memory import compress_on_disk, drawn
 from niwaki.cli.methods import Method, method_named
 from niwaki.cli.options import (
+    EXPORTS,
     AsJson,
     Checkpoint,
     Data,
@@ -27,7 +29,7 @@ from niwaki.cli.options import (
     pairs_of,
 )
 from niwaki.cli.talk import say, show, stages
-from niwaki.errors import InputError, RunExistsError, UnknownNameError, making
+from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
 
 
 def compress(
@@ -44,7 +46,7 @@ def compress(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of the method (repeat).")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="What stays: a share, or a count; 0.5 unless said.")] = None,
-    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params or units.")] = None,
+    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes or memory.")] = None,
     floor: Annotated[str | None, typer.Option(help="What every group keeps at least: a count or a share.")] = None,
     multiple: Annotated[int | None, typer.Option(help="Every cut group keeps a multiple of this.")] = None,
     budget: Annotated[
@@ -64,16 +66,19 @@ def compress(
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
     distill: Distill = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
     augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
     calibrate: Annotated[
         int, typer.Option(min=0, metavar="BATCHES", help="To re-estimate batch norm with; 0 leaves it out.")
     ] = 16,
     runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
-    limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,
     export: Annotated[
-        str | None,
-        typer.Option(help="onnx: write model.onnx into DIR, too; int8: model.int8.onnx, which runs on whole numbers."),
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET...",
+            help=f"Write files for other runtimes into DIR, too: {', '.join(EXPORTS)} (see `niwaki export`).",
+        ),
     ] = None,
     low_memory: Annotated[
         bool,
@@ -93,8 +98,7 @@ def compress(
     listed = method_named(method)
     shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None, "bits": bits}
     fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
-    if export not in (None, "onnx", "int8"):
-        raise UnknownNameError.of("export format", str(export), ["onnx", "int8"])
+    exports = wanted(export)
     training: dict[str, Any] = {
         name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
     }
@@ -126,11 +130,8 @@ def compress(
     from niwaki.measure import Latency
     from niwaki.train import Recovery
 
-    if export is not None:
-        from niwaki.export.onnx import export_onnx, need_packages
-        from niwaki.methods.job import note_export
-
-        need_packages()
+    if exports:
+        need(exports)
     budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
     made = _made(listed, fields)
     recovery = Recovery(epochs=recover, seed=seed, **training) if recover else None
@@ -169,23 +170,28 @@ def compress(
         )
     outcome.save(out, force=force)
     result: dict[str, Any] = {"folder": str(out)}
-    if export is not None:
-        if export == "onnx":
-            written = out / "model.onnx"
-            taken = export_onnx(outcome.model, asked.example, written)
-        else:
-            written = out / "model.int8.onnx"
-            taken = _int8(outcome, written, calibrate if data is not None else 0)
-        result[export] = {name: measurement.to_json() for name, measurement in taken.items()}
-        note_export(out, export, result[export])
-        say(
-            f"{export}: {written}, {taken['difference'].value:.1e} from "
-            + ("PyTorch" if export == "onnx" else "the simulated network")
+    failed: list[NiwakiError] = []
+    if exports:
+        from niwaki.methods.job import note_export
+
+        work = Exporting(
+            outcome.model,
+            asked.example,
+            int8=lambda file: _int8(outcome, file, calibrate if data is not None else 0),
+            runs=runs,
+            threads=threads,
+            seed=seed,
         )
+        told, failed = work(exports, out)
+        for name, entry in told.items():
+            note_export(out, name, entry)
+        result |= told
     result["page"] = str(niwaki.report.write(out))
     say(f"saved: {out}; page: {result['page']}")
     result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)
+    if failed:
+        raise typer.Exit(max(error.exit_code for error in failed))
 
 
 def _int8(outcome: Any, path: Path, batches: int) -> Any:

@@ -20,7 +20,7 @@ def measure(
     data: Data = None,
     normalisation: Normalisation = None,
     split_seed: SplitSeed = 0,
-    limit_test: Annotated[int | None, typer.Option(min=1, help="Test at most this many pictures.")] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,
     runs: Annotated[int, typer.Option(min=0, help="Timed passes; 0 leaves latency out.")] = 30,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples in a timed pass.")] = None,
     threads: Threads = None,
@@ -67,8 +67,7 @@ def measure(
     meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
     taken = take(network, asked.example, meters=meters)
     if (task := task_of(asked)) is not None:
-        metric = task.evaluate(network, limit=limit_test)
-        taken[metric.name] = metric
+        taken |= task.metrics(network, limit=limit_test)
     records = {name: measurement.to_json() for name, measurement in taken.items()}
     show(_drawn(records), data=records, as_json=as_json)
 

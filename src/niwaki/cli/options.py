@@ -46,8 +46,16 @@ CheckDevice = Annotated[
         "--device", help="Where the model runs; where it was saved, if that is here, unless said.", metavar="NAME"
     ),
 ]
+EXPORTS = ("onnx", "openvino", "pt2", "tensorrt", "executorch", "int8")
+RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
+"""Names that the command line knows before torch is imported; a test compares them with the library's."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-Data = Annotated[str | None, typer.Option(help="digits, imagefolder:DIR, cifar10:DIR or npz:FILE.", metavar="SPEC")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE, or for language models text:FILE.", metavar="SPEC"
+    ),
+]
 Normalisation = Annotated[
     str | None, typer.Option(help="none, half, imagenet, cifar10 or digits; the model's or source's own unless said.")
 ]
@@ -186,12 +194,14 @@ def budgets_of(
     budgets = []
     for text in texts:
         parts = pairs_of([part.strip() for part in text.split(",")], "--budget")
-        unknown = sorted(set(parts) - {"keep", "of", "floor", "multiple"})
-        if unknown or "keep" not in parts:
+        if "at_most" in parts and "keep" not in parts:
+            parts |= {"keep": parts.pop("at_most"), "absolute": True}
+        unknown = sorted(set(parts) - {"keep", "of", "floor", "multiple", "absolute"})
+        if unknown or "keep" not in parts or type(parts.get("absolute", True)) is not bool:
             raise InputError(
                 f"--budget {text}",
                 found=f"unknown: {', '.join(unknown)}" if unknown else "no keep",
-                do='write --budget "keep=0.5,of=macs", with floor= and multiple= if wanted',
+                do='write --budget "keep=0.5,of=macs" or "at_most=12.5,of=latency"; floor= and multiple= if wanted',
             )
         budgets.append(Budget(**parts))
     return tuple(budgets)

@@ -1,19 +1,23 @@
 """From the command line's words to a model, an example and data. Imports torch, so commands import this late."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
 
 from niwaki import data, models
-from niwaki.cli.options import shape_of
+from niwaki.cli.options import pairs_of, shape_of
 from niwaki.cli.talk import say
-from niwaki.data import Splits
-from niwaki.errors import InputError
+from niwaki.data import Splits, TextSplits
+from niwaki.errors import InputError, UnknownNameError
 from niwaki.measure.latency import at_batch
 from niwaki.models import Loaded
-from niwaki.tasks import Classification, Task
+from niwaki.tasks import Classification, LanguageModelling, Task
 from niwaki.units import map_tensors
+
+TEXT = "text:"
+CONTEXT = 128
+"""Tokens in a block of text, unless the model's context is shorter."""
 
 
 @final
@@ -23,7 +27,7 @@ class Asked:
 
     loaded: Loaded
     example: Any
-    splits: Splits | None
+    splits: Splits | TextSplits | None
 
 
 def ask(
@@ -41,7 +45,8 @@ def ask(
 ) -> Asked:
     """The model, an example, and the data if a `spec` is given.
 
-    The example's shape is `shape` if given, otherwise that of the data's pictures, otherwise the model's usual one.
+    Of a text (`text:FILE`) the example is its first block. Otherwise the example's shape is `shape` if given, then that
+    of the data's pictures, then the model's usual one.
     Pictures are normalised as the option says, else as the model's source does, else as the data's source does.
     `own_weights` is False where the model's weights do not matter because others replace them.
     """
@@ -51,6 +56,8 @@ def ask(
         torch.set_num_threads(threads)
     place = device_named(device)
     wanted = shape_of(shape)
+    if spec is not None and spec.startswith(TEXT):
+        return _reading(source, checkpoint, spec, place, seed=seed, asked=(shape, normalisation), own=own_weights)
     splits = None
     if spec is not None and wanted is None:
         splits = _data(spec, None, normalisation, split_seed)
@@ -59,16 +66,62 @@ def ask(
     if spec is not None and (splits is None or (normalisation is None and loaded.normalisation is not None)):
         splits = _data(spec, wanted or inner, normalisation or loaded.normalisation, split_seed)
     example = loaded.example if not wanted or wanted[0] == 1 else at_batch(loaded.example, wanted[0])
-    if own_weights and loaded.weights == "random":
-        say(f"{source}: the weights are random (no --checkpoint)")
-    if place is not None:
-        loaded.model.to(place)
-        example = map_tensors(example, lambda tensor: tensor.to(place))
-    return Asked(loaded, example, splits)
+    return _placed(Asked(loaded, example, splits), place, own=own_weights)
+
+
+def _placed(asked: Asked, place: torch.device | None, *, own: bool) -> Asked:
+    """Model and example where they are to be."""
+    if own and asked.loaded.weights == "random":
+        say(f"{asked.loaded.source}: the weights are random (no --checkpoint)")
+    if place is None:
+        return asked
+    asked.loaded.model.to(place)
+    return replace(asked, example=map_tensors(asked.example, lambda tensor: tensor.to(place)))
+
+
+def _reading(
+    source: str,
+    checkpoint: str | None,
+    spec: str,
+    place: torch.device | None,
+    *,
+    seed: int,
+    asked: tuple[Any, Any],
+    own: bool,
+) -> Asked:
+    """A language model, and the text that it reads: `text:FILE?length=128&tokenizer=FOLDER&mask=103`."""
+    for option, value in zip(("--input", "--normalisation"), asked, strict=True):
+        if value is not None:
+            do = f'a text has blocks: --data "{spec.partition("?")[0]}?length=128"'
+            raise InputError(f"{option} {value}", found="a text as data", do=do)
+    file, _, rest = spec.removeprefix(TEXT).partition("?")
+    settings = pairs_of(rest.split("&"), f"--data {TEXT}FILE?") if rest else {}
+    if unknown := sorted(set(settings) - {"length", "tokenizer", "mask", "val", "test"}):
+        raise UnknownNameError.of("setting of a text", unknown[0], ["length", "tokenizer", "mask", "val", "test"])
+    if not file:
+        raise InputError(f"data {spec!r}", found="nothing after the colon", do=f"write {TEXT}FILE")
+    loaded = models.load(source, checkpoint=checkpoint, seed=seed)
+    context = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
+    settings.setdefault("length", min(CONTEXT, context) if isinstance(context, int) else CONTEXT)
+    splits = data.open_text(file, **settings)
+    tokens, example = next(splits.train.batches(1)), loaded.example
+    if isinstance(example, dict) and "input_ids" in example:
+        example = {**example, "input_ids": tokens}
+    elif isinstance(example, torch.Tensor):
+        example = tokens
+    else:
+        do = "return (model, tokens [1, length]) from the factory, or use a language model of hf:"
+        raise InputError(f"{source} on a text", found=f"an example of type {type(example).__name__}", do=do)
+    return _placed(Asked(loaded, example, splits), place, own=own)
 
 
 def task_of(asked: Asked, *, batch: int = 128, augment: str = "none") -> Task | None:
     """What a batch of the data means; None without data."""
+    if isinstance(asked.splits, TextSplits):
+        if augment != "none":
+            raise InputError(f"--augment {augment}", found="a text as data", do="leave it out")
+        kind: Any = "causal" if asked.splits.mask is None else "masked"
+        return LanguageModelling(asked.splits, batch=batch, kind=kind)
     return None if asked.splits is None else Classification(asked.splits, batch=batch, augment=augment)
 
 

@@ -1,4 +1,4 @@
-"""Where pictures come from: `open` reads a named source and splits it once, by seed."""
+"""Where data come from: `open` reads a named source of pictures and splits it once, by seed; `open_text` a text."""
 
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from niwaki.data.cifar10 import Cifar10
 from niwaki.data.digits import Digits
 from niwaki.data.image_folder import ImageFolder
 from niwaki.data.npz import Npz
+from niwaki.data.samples import Samples, SampleSplits, open_samples
+from niwaki.data.text import Text, TextSplits, Tokens, open_text
 
 __all__ = [
     "READERS",
@@ -22,10 +24,17 @@ __all__ = [
     "Part",
     "Pixels",
     "Reader",
+    "SampleSplits",
+    "Samples",
     "Source",
     "Splits",
+    "Text",
+    "TextSplits",
+    "Tokens",
     "label_tensor",
     "open",
+    "open_samples",
+    "open_text",
     "some",
 ]
 

@@ -1,32 +1,40 @@
 """ONNX files that were run before anybody trusts them."""
 
-import os
-import tempfile
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, final
 
-import torch
 from torch import nn
 
-from niwaki.errors import InputError, NiwakiError
-from niwaki.export.onnx_file import (
-    PACKAGES,
-    TRACED_BATCH,
-    difference,
-    expected_of,
-    fresh,
-    need_packages,
-    outputs_of,
-    place,
-    write,
-)
+from niwaki.export.artefact import make_artefact
+from niwaki.export.onnx_file import PACKAGES, need_packages, write
+from niwaki.export.runtimes import read_onnxruntime
+from niwaki.export.target import Opened, Target
 from niwaki.measure import Measurement
-from niwaki.measure.latency import at_batch
-from niwaki.measure.measurement import evaluating, versions
-from niwaki.units import tensors_in
 
-TRIED_BATCHES = (1, 3)  # both differ from the traced one, so a batch that was baked in shows
+
+@final
+@dataclass(frozen=True)
+class Onnx(Target):
+    """An ONNX file by torch's exporter (`dynamo=True`), run in ONNX Runtime. Above 2 GiB the weights lie beside it in
+    `<name>.data`.
+
+    Source: onnx.ai, operator sets; torch.onnx.
+    """
+
+    opset: int | None = None
+    """Operator set; None takes the exporter's own."""
+    name: ClassVar[str] = "onnx"
+    extension: ClassVar[str] = ".onnx"
+    needs: ClassVar[tuple[str, ...]] = PACKAGES
+    extra: ClassVar[str] = "niwaki[export]"
+    runtime: ClassVar[str] = "ONNX Runtime"
+
+    def write(self, model: nn.Module, example: Any, file: Path, *, dynamic_batch: bool) -> None:
+        write(model, example, file, dynamic_batch=dynamic_batch, opset=self.opset)
+
+    def open(self, file: Path, *, threads: int | None = None) -> Opened:
+        return read_onnxruntime(file, threads=threads)
 
 
 def export_onnx(
@@ -62,39 +70,7 @@ def export_onnx(
         3.1e-07
     """
     need_packages()
-    target = place(path)
-    traced = at_batch(example, TRACED_BATCH) if dynamic_batch else example
-    if not tensors_in(traced):
-        raise InputError(f"export to {target}", found="an example without tensors", do="give the model's input")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as aside, evaluating(model):
-        file = Path(aside) / target.name
-        write(model, traced, file, dynamic_batch=dynamic_batch, opset=opset)
-        tried = [at_batch(example, batch) for batch in TRIED_BATCHES] if dynamic_batch else [example] * 2
-        generator = torch.Generator().manual_seed(seed)
-        drawn = [fresh(inputs, generator) for inputs in tried]
-        apart = max(difference(expected_of(model, inputs), outputs_of(file, inputs)) for inputs in drawn)
-        if not apart <= tolerance:
-            raise NiwakiError(
-                f"export to {target}",
-                found=f"ONNX Runtime differs from PyTorch by {apart:.3g} of the largest output",
-                where=type(model).__name__,
-                do="nothing was written; try dynamic_batch=False or another opset",
-            )
-        size = sum(part.stat().st_size for part in Path(aside).iterdir())
-        for part in sorted(Path(aside).iterdir(), key=lambda part: part.name == target.name):  # the model itself last
-            os.replace(part, target.parent / part.name)
-    made = versions() | {name: version(name) for name in PACKAGES}
-    return {
-        "difference": Measurement(
-            name="difference",
-            value=apart,
-            unit="relative",
-            definition="largest absolute difference of any output between ONNX Runtime and PyTorch on fresh random "
-            "inputs, divided by that output's largest absolute value",
-            device="cpu (ONNX Runtime)",
-            versions=made,
-        ),
-        "bytes": Measurement(
-            name="bytes", value=float(size), unit="bytes", definition="ONNX file and its weights on disk", versions=made
-        ),
-    }
+    batch = "dynamic" if dynamic_batch else "example"
+    target = Onnx(opset)
+    made = make_artefact(model, example, path, target=target, batch=batch, tolerance=tolerance, runs=0, seed=seed)  # type: ignore[arg-type]
+    return made.measurements

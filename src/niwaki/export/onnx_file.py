@@ -1,6 +1,10 @@
 """Writing ONNX files and running them: what the exporters share."""
 
 import inspect
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, MissingExtraError, NiwakiError
+from niwaki.export.runtimes import read_onnxruntime
 from niwaki.units import map_tensors, run, tensors_in
 
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TRACED_BATCH = 2  # torch.export takes a length of 1 for a constant
 
@@ -41,6 +47,40 @@ def need_packages() -> None:
 
 
 def write(model: nn.Module, example: Any, file: Path, *, dynamic_batch: bool, opset: int | None) -> None:
+    """The exporter's file, its weights beside it where they are above 2 GiB; nobody has run it yet.
+
+    Raises:
+        NiwakiError: the exporter refuses the model.
+    """
+    arguments, named, shapes = call_of(model, example, dynamic_batch=dynamic_batch)
+    with translated(f"export to {file.name}", model):
+        program = torch.onnx.export(
+            model,
+            arguments,
+            kwargs=named,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            opset_version=opset,
+            verbose=False,
+        )
+        program.save(str(file))  # type: ignore[union-attr]  # None is the answer of the older exporter only
+
+
+def program_of(model: nn.Module, example: Any, *, dynamic_batch: bool, asked: str) -> torch.export.ExportedProgram:
+    """What `torch.export` makes of a model.
+
+    Raises:
+        NiwakiError: it refuses the model.
+    """
+    arguments, named, shapes = call_of(model, example, dynamic_batch=dynamic_batch)
+    with translated(asked, model):
+        return torch.export.export(model, arguments, named, dynamic_shapes=shapes)
+
+
+def call_of(
+    model: nn.Module, example: Any, *, dynamic_batch: bool
+) -> tuple[tuple[Any, ...], dict[str, Any] | None, Any]:
+    """Positional and named arguments of the call that is exported, and which of their axes may vary."""
     named = isinstance(example, dict)
     arguments = () if named else example if isinstance(example, tuple) else (example,)
     shapes: Any = None
@@ -55,26 +95,33 @@ def write(model: nn.Module, example: Any, file: Path, *, dynamic_batch: bool, op
         kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
         if not named and inspect.Parameter.VAR_POSITIONAL in kinds[:1]:
             shapes = (shapes,)  # a forward(*args): its arguments are one tuple
+    return arguments, example if named else None, shapes
+
+
+@contextmanager
+def translated(asked: str, model: nn.Module) -> Iterator[None]:
+    """Inside, a foreign exporter works: what it raises becomes one of niwaki's errors.
+
+    Raises:
+        NiwakiError: in place of whatever the exporter raised.
+    """
     try:
-        program = torch.onnx.export(
-            model,
-            arguments,
-            kwargs=example if named else None,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            opset_version=opset,
-            verbose=False,
-        )
-        program.save(str(file))  # type: ignore[union-attr]  # None is the answer of the older exporter only
-    except torch.OutOfMemoryError:
+        with warnings.catch_warnings():
+            # torch 2.11 meets deprecated parts of itself; where warnings are errors, its exporter stops at that
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    except (torch.OutOfMemoryError, NiwakiError):
         raise
-    except Exception as error:  # the exporter raises what any of its stages raises
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    except Exception as error:  # an exporter raises what any of its stages raises
+        lines = [COLOURS.sub("", line) for line in str(error).strip().splitlines()] or [type(error).__name__]
+        cause = str(error.__cause__ or "").strip().splitlines()
         raise NiwakiError(
-            f"export to {file.name}",
-            found=reason[0],
+            asked,
+            found=lines[0] + (f" ({cause[0][:300]})" if cause and cause[0] not in lines[0] else ""),
             where=type(model).__name__,
-            do="nothing was written; try dynamic_batch=False, or make the forward exportable (torch.export)",
+            do="nothing was written; try dynamic_batch=False (--batch 1), or make the forward exportable "
+            "(torch.export)",
         ) from error
 
 
@@ -96,21 +143,9 @@ def outputs_of(file: Path, inputs: Any) -> list[Tensor]:
     """What ONNX Runtime on the CPU computes from `inputs`.
 
     Raises:
-        InputError: the file takes another number of inputs.
+        InputError: the file takes other inputs.
     """
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    wanted, given = session.get_inputs(), tensors_in(inputs)
-    if len(wanted) != len(given):
-        names = ", ".join(entry.name for entry in wanted)
-        raise InputError(
-            f"run {file.name}",
-            found=f"the file takes {len(wanted)} inputs ({names}), the example has {len(given)}",
-            do="give an example whose tensors the model all uses",
-        )
-    feeds = {entry.name: tensor.detach().cpu().numpy() for entry, tensor in zip(wanted, given, strict=True)}
-    return [torch.from_numpy(array) for array in session.run(None, feeds)]
+    return read_onnxruntime(file)(inputs)
 
 
 def difference(expected: list[Tensor], found: list[Tensor]) -> float:

@@ -1,23 +1,24 @@
 """How long exported files take in the runtimes that will run them."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from niwaki.errors import InputError, MissingExtraError, UnknownNameError
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, versions
+from niwaki.measure.turns import Clock, Times, in_turns
 from niwaki.units import tensors_in
 
 RUNTIMES = {"onnxruntime": "export", "openvino": "openvino"}
 """Package -> the extra that brings it."""
-CLOCKS = {"wall": ("wall-clock time", time.perf_counter), "cpu": ("processor time", time.process_time)}
+CLOCKS = {"wall": "wall-clock time", "cpu": "processor time"}
 
 
 def time_files(
@@ -25,7 +26,7 @@ def time_files(
     example: Any,
     *,
     runtime: str = "onnxruntime",
-    clock: Literal["wall", "cpu"] = "wall",
+    clock: Clock = "wall",
     threads: int = 1,
     runs: int = 30,
     warm_up: int = 5,
@@ -59,54 +60,116 @@ def time_files(
             found=f"not installed: {runtime}",
             do=f"pip install 'niwaki[{RUNTIMES[runtime]}]'",
         )
-    open_file = _onnxruntime if runtime == "onnxruntime" else _openvino
-    feeds = [tensor.detach().cpu().numpy() for tensor in tensors_in(example)]
-    ready = {name: open_file(Path(file), feeds, threads) for name, file in files.items()}
-    for call in ready.values():
-        for _ in range(warm_up):
-            call()
-    now = CLOCKS[clock][1]
-    times: dict[str, list[float]] = {name: [] for name in ready}
-    for _ in range(runs):
-        for name, call in ready.items():
-            start = now()
-            call()
-            times[name].append((now() - start) * 1e3)
-
-    return {
-        name: _measured(name, taken, runtime, CLOCKS[clock][0], threads, device_name(torch.device("cpu")))
-        for name, taken in times.items()
-    }
+    inputs = tensors_in(example)
+    opened = {name: READERS[runtime](Path(file), threads=threads) for name, file in files.items()}
+    calls = {name: partial(call, inputs) for name, call in opened.items()}
+    times = in_turns(calls, runs=runs, warm_up=warm_up)
+    device = device_name(torch.device("cpu"))
+    return {name: _measured(name, taken, runtime, clock, threads, device) for name, taken in times.items()}
 
 
-def _measured(name: str, times: list[float], runtime: str, clock: str, threads: int, device: str) -> Measurement:
-    quarters = statistics.quantiles(times, n=4) if len(times) > 1 else [times[0]] * 3
+def _measured(name: str, times: Times, runtime: str, clock: Clock, threads: int, device: str) -> Measurement:
+    low, high = times.quarters(clock)
     return Measurement(
         name,
-        statistics.median(times),
+        times.median(clock),
         "ms",
-        f"median {clock} of {len(times)} runs in {runtime}, in turns with the other files, {threads} CPU "
+        f"median {CLOCKS[clock]} of {len(times.wall)} runs in {runtime}, in turns with the other files, {threads} CPU "
         "threads; spread is the interquartile range",
-        quarters[2] - quarters[0],
+        high - low,
         device,
         versions() | {runtime: version(runtime)},
     )
 
 
-def _onnxruntime(file: Path, feeds: list[Any], threads: int) -> Callable[[], Any]:
+def read_onnxruntime(file: Path, *, threads: int | None = None) -> Callable[[Any], list[Tensor]]:
+    """A function from inputs to what ONNX Runtime on the CPU computes from them.
+
+    Raises:
+        FileDamagedError: no ONNX file.
+        InputError: later, from the function: other inputs than the file takes.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    named = {entry.name: array for entry, array in zip(session.get_inputs(), feeds, strict=True)}
-    return lambda: session.run(None, named)
+    options.log_severity_level = 3  # warnings about the graph are its writer's business
+    if threads is not None:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common class of their own
+        raise unreadable(file, "ONNX Runtime", error) from error
+    entries = [(entry.name, entry.shape) for entry in session.get_inputs()]
+
+    def call(inputs: Any) -> list[Tensor]:
+        given = fitting(tensors_in(inputs), entries, file)
+        feeds = {name: tensor.numpy() for (name, _), tensor in zip(entries, given, strict=True)}
+        return [torch.from_numpy(array) for array in session.run(None, feeds)]
+
+    return call
 
 
-def _openvino(file: Path, feeds: list[Any], threads: int) -> Callable[[], Any]:
+def read_openvino(file: Path, *, threads: int | None = None) -> Callable[[Any], list[Tensor]]:
+    """A function from inputs to what OpenVINO on the CPU computes from them, in float32 where the file is.
+
+    Raises:
+        FileDamagedError: neither an IR nor an ONNX file.
+        InputError: later, from the function: other inputs than the file takes.
+    """
     import openvino
 
-    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        compiled = openvino.Core().compile_model(str(file), "CPU", settings)
+    except Exception as error:
+        raise unreadable(file, "OpenVINO", error) from error
+    entries = [
+        (port.any_name, [None if length.is_dynamic else length.get_length() for length in port.partial_shape])
+        for port in compiled.inputs
+    ]
     request = compiled.create_infer_request()
-    return lambda: request.infer(feeds)
+
+    def call(inputs: Any) -> list[Tensor]:
+        given = fitting(tensors_in(inputs), entries, file)
+        found = request.infer([tensor.numpy() for tensor in given])
+        return [torch.from_numpy(found[port]) for port in compiled.outputs]
+
+    return call
+
+
+READERS: dict[str, Callable[..., Callable[[Any], list[Tensor]]]] = {
+    "onnxruntime": read_onnxruntime,
+    "openvino": read_openvino,
+}
+
+
+def unreadable(file: Path, reader: str, error: Exception) -> FileDamagedError:
+    """What a runtime's refusal of a file is to the user."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    found = "no such file" if not file.exists() else f"{reader} can't read it: {lines[0][:300]}"
+    return FileDamagedError(f"run {file.name}", found=found, where=str(file), do="give a file that an exporter wrote")
+
+
+def fitting(given: list[Tensor], entries: Sequence[tuple[str, Sequence[Any]]], file: Path) -> list[Tensor]:
+    """`given` as plain CPU tensors, if they are as many and of the shapes that a file takes.
+
+    Raises:
+        InputError: they are not; the message has the file's inputs.
+    """
+
+    def fits(tensor: Tensor, shape: Sequence[Any]) -> bool:
+        lengths = zip(tensor.shape, shape, strict=True) if tensor.dim() == len(shape) else ()
+        same = all(not isinstance(wanted, int) or wanted == length for length, wanted in lengths)
+        return tensor.dim() == len(shape) and same
+
+    if len(given) != len(entries) or not all(fits(t, shape) for t, (_, shape) in zip(given, entries, strict=True)):
+        wanted = ", ".join(f"{name} {'x'.join(str(n or '?') for n in shape)}" for name, shape in entries)
+        shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in given)
+        raise InputError(
+            f"run {file.name} on {len(given)} inputs ({shapes})",
+            found=f"the file takes {len(entries)} inputs ({wanted})",
+            do="give an example whose tensors the model all uses, of the file's shapes",
+        )
+    return [tensor.detach().cpu() for tensor in given]

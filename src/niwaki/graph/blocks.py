@@ -49,6 +49,8 @@ class Block:
     """Those that multiply, shift or produce what is added to the input."""
     terms: range
     """Its contractions, among the trace's."""
+    records: range
+    """Its calls, among the trace's."""
 
 
 def find_blocks(
@@ -110,7 +112,7 @@ def find_blocks(
         vanishing = frozenset(name for name in own if parameters[name].shape)  # a mask can't take a lone number away
         last = _passes(call, inside, vanishing, source)
         if last is not None:
-            found.append(Block(call.path, call.puts_out, tuple(own), last, call.terms))
+            found.append(Block(call.path, call.puts_out, tuple(own), last, call.terms, call.records))
             taken.append(call.records)
     order = {call.path: i for i, call in enumerate(fitting)}
     return sorted(found, key=lambda block: order[block.path])

@@ -1,13 +1,18 @@
-"""The exact cost of any plan, from the graph, without cutting.
+"""What any plan costs, from the graph, without cutting.
 
-A contraction's multiply-adds are a constant (batch, space, kernel) times how many positions of its labelled axes
-stay. A term keeps those axes as arrays of units; equal arrays are counted once for the whole graph.
+Every cost is made of items, and each item is a function of a few widths: of how many positions of some axes stay.
+A contraction's multiply-adds are a constant (batch, space, kernel) times the widths of its labelled axes; so are the
+elements of a parameter and the bytes of a tensor. A term keeps those axes as arrays of units; equal arrays are
+counted once for the whole graph.
 """
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 
 class Term(NamedTuple):
@@ -52,21 +57,93 @@ class Widths:
 
 
 @dataclass(frozen=True, eq=False)
-class Cost:
-    """A cost that is a sum of products of widths: MACs, or parameters."""
+class Cost(ABC):
+    """Items, each a function of few widths, and what they come to together: their sum unless a kind says otherwise."""
+
+    factors: np.ndarray
+    """The widths of every item as row numbers, int32 `[items, most factors]`; the number after the last row is a
+    width that is always 1."""
+    rows: int
+    """How many widths there are."""
+
+    @abstractmethod
+    def values(self, items: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """What items of these numbers cost at these widths (float64 `[items, most factors]`); float64 `[items]`."""
+
+    def changes(
+        self, change: np.ndarray, items: np.ndarray, owner: np.ndarray, *, size: int, counts: np.ndarray
+    ) -> np.ndarray:
+        """How the cost at these counts changes for each of `size` alternatives; float64 `[size]`.
+
+        Alternative `owner[i]` changes item `items[i]` by `change[i]`.
+        """
+        return np.bincount(owner, weights=change, minlength=size)
+
+    def total(self, counts: np.ndarray) -> float:
+        """The cost at these counts of the widths."""
+        return float(self.all_values(counts).sum())
+
+    def all_values(self, counts: np.ndarray) -> np.ndarray:
+        """What every item costs at these counts; float64 `[items]`."""
+        widths = np.append(counts, 1).astype(np.float64)[self.factors]
+        return self.values(np.arange(self.factors.shape[0]), widths)
+
+    def numbered(self, rows: int, *, first: int = 0) -> np.ndarray:
+        """`factors` in a list of `rows` widths in which its own come from `first` on, in their order."""
+        return np.where(self.factors == self.rows, rows, self.factors + first).astype(np.int32)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Products(Cost):
+    """A sum of products of widths: MACs, parameters, bytes. Exact."""
 
     constants: np.ndarray
-    """int64 `[products]`"""
-    factors: np.ndarray
-    """Row numbers into the widths, int32 `[products, most factors]`; the last row is always 1."""
+    """int64 `[items]`"""
+
+    def values(self, items: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        return np.asarray(self.constants[items] * widths.prod(1))
 
     def total(self, counts: np.ndarray) -> int:
         padded = np.append(counts, 1)
         return int((self.constants * padded[self.factors].prod(axis=1)).sum())
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Peak(Cost):
+    """The largest, over times, of the sum of what is there: memory. Items are products of widths. Exact."""
+
+    constants: np.ndarray
+    """int64 `[items]`"""
+    alive: csr_matrix
+    """Which items are there at which time, ones; `[times, items]`."""
+
+    def values(self, items: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        return np.asarray(self.constants[items] * widths.prod(1))
+
+    def changes(
+        self, change: np.ndarray, items: np.ndarray, owner: np.ndarray, *, size: int, counts: np.ndarray
+    ) -> np.ndarray:
+        now = self.alive @ self.all_values(counts)  # [times]
+        moved = csr_matrix((change, (owner, items)), shape=(size, self.factors.shape[0])) @ self.alive.T
+        return np.asarray((moved.toarray() + now).max(1) - now.max(initial=0.0))
+
+    def total(self, counts: np.ndarray) -> int:
+        return int((self.alive @ self.all_values(counts)).max(initial=0.0))
+
+
 def build(terms: dict[str, list[Term]]) -> tuple[Widths, dict[str, Cost]]:
-    """Resolve named lists of terms into shared widths and one cost each."""
+    """Resolve named lists of terms into shared widths and one sum of products each."""
+    widths, tables = resolved(list(terms.values()))
+    return widths, {
+        name: Products(factors, widths.rows, constants)
+        for name, (factors, constants, _) in zip(terms, tables, strict=True)
+    }
+
+
+def resolved(lists: Sequence[Sequence[Term]]) -> tuple[Widths, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    """Shared widths of lists of terms and, for each list, its items: factors, constants, and the term of each."""
     known: dict[bytes, int] = {}
     units: list[np.ndarray] = []
     sizes: list[int] = []
@@ -79,24 +156,41 @@ def build(terms: dict[str, list[Term]]) -> tuple[Widths, dict[str, Cost]]:
             sizes.append(array.size)
         return known[key]
 
-    costs: dict[str, list[tuple[int, list[int]]]] = {name: [] for name in terms}
-    for name, listed in terms.items():
-        for term in listed:
+    found: list[list[tuple[int, list[int], int]]] = []
+    for listed in lists:
+        items = []
+        for number, term in enumerate(listed):
             rows = max((factor.shape[0] for factor in term.factors), default=1)
             for r in range(rows):
                 picks = [row_of(np.ascontiguousarray(f[r if f.shape[0] > 1 else 0])) for f in term.factors]
-                costs[name].append((term.constant, picks))
+                items.append((term.constant, picks, number))
+        found.append(items)
     count = len(units)
-    most = max((len(picks) for listed in costs.values() for _, picks in listed), default=0)
+    most = max((len(picks) for items in found for _, picks, _ in items), default=0)
     widths = Widths(
         np.concatenate(units).astype(np.int32) if units else np.zeros(0, np.int32),
         np.repeat(np.arange(count, dtype=np.int32), sizes) if units else np.zeros(0, np.int32),
         count,
     )
-    resolved: dict[str, Any] = {}
-    for name, entries in costs.items():
-        table = np.full((len(entries), max(most, 1)), count, dtype=np.int32)
-        for i, (_, picks) in enumerate(entries):
+    tables = []
+    for items in found:
+        table = np.full((len(items), max(most, 1)), count, dtype=np.int32)
+        for i, (_, picks, _) in enumerate(items):
             table[i, : len(picks)] = picks
-        resolved[name] = Cost(np.array([c for c, _ in entries], dtype=np.int64), table)
-    return widths, resolved
+        constants = np.array([c for c, _, _ in items], dtype=np.int64)
+        tables.append((table, constants, np.array([number for _, _, number in items], dtype=np.int64)))
+    return widths, tables
+
+
+def joined(
+    widths: Widths, costs: dict[str, Cost], more: Widths, new: dict[str, Cost]
+) -> tuple[Widths, dict[str, Cost]]:
+    """Two sets of costs over one list of widths: the first's, then the second's."""
+    rows = widths.rows + more.rows
+    both = Widths(
+        np.concatenate([widths.units, more.units]), np.concatenate([widths.owner, more.owner + widths.rows]), rows
+    )
+    first = [(name, cost, 0) for name, cost in costs.items()] + [
+        (name, cost, widths.rows) for name, cost in new.items()
+    ]
+    return both, {name: replace(cost, factors=cost.numbered(rows, first=at), rows=rows) for name, cost, at in first}

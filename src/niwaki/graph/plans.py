@@ -88,7 +88,7 @@ def plan_of(
         units=sizes,
         cuts=tuple(cuts),
         promised={**after, **{f"{name}_before": value for name, value in before.items()}},
-        budget=tuple(asdict(b) for b in budgets),
+        budget=tuple(_record(b) for b in budgets),
         decided_by=decided_by or {},
         grids=grids,
         dropped=dropped,
@@ -96,6 +96,13 @@ def plan_of(
         example=encode_example(graph.example),
         graph=graph,
     )
+
+
+def _record(budget: Budget) -> dict[str, Any]:
+    record = asdict(budget)
+    if not budget.absolute:
+        del record["absolute"]
+    return record
 
 
 def _entry(axis: Axis, name: str, stays: np.ndarray) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.rules import MOVEMENT, RULES, Call
 from niwaki.graph.rules.pointwise import is_pointwise, meet
 from niwaki.graph.skeleton import named_tensors
-from niwaki.graph.values import Labels, Parameter, Value
+from niwaki.graph.values import Labels, Memory, Parameter, Value
 from niwaki.units import DataRead, Unknown, tensors_in
 
 CONSTANT_LIMIT = 1 << 22
@@ -104,6 +104,7 @@ class Recorder(TorchDispatchMode):
         self.space = space
         self.names = names
         self.values: dict[int, tuple[Any, Value]] = {}
+        self.memory: dict[int, tuple[Memory | None, Any]] = {}
         self.records: list[Record] = []
         self.terms: list[Term] = []
         self.unknown: list[Unknown] = []
@@ -164,6 +165,31 @@ class Recorder(TorchDispatchMode):
     # -- values ------------------------------------------------------------------------------------------------
     def know(self, tensor: Tensor, value: Value) -> None:
         self.values[id(tensor)] = (weakref.ref(tensor), value)
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.memory:
+                self._follow(storage, None)
+
+    def _follow(self, storage: Any, memory: Memory | None) -> None:
+        """Know whose a storage is until it is freed; nobody's where no call of this forward took it."""
+        key, table, records = storage._cdata, self.memory, self.records
+
+        def freed(_: Any) -> None:
+            table.pop(key, None)
+            if memory is not None:
+                memory.died = len(records)
+
+        table[key] = memory, weakref.ref(storage, freed)
+
+    def _place(self, tensor: Tensor, value: Value) -> None:
+        """Note which memory a call's result lies in."""
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            known = self.memory.get(storage._cdata)
+            if known is None:
+                self._follow(storage, Memory(value, tensor.dtype.itemsize, len(self.records)))
+                known = self.memory[storage._cdata]
+            value.memory = known[0]
 
     def seen(self, tensor: Tensor) -> Value | None:
         entry = self.values.get(id(tensor))
@@ -270,6 +296,7 @@ class Recorder(TorchDispatchMode):
                 made.append(old)
                 continue
             value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
+            self._place(tensor, value)
             if constants is not None:
                 self.hold(tensor, value, constants[i])
             if moved and inputs:
@@ -454,7 +481,7 @@ def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
                 if kind == "buffer":
                     recorder.value(tensor).table = name
                 continue
-            parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer")
+            parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer", itemsize=tensor.dtype.itemsize)
             found[name] = parameter
             recorder.know(
                 tensor,

@@ -78,6 +78,10 @@ class ChannelGraph:
     """Whether this very forward fixes a unit (and not the user, or a forward in training mode); bool `[units]`."""
     loose: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
     """Whether any number of a label's positions will do; bool `[labels]`."""
+    parameters: dict[str, Parameter] = field(default_factory=dict, repr=False)
+    """Parameters and buffers of real numbers, by their first name."""
+    integers: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    """The other tensors that the model registers: how many elements, and bytes of one."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
     features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict, repr=False)
@@ -102,8 +106,8 @@ class ChannelGraph:
     def _buffer(self, tensor: str) -> bool:
         return any(axis.buffer for axis in self.axes if axis.tensor == tensor)
 
-    def cost(self, alive: np.ndarray) -> dict[str, int]:
-        """Exact MACs and parameters when only `alive` units stay; bool `[units]`."""
+    def cost(self, alive: np.ndarray) -> dict[str, float]:
+        """Every cost of the graph when only `alive` units stay; bool `[units]`. What is counted is exact."""
         counts = self.widths.counts(np.append(alive, True))
         return {name: cost.total(counts) for name, cost in self.costs.items()}
 
@@ -299,6 +303,13 @@ def _trace_once(
         held=held[:-1],
         loose=space.loose(),
         features=features,
+        parameters=parameters,
+        integers={
+            name: (tensor.numel(), tensor.dtype.itemsize)
+            for listing in named_tensors(model)
+            for name, tensor in listing
+            if name in names and name not in parameters
+        },
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
         fingerprint=fingerprint(model),
         model=type(model).__qualname__,

@@ -17,6 +17,8 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     buffer: bool
+    itemsize: int = 4
+    """Bytes of an element."""
     seeds: dict[int, np.ndarray] = field(default_factory=dict)
     """Labels per axis; with blocks, one per block and position."""
     blocks: dict[int, int] = field(default_factory=dict)
@@ -35,6 +37,20 @@ class Parameter:
             return seeds.reshape(shape)
         shape[0] = self.shape[0]
         return np.repeat(seeds.reshape(count, size), self.shape[0] // count, axis=0).reshape(shape)
+
+
+@dataclass(eq=False, slots=True)
+class Memory:
+    """What a call took for its result, until nothing needed it any more."""
+
+    owner: "Value"
+    """The tensor that it was taken for."""
+    itemsize: int
+    """Bytes of an element."""
+    born: int
+    """The number of the call."""
+    died: int | None = None
+    """How many calls were done when it was freed; None for what outlived the forward."""
 
 
 @dataclass(eq=False)
@@ -59,6 +75,8 @@ class Value:
     """Labels of single positions that this was taken from, where it was only moved since."""
     family: "list[Value] | None" = None
     """Values that share this one's memory, itself included, where there are any others."""
+    memory: "Memory | None" = None
+    """Where it lies, if a call of this forward took that memory."""
 
     def shares(self, other: "Value") -> None:
         """This is a view of `other`."""

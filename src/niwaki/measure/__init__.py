@@ -10,11 +10,12 @@ from niwaki.measure.bytes import Bytes
 from niwaki.measure.latency import Latency
 from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
+from niwaki.measure.memory import Memory
 from niwaki.measure.params import Params
 from niwaki.units import need_module
 from niwaki.verbs import callable_module
 
-__all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Meter", "Params", "measure"]
+__all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Memory", "Meter", "Params", "measure"]
 
 COUNTS: tuple[Meter, ...] = (Params(), Macs(), Bytes())
 """The meters that give the same numbers on every machine."""

@@ -31,7 +31,8 @@ def at_batch(example: Any, batch: int) -> Any:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def with_threads(count: int | None) -> Iterator[None]:
+    """Inside, torch uses so many CPU threads in an operation; None leaves their number."""
     before = torch.get_num_threads()
     try:
         if count is not None:
@@ -70,7 +71,7 @@ class Latency(Meter):
         if device.type == "meta":
             raise InputError("latency of a model on the meta device", found="no real tensors", do="load it to a device")
         example = example if self.batch is None else at_batch(example, self.batch)
-        with evaluating(model), _threads(self.threads):
+        with evaluating(model), with_threads(self.threads):
             for _ in range(self.warm_up):
                 run(model, example)
             times = [self._once(model, example, device) for _ in range(self.runs)]

@@ -232,6 +232,5 @@ def look(model: Any, job: Job) -> dict[str, Measurement]:
     """Counts, and the task's metric where there is one."""
     found = measure(model, job.example, meters=(*COUNTS, *job.meters))
     if job.task is not None:
-        metric = job.task.evaluate(model, limit=job.limit)
-        found[metric.name] = metric
+        found |= job.task.metrics(model, limit=job.limit)
     return found

@@ -16,7 +16,7 @@ from niwaki.graph.trace import fingerprint, passing_buffers
 from niwaki.measure import Meter
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.plan import Plan
-from niwaki.quantize import unpacked_state
+from niwaki.quantize import Quantised, unpacked_state
 from niwaki.surgery.cut import redo
 from niwaki.surgery.exported import rebuild
 from niwaki.surgery.on_disk import fill_stored
@@ -246,6 +246,25 @@ def _damaged(folder: Path, error: Exception) -> FileDamagedError:
     return FileDamagedError(
         "load a run", found=f"{type(error).__name__}: {error}", where=str(folder / "surgery.json"), do="save it again"
     )
+
+
+def read_codes(path: Path) -> dict[str, Quantised]:
+    """The codes of the weights that a run saved on a grid; none where it saved none.
+
+    Raises:
+        FileDamagedError: the file is no run's.
+    """
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:  # type: ignore[no-untyped-call]
+            metadata = file.metadata() or {}
+            if "packed" not in metadata:
+                return {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return unpacked_state(tensors, json.loads(metadata["packed"]))[1]
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise FileDamagedError(
+            "read saved codes", found=str(error), where=str(path), do="save the run again"
+        ) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from niwaki.report.tables import (
     candidates,
     comparison,
     definitions,
+    exports,
     facts,
     groups,
     headline,
@@ -38,7 +39,16 @@ def terminal_of(runs: Sequence[Run]) -> RenderableType:
     """One run in full, or several side by side."""
     if len(runs) == 1:
         run = runs[0]
-        tables = [before_after(run), stages(run), candidates(run), groups(run), repaired(run), receipt(run), facts(run)]
+        tables = [
+            before_after(run),
+            stages(run),
+            candidates(run),
+            groups(run),
+            repaired(run),
+            receipt(run),
+            exports(run),
+            facts(run),
+        ]
         head = headline(run)
     else:
         tables, head = [comparison(runs)], f"{len(runs)} runs"

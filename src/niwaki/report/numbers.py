@@ -7,7 +7,7 @@ _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _COUNTED = ("MACs", "parameters", "bytes", "FLOPs")
 _SHORT = {"parameters": "", "MACs": "", "bytes": "B"}
 
-TITLES = {"macs": "MACs", "params": "parameters", "bytes": "memory", "latency": "latency", "accuracy": "accuracy"}
+TITLES = {"macs": "MACs", "params": "parameters", "memory": "peak memory"}
 """How the usual measurements are called in tables; others go by their own name."""
 
 

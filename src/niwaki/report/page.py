@@ -13,6 +13,7 @@ from niwaki.report.tables import (
     candidates,
     comparison,
     definitions,
+    exports,
     facts,
     groups,
     headline,
@@ -93,6 +94,7 @@ def page_of(runs: Sequence[Run], *, heading: str) -> str:
             drawn(groups(run), fold=len(run.get("groups")) > MANY),
             drawn(repaired(run), fold=len(run.get("repaired")) > MANY),
             drawn(receipt(run)),
+            drawn(exports(run)),
             drawn(facts(run)),
             drawn(settings(run), fold=True),
         ]

@@ -39,8 +39,16 @@ SHAPE: dict[str, Any] = {
         }
     ],
     "left_whole": dict,
+    "exports": dict,
 }
 NEEDED = ("model", "method", "before", "after")
+EXPORT: dict[str, Any] = {
+    "file": str,
+    "note": str,
+    "failed": str,
+    **{name: {"value": float, "unit": str, "spread": float} for name in ("difference", "bytes")},
+    **{name: {"value": float, "unit": str, "spread": float} for name in ("latency", "pytorch_latency")},
+}
 MEASUREMENT: dict[str, Any] = {
     "name": str,
     "value": float,
@@ -123,6 +131,8 @@ def read_run(folder: Path, name: str = "") -> Run:
             _check(record, MEASUREMENT, path, f"{place}.{key}")
             if not isinstance(record.get("value"), (int, float)):
                 raise _damaged(path, f"{place}.{key} has no value")
+    for name, entry in (data.get("exports") or {}).items():
+        _check(entry, EXPORT, path, f"exports.{name}")
     _consistent(data, path)
     plan = folder / "plan.json"
     if plan.is_file():

@@ -88,6 +88,53 @@ def repaired(run: Run) -> Table:
     return Table("Channels that others stand in for", heads, tuple(rows), frozenset({2, 3, 4}), note if rows else "")
 
 
+def exports(run: Run) -> Table:
+    """The files for other runtimes."""
+    return exports_table(run.get("exports"))
+
+
+def exports_table(told: dict[str, Any]) -> Table:
+    """What was written for which runtime, how far it is from PyTorch, and how long both take."""
+    rows = []
+    for name, entry in told.items():
+        latency, beside = entry.get("latency"), entry.get("pytorch_latency")
+        faster = ""
+        if latency and beside and latency.get("value"):
+            noise = noisy(latency) or noisy(beside)
+            faster = "too noisy to compare" if noise else f"{beside['value'] / latency['value']:.2f}"
+        difference = entry.get("difference")
+        remarks = [entry.get("failed") and f"FAILED: {entry['failed']}", entry.get("note")]
+        remarks += (
+            [f"TensorRT would refuse {', '.join(entry['tensorrt_refuses'])}"] if entry.get("tensorrt_refuses") else []
+        )
+        rows.append(
+            (
+                name,
+                str(entry.get("file") or ""),
+                str(entry.get("batch") or ""),
+                with_spread(entry.get("bytes")),
+                "-" if difference is None else f"{difference['value']:.1e}",
+                with_spread(latency),
+                with_spread(beside),
+                faster,
+                "; ".join(filter(None, remarks)),
+            )
+        )
+    heads = (
+        "export",
+        "file",
+        "batch",
+        "size",
+        "from PyTorch",
+        "its runtime",
+        "PyTorch eager",
+        "times as fast",
+        "remark",
+    )
+    note = "Each file was run in its own runtime on inputs it was not exported with; times are medians, taken in turns."
+    return Table("Exports", heads, tuple(rows), frozenset({3, 4, 5, 6, 7}), note if rows else "")
+
+
 def candidates(run: Run) -> Table:
     """What else was tried."""
     rows = tuple(

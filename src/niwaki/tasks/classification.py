@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from niwaki.errors import InputError, NotFiniteError, OutOfMemoryError, UnknownN
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
+from niwaki.tasks.outputs import logits_of
 from niwaki.units import device_of, run
 
 Batch = tuple[Tensor, Tensor]
@@ -168,19 +169,3 @@ class Classification(Task):
             found, do = f"output of shape {tuple(logits.shape)}", "use a model with as many classes as the data"
             raise InputError(f"class scores of shape {wanted}", found=found, do=do)
         return logits, labels.to(logits.device)
-
-
-def logits_of(output: Any) -> Tensor:
-    """The class scores in what a model puts out: a tensor, something with `logits`, or the first of several."""
-    if isinstance(output, Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    raise InputError(
-        "class scores from the model",
-        found=f"an output of type {type(output).__name__}",
-        do="return a tensor [batch, classes], or something with one as `logits`",
-    )

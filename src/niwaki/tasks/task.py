@@ -10,7 +10,11 @@ from niwaki.measure import Measurement
 
 
 class Task(ABC):
-    """A loss, a metric and batches. What a batch is made of only the task knows."""
+    """A loss, a metric and batches. What a batch is made of only the task knows.
+
+    So detection fits as it is: a batch of pictures of several sizes with lists of boxes, a loss that calls the model on
+    both (torchvision's detectors want `model(images, targets)`), and mean average precision as metric.
+    """
 
     @property
     def extra(self) -> nn.Module | None:
@@ -51,4 +55,9 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
-        """The task's metric on a split, or on its first `limit` samples; the model stays as it was."""
+        """The task's metric on a split or its first `limit` samples, higher is better; the model stays as it was."""
+
+    def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
+        """Every metric by its name, that of `evaluate` last."""
+        found = self.evaluate(model, split=split, limit=limit)
+        return {found.name: found}

@@ -1,5 +1,19 @@
-"""Training after the cut."""
+"""Training: after the cut, or from scratch."""
 
-from niwaki.train.recovery import History, Progress, Recovery
+from niwaki.train.history import History
+from niwaki.train.loop import Progress, Trainable
+from niwaki.train.recovery import Recovery
+from niwaki.train.settings import Checkpoints, Drops, Ema, Mix, Speed, Validation
 
-__all__ = ["History", "Progress", "Recovery"]
+__all__ = [
+    "Checkpoints",
+    "Drops",
+    "Ema",
+    "History",
+    "Mix",
+    "Progress",
+    "Recovery",
+    "Speed",
+    "Trainable",
+    "Validation",
+]
