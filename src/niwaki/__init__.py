@@ -1,7 +1,7 @@
 """niwaki makes trained PyTorch networks smaller and really faster, and proves it.
 
-The verbs and the data types; nothing else is public. `measure`, `report`, `repair` and `export` are both: the folder of
-their blocks, and a call. Importing this module imports no torch: names load on first use.
+The verbs and the data types; nothing else is public. `measure`, `report`, `repair`, `export` and `sweep` are both: the
+folder of their blocks, and a call. Importing this module imports no torch: names load on first use.
 """
 
 from importlib import import_module
@@ -54,6 +54,7 @@ _FOLDERS = (
     "report",
     "scores",
     "surgery",
+    "sweep",
     "tasks",
     "train",
     "units",

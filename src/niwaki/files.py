@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from niwaki.errors import RunExistsError, making
+from niwaki.errors import InputError, RunExistsError, making
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) -> Path:
@@ -46,3 +46,30 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
+
+
+def write_text(file: Path, text: str) -> Path:
+    """Write `text` to `file` in one step: under a temporary name beside it, then renamed.
+
+    Raises:
+        InputError: the place cannot be written to; what was there is still there.
+    """
+    try:
+        number, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with open(number, "w", encoding="utf-8") as made:
+                made.write(text)
+            os.chmod(name, 0o666 & ~_mask())  # mkstemp makes files that only their owner may read
+            os.replace(name, file)
+        except OSError:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise InputError(f"write {file}", found=str(error), do="give a file in a folder you may write to") from error
+    return file
+
+
+def _mask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

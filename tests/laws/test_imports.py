@@ -15,6 +15,7 @@ LEVELS = (
     {"scores", "budgets", "pressure", "repair", "quantize", "distill"},
     {"search", "train", "sparse", "dynamic", "kv", "sidechannel", "tasks", "data", "models"},
     {"methods"},
+    {"sweep"},
     {"export", "report"},
     {"cli"},
 )

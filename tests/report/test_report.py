@@ -1,5 +1,7 @@
 """The report says what the run's files say, once, readably, and loads nothing from anywhere."""
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -46,7 +48,7 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        self.text += data if "style" not in self.open else ""
+        self.text += data.replace("\u00a0", " ") if not {"style", "script"} & set(self.open) else ""
 
 
 def parsed(text: str) -> Checker:
@@ -79,9 +81,12 @@ def test_says_what_the_files_say(save: Save, draw: Callable[[Path], str]) -> Non
 def test_the_page_loads_nothing(save: Save) -> None:
     text = niwaki.report.html(save())
     page = parsed(text)
-    assert not page.tags & {"script", "link", "img", "iframe", "object", "form", "image", "use"}
+    assert not page.tags & {"link", "img", "iframe", "object", "form", "image", "use"}
     assert not re.search(r"(https?:)?//[a-z]|url\(|@import", text)
     assert "default-src 'none'" in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text  # no other script runs, whatever the files say
     assert "prefers-color-scheme:dark" in text
     assert "@media print" in text
     assert 'name="viewport"' in text
@@ -101,7 +106,9 @@ def test_text_from_the_files_is_text(save: Save, made: Made) -> None:
     data["candidates"][0]["label"] = "</svg><i>"
     data["method"]["name"] = "[bold]a[/wrong]"
     folder = save(data=data)
-    assert not parsed(niwaki.report.html(folder)).tags & {"script", "b", "i"}
+    text = niwaki.report.html(folder)
+    assert not parsed(text).tags & {"b", "i"}
+    assert text.count("<script") == 1 and "&lt;script&gt;alert(1)" in text
     assert "[bold]a[/wrong]" in printed(folder)
 
 

@@ -13,6 +13,7 @@ from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
 from niwaki.cli.methods import methods
 from niwaki.cli.report import report
+from niwaki.cli.sweep import sweep
 from niwaki.cli.talk import show_failure, start_log, warnings_said
 from niwaki.cli.trace import trace
 from niwaki.cli.verify import verify
@@ -33,6 +34,7 @@ app.command()(methods)
 app.command()(verify)
 app.command()(measure)
 app.command()(report)
+app.command()(sweep)
 app.command(cls=Listing)(export)
 app.command(name="load-check")(load_check)
 

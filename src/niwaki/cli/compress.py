@@ -97,7 +97,7 @@ def compress(
     _refuse_place(out, force=force)
     listed = method_named(method)
     shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None, "bits": bits}
-    fields = _fields(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
+    fields = fields_of(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
     exports = wanted(export)
     training: dict[str, Any] = {
         name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
@@ -116,7 +116,7 @@ def compress(
             do = "leave it out, or leave --low-memory out"
             raise InputError(f"{needs[0]} with --low-memory", found="it needs the network in memory", do=do)
         budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
-        made = _made(listed, fields)
+        made = method_made(listed, fields)
         stored = compress_on_disk(
             model, checkpoint, out, shape=shape, method=made, budget=budgets, protect=protect, seed=seed,
             threads=threads, force=force,
@@ -133,7 +133,7 @@ def compress(
     if exports:
         need(exports)
     budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
-    made = _made(listed, fields)
+    made = method_made(listed, fields)
     recovery = Recovery(epochs=recover, seed=seed, **training) if recover else None
     losses = losses_of(distill)
     asked = ask(
@@ -226,7 +226,7 @@ def _refuse_place(out: Path, *, force: bool) -> None:
         Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=there)).rmdir()
 
 
-def _fields(method: Method, settings: list[str] | None, shortcuts: dict[str, Any]) -> dict[str, Any]:
+def fields_of(method: Method, settings: list[str] | None, shortcuts: dict[str, Any]) -> dict[str, Any]:
     """Settings by field, from --set and from the options that stand for one.
 
     Raises:
@@ -246,7 +246,7 @@ def _fields(method: Method, settings: list[str] | None, shortcuts: dict[str, Any
     return {**given, **shortcuts}
 
 
-def _made(method: Method, fields: dict[str, Any]) -> Any:
+def method_made(method: Method, fields: dict[str, Any]) -> Any:
     """The method itself, its settings checked against their types."""
     from importlib import import_module
     from typing import Literal, get_args, get_origin, get_type_hints

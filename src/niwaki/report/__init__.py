@@ -1,77 +1,93 @@
-"""Reports on saved runs: for the terminal, as one HTML page, and as a file."""
+"""Reports on saved runs and sweeps: for the terminal, as one HTML page, and as a file."""
 
-import os
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from niwaki.errors import InputError
+from niwaki.files import write_text
+from niwaki.sweep.results import is_sweep
 from niwaki.verbs import callable_module
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
-__all__ = ["html", "terminal", "write"]
+    Folders = str | Path | Sequence[str | Path]
+
+_SHORT = 40  # characters of a model's source that a heading has room for: longer ones are paths
+
+__all__ = ["data", "html", "terminal", "write"]
 
 
-def terminal(folder: str | Path) -> "RenderableType":
-    """The run in `folder` as tables for a rich console; several runs below it side by side.
-
-    Raises:
-        InputError: no run there.
-        FileDamagedError: a file of the run is truncated, tampered with or contradicts another.
-    """
-    from niwaki.report.console import terminal_of
-    from niwaki.report.reading import read
-
-    return terminal_of(read(folder))
-
-
-def html(folder: str | Path) -> str:
-    """The run in `folder`, or all runs below it, as one HTML page that loads nothing.
+def terminal(folder: "Folders") -> "RenderableType":
+    """The run or the sweep in `folder` as tables for a rich console; several runs below it, or folders, side by side.
 
     Raises:
         InputError: no run there.
         FileDamagedError: a file of the run is truncated, tampered with or contradicts another.
     """
-    from niwaki.report.page import page_of
+    from niwaki.report import console, sweeps
     from niwaki.report.reading import read
 
+    place = _sweep(folder)
+    return console.terminal_of(read(folder)) if place is None else sweeps.terminal_of(sweeps.read_sweep(place))
+
+
+def html(folder: "Folders") -> str:
+    """The run or the sweep in `folder`, all runs below it, or several folders, as one HTML page that loads nothing.
+
+    Raises:
+        InputError: no run there.
+        FileDamagedError: a file of the run is truncated, tampered with or contradicts another.
+    """
+    from niwaki.report import page, sweeps
+    from niwaki.report.reading import read
+
+    place = _sweep(folder)
+    if place is not None:
+        return sweeps.page_of(sweeps.read_sweep(place), heading=f"niwaki sweep: {place.resolve().name}")
     runs = read(folder)
-    first = runs[0]
-    model = first.get("model").get("source") or first.get("model").get("class") or "a model"
-    method = first.get("method").get("name", "?")
-    heading = f"niwaki: {model}, {method}" if len(runs) == 1 else f"niwaki: {Path(folder).resolve().name}"
-    return page_of(runs, heading=heading)
+    if len(runs) == 1:
+        source, kind = (runs[0].get("model").get(key) or "" for key in ("source", "class"))
+        model = (kind if len(source) > _SHORT and kind else source or kind) or "a model"
+        return page.page_of(runs, heading=f"niwaki: {model}, {runs[0].get('method').get('name', '?')}")
+    name = Path(folder).resolve().name if isinstance(folder, (str, Path)) else ", ".join(run.name for run in runs[:4])
+    return page.page_of(runs, heading=f"niwaki: {name}")
 
 
-def write(folder: str | Path, file: str | Path | None = None) -> Path:
-    """Write the page to `file` (`folder`/report.html unless said) in one step, and return its path.
+def write(folder: "Folders", file: str | Path | None = None) -> Path:
+    """Write the page to `file` in one step, and return its path.
+
+    Unless said, that is report.html in the folder, sweep.html in that of a sweep; of several folders it must be said.
 
     Raises:
         InputError: the place cannot be written to; what was there is still there.
     """
     text = html(folder)
-    target = Path(folder) / "report.html" if file is None else Path(file)
-    try:
-        number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with open(number, "w", encoding="utf-8") as made:
-                made.write(text)
-            os.chmod(name, 0o666 & ~_mask())  # mkstemp makes files that only their owner may read
-            os.replace(name, target)
-        except OSError:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise InputError(f"write {target}", found=str(error), do="give a file in a folder you may write to") from error
-    return target
+    if file is None:
+        if not isinstance(folder, (str, Path)):
+            raise InputError("write one page for several folders", found="no file", do="say which file")
+        file = Path(folder) / ("report.html" if _sweep(folder) is None else "sweep.html")
+    return write_text(Path(file), text)
 
 
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def data(folder: "Folders") -> dict[str, Any]:
+    """The same as plain data: `runs`, or `trials` and `fronts` of a sweep."""
+    from niwaki.report import sweeps
+    from niwaki.report.reading import read
+
+    place = _sweep(folder)
+    if place is not None:
+        return sweeps.data_of(sweeps.read_sweep(place))
+    return {"runs": [{"folder": str(run.folder), **run.data} for run in read(folder)]}
+
+
+def _sweep(folder: "Folders") -> Path | None:
+    """The folder, if it is one and that of a sweep."""
+    if not isinstance(folder, (str, Path)):
+        return _sweep(folder[0]) if len(folder) == 1 else None
+    return Path(folder) if is_sweep(folder) else None
 
 
 VERB = "write"

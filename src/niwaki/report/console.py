@@ -19,9 +19,11 @@ from niwaki.report.tables import (
     facts,
     groups,
     headline,
+    promises,
     receipt,
     repaired,
     stages,
+    uncounted,
 )
 
 
@@ -39,16 +41,8 @@ def terminal_of(runs: Sequence[Run]) -> RenderableType:
     """One run in full, or several side by side."""
     if len(runs) == 1:
         run = runs[0]
-        tables = [
-            before_after(run),
-            stages(run),
-            candidates(run),
-            groups(run),
-            repaired(run),
-            receipt(run),
-            exports(run),
-            facts(run),
-        ]
+        tables = [before_after(run), stages(run), candidates(run), groups(run), repaired(run)]
+        tables += [receipt(run), promises(run), exports(run), uncounted(run), facts(run)]
         head = headline(run)
     else:
         tables, head = [comparison(runs)], f"{len(runs)} runs"

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from html import escape
 
-from niwaki.report.points import cost_of, layer_widths, points
+from niwaki.report.curves import training
+from niwaki.report.numbers import noisy, with_spread
+from niwaki.report.parts import bar, bars, command, drawn, figure, page
+from niwaki.report.points import cost_of, layer_widths, points, runtimes
 from niwaki.report.reading import Run
 from niwaki.report.scatter import legend, scatter
-from niwaki.report.style import STYLE
 from niwaki.report.tables import (
-    Table,
     before_after,
     candidates,
     comparison,
@@ -17,33 +18,16 @@ from niwaki.report.tables import (
     facts,
     groups,
     headline,
+    promises,
     receipt,
     repaired,
     settings,
     stages,
+    uncounted,
+    widths_beside,
 )
 
-MANY = 24  # longer tables start folded: a phone shows about this many rows
-
-
-def drawn(table: Table, *, fold: bool = False) -> str:
-    """A table in a box that scrolls sideways where the screen is narrow; empty tables draw nothing."""
-    if not table.rows:
-        return f"<h2>{escape(table.title)}</h2><p>{escape(table.note)}</p>" if table.note else ""
-    classes = ["number" if number in table.right else "text" for number in range(len(table.heads))]
-    head = "".join(f'<th class="{kind}">{escape(name)}</th>' for kind, name in zip(classes, table.heads, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f'<td class="{kind}">{escape(cell)}</td>' for kind, cell in zip(classes, row, strict=True))
-        + "</tr>"
-        for row in table.rows
-    )
-    top = f"<thead><tr>{head}</tr></thead>" if any(table.heads) else ""
-    box = f'<div class="box"><table>{top}<tbody>{body}</tbody></table></div>'
-    if fold:
-        head = f"<h2>{escape(table.title)}</h2> <small>{len(table.rows)}</small>"
-        return f"<details><summary>{head}</summary>{box}</details>"
-    return f"<h2>{escape(table.title)}</h2>{box}"
+MANY = 24  # longer lists of what stands in for what start folded
 
 
 def widths(run: Run) -> str:
@@ -52,32 +36,38 @@ def widths(run: Run) -> str:
     if not layers:
         return ""
     widest = max(before for _, before, _ in layers)
+    rows = [
+        ((name, str(before), str(after)), bar(after, before, widest, f"{before} before, {after} after"))
+        for name, before, after in layers
+    ]
+    words = "Output width of every cut layer: the whole bar before, the filled part after."
+    return bars("Widths", words, ("layer", "before", "after"), rows)
+
+
+def latencies(run: Run) -> str:
+    """Latency of the small model in every runtime that was timed; nothing where there is one at most."""
+    found = runtimes(run)
+    if len(found) < 2:
+        return ""
+    most = max(float(record["value"]) for _, record in found) or 1.0
     rows = []
-    for name, before, after in layers:
-        bar = (
-            f'<svg class="bar" role="img" aria-label="{before} before, {after} after">'
-            f'<rect class="before" width="{100 * before / widest:.2f}%" height="100%" rx="2"/>'
-            f'<rect class="after" width="{100 * after / widest:.2f}%" height="100%" rx="2"/></svg>'
-        )
-        rows.append(
-            f'<tr><td class="text layer">{escape(name)}</td><td class="number">{before}</td>'
-            f'<td class="number">{after}</td><td class="wide">{bar}</td></tr>'
-        )
-    return (
-        "<h2>Widths</h2><p>Output width of every cut layer: the whole bar before, the filled part after.</p>"
-        '<div class="box"><table class="widths"><thead><tr><th class="text">layer</th><th class="number">before</th>'
-        f'<th class="number">after</th><th></th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    for label, record in found:
+        value = float(record["value"])
+        cell = with_spread(record) + (" (noisy)" if noisy(record) else "")
+        rows.append(((label, cell), bar(value, value, most, f"{label}: {cell}")))
+    words = "; ".join(f"{label}: {record['definition']}" for label, record in found if record.get("definition"))
+    return bars("Latency by runtime", words, ("runtime", "latency"), rows)
 
 
 def trade(runs: Sequence[Run]) -> str:
     """The accuracy/cost plot, or the reason why there is none."""
     found, cost = points(runs), cost_of(runs)
+    head = "<h2>Accuracy and cost</h2>"
     if cost is None or not any(point.series != "uncut" for point in found):
-        return "<h2>Accuracy and cost</h2><p>No plot: accuracy was not measured (no data was given).</p>"
+        return f"<section>{head}<p>No plot: accuracy was not measured (no data was given).</p></section>"
     title = {"macs": "MACs", "params": "parameters"}.get(cost, cost)
     plot = scatter(found, cost=title, joined=len(runs) > 1)
-    return f"<h2>Accuracy and cost</h2><figure>{plot}{legend(found)}</figure>"
+    return f"<section>{head}{figure(plot + legend(found))}</section>"
 
 
 def page_of(runs: Sequence[Run], *, heading: str) -> str:
@@ -89,26 +79,34 @@ def page_of(runs: Sequence[Run], *, heading: str) -> str:
             drawn(before_after(run)),
             drawn(stages(run)),
             trade(runs),
-            drawn(candidates(run)),
+            training(run),
+            latencies(run),
             widths(run),
-            drawn(groups(run), fold=len(run.get("groups")) > MANY),
-            drawn(repaired(run), fold=len(run.get("repaired")) > MANY),
+            drawn(candidates(run)),
+            drawn(groups(run), search="groups"),
+            drawn(repaired(run), search="layers", fold=len(run.get("repaired")) > MANY),
             drawn(receipt(run)),
+            drawn(promises(run)),
             drawn(exports(run)),
-            drawn(facts(run)),
-            drawn(settings(run), fold=True),
+            drawn(uncounted(run)),
+            command(run.data.get("command")),
+            drawn(facts(run, command=False)),
+            drawn(settings(run), search="settings", fold=True),
         ]
     else:
-        lead = f"{len(runs)} runs"
-        body = [drawn(comparison(runs)), trade(runs)]
+        lead = f"{len(runs)} runs side by side"
+        body = [drawn(comparison(runs), search="runs"), trade(runs)]
+        body.append(drawn(widths_beside(runs), search="layers", fold=True))
         for run in runs:
-            parts = [drawn(facts(run)), drawn(before_after(run)), widths(run), drawn(receipt(run))]
+            parts = [
+                command(run.data.get("command")),
+                drawn(facts(run, command=False)),
+                drawn(before_after(run)),
+                training(run),
+                widths(run),
+                drawn(receipt(run)),
+                drawn(uncounted(run)),
+            ]
             body.append(f"<details><summary><h2>{escape(run.name)}</h2></summary>{''.join(parts)}</details>")
     body.append(drawn(definitions(runs)))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f'<meta name="color-scheme" content="light dark"><title>{escape(heading)}</title><style>{STYLE}</style></head>'
-        f"<body><main><header><h1>{escape(heading)}</h1><p>{escape(lead)}</p></header>{''.join(body)}</main></body></html>\n"
-    )
+    return page(heading, lead, body)

@@ -13,12 +13,14 @@ COSTS = ("macs", "params", "latency")
 @final
 @dataclass(frozen=True)
 class Point:
-    """One measured trade: `share` of the uncut cost in percent, `accuracy` in percent."""
+    """One measured trade: `share` of the uncut cost in percent (or the cost itself), `accuracy` in percent."""
 
     series: str
     label: str
     share: float
     accuracy: float
+    span: tuple[float, float] | None = None
+    """Least and largest accuracy, where the point is the mean of several runs."""
 
 
 def cost_of(runs: Sequence[Run]) -> str | None:
@@ -83,3 +85,27 @@ def layer_widths(run: Run) -> list[tuple[str, int, int]]:
         for record in run.get("widths")
         if record["axis"] == 0
     ]
+
+
+def runtimes(run: Run) -> list[tuple[str, dict[str, Any]]]:
+    """Every time that was taken of the small model, by runtime: PyTorch's first, then those of exports and benches."""
+    found = [
+        (f"PyTorch{'' if name == 'latency' else ' (' + name.removeprefix('latency_').replace('_', ' ') + ')'}", record)
+        for name, record in run.get("after").items()
+        if name.startswith("latency") and record.get("unit") == "ms"
+    ]
+    for part in ("exports", "bench"):
+        for kind, taken in run.get(part).items():
+            found += [(label, record) for label, record in _times(str(kind), taken)]
+    return found
+
+
+def _times(label: str, taken: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Measurements in milliseconds anywhere in `taken`, by the names that lead there."""
+    if not isinstance(taken, dict):
+        return []
+    if taken.get("unit") == "ms" and isinstance(taken.get("value"), (int, float)):
+        return [(label, taken)]
+    called = {"latency": label, "pytorch_latency": f"PyTorch beside {label}"}
+    inner = [(called.get(str(name), f"{label} {name}"), value) for name, value in taken.items()]
+    return [one for name, value in inner for one in _times(name, value)]

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -39,7 +40,13 @@ SHAPE: dict[str, Any] = {
         }
     ],
     "left_whole": dict,
+    "promised": dict,
+    "history": {"epochs": [dict]},
     "exports": dict,
+    "bench": dict,
+    "unknown": [{"operation": str, "module": str, "where": str}],
+    "data_reads": [dict],
+    "unfolded": [str],
 }
 NEEDED = ("model", "method", "before", "after")
 EXPORT: dict[str, Any] = {
@@ -141,12 +148,29 @@ def read_run(folder: Path, name: str = "") -> Run:
     return Run(folder, name or folder.resolve().name, data, read_json(settings) if settings.is_file() else {})
 
 
-def read(folder: str | Path) -> tuple[Run, ...]:
-    """The run in `folder`, or all runs in the folders below it, by name.
+Folders = str | Path | Sequence[str | Path]
+
+
+def read(folders: Folders) -> tuple[Run, ...]:
+    """The run in a folder, or all runs in the folders below it, by name; of several folders one after the other.
 
     Raises:
         InputError: no such folder, or no run in it.
     """
+    if isinstance(folders, (str, Path)):
+        return _below(folders)
+    found: list[Run] = []
+    for folder in folders:
+        root = Path(folder)
+        runs = _below(root)
+        alone = len(runs) == 1 and runs[0].folder == root
+        found += [replace(run, name=str(root) if alone else str(root / run.name)) for run in runs]
+    if not found:
+        raise InputError("a report", found="no folder", do="give the folder that a run was saved to")
+    return tuple({run.folder.resolve(): run for run in found}.values())
+
+
+def _below(folder: str | Path) -> tuple[Run, ...]:
     folder = Path(folder)
     if not folder.is_dir():
         found = "a file" if folder.exists() else "no such folder"

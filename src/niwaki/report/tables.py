@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from niwaki.report.numbers import budget, change, noisy, plain, short, title, with_spread
-from niwaki.report.points import candidates_of
+from niwaki.report.points import candidates_of, layer_widths
 from niwaki.report.reading import Run
 
 COSTS = ("params", "macs", "bytes", "latency")
@@ -21,6 +21,9 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[int] = frozenset()
     note: str = ""
+    links: tuple[str | None, ...] = ()
+    """Where the row's cell number `linked` leads, on a page."""
+    linked: int = 0
 
 
 def names_of(*sides: dict[str, Any]) -> list[str]:
@@ -166,6 +169,60 @@ def receipt(run: Run) -> Table:
     return Table("Judge", ("cut model against masked original", ""), rows)
 
 
+def uncounted(run: Run) -> Table:
+    """What the trace and the numbers leave out: said, so that nobody takes silence for a yes."""
+    rows = [
+        ("unknown operation", f"{one.get('operation') or '?'}{_in(one)}", "held fixed: what it touches keeps its width")
+        for one in run.get("unknown")
+    ]
+    rows += [
+        ("read out of data", _pairs(one), "a branch that other data take was not seen") for one in run.get("data_reads")
+    ]
+    rows += [("constants not folded", name, "its reader could not take them") for name in run.get("unfolded")]
+    seen: dict[str, list[str]] = {}
+    for side in ("before", "after"):
+        for name, record in run.get(side).items():
+            for what in record.get("uncounted") or ():
+                seen.setdefault(str(what), [])
+                seen[what] += [title(name)] if title(name) not in seen[what] else []
+    rows += [("not counted", what, "in " + ", ".join(names)) for what, names in seen.items()]
+    note = (
+        "" if rows else "Nothing: every operation has a rule, no number was read out of data, every cost was counted."
+    )
+    return Table("What was not seen or not counted", ("", "what", "meaning"), tuple(rows), note=note)
+
+
+def promises(run: Run) -> Table:
+    """What the plan promised before anything was cut, beside what was measured afterwards."""
+    rows = []
+    for name, value in run.get("promised").items():
+        record = run.get("after").get(name)
+        if record is None or not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        unit, found = record.get("unit") or "", float(record["value"])
+        apart = "equal" if found == value else f"{100 * (found - value) / value:+.2f} %" if value else ""
+        whole = unit in ("MACs", "parameters", "bytes")
+        said = (f"{value:,}", f"{found:,.0f}") if whole else (short(value, unit), with_spread(record))
+        rows.append((title(name), *said, apart))
+    heads = ("", "promised by the plan", "measured", "difference")
+    return Table("Promised and measured", heads, tuple(rows), frozenset({1, 2, 3}))
+
+
+def widths_beside(runs: Sequence[Run]) -> Table:
+    """Widths of every layer that some run cut, run by run; only of runs of one and the same model."""
+    if len({run.get("model").get("fingerprint") for run in runs}) != 1 or not runs[0].get("model").get("fingerprint"):
+        return Table("Widths side by side", (), ())
+    found = [{name: (before, after) for name, before, after in layer_widths(run)} for run in runs]
+    names = list(dict.fromkeys(name for widths in found for name in widths))
+    before = {name: widths[name][0] for widths in found for name in widths}
+    rows = tuple(
+        (name, str(before[name]), *(str(widths[name][1]) if name in widths else "all" for widths in found))
+        for name in names
+    )
+    heads = ("layer", "before", *(run.name for run in runs))
+    return Table("Widths side by side", heads, rows, frozenset(range(1, len(heads))))
+
+
 def comparison(runs: Sequence[Run]) -> Table:
     """Several runs side by side."""
     rows = []
@@ -187,8 +244,8 @@ def comparison(runs: Sequence[Run]) -> Table:
     return Table("Runs side by side", heads, tuple(rows), frozenset({3, 4, 5, 6}))
 
 
-def facts(run: Run) -> Table:
-    """Who made this, with what, from what, how long it took."""
+def facts(run: Run, *, command: bool = True) -> Table:
+    """Who made this, with what, from what, how long it took; `command` is False where it is shown on its own."""
     model, method = run.get("model"), run.get("method")
     rows = [
         ("model", " ".join(filter(None, (model.get("source"), model.get("class") and f"({model['class']})")))),
@@ -196,7 +253,7 @@ def facts(run: Run) -> Table:
         ("method", ", ".join([str(method.get("name", "?")), *(f"{k}={v}" for k, v in method.items() if k != "name")])),
         ("budget", "; ".join(map(budget, run.get("budget")))),
         ("data", _pairs(run.get("splits"))),
-        ("command", run.data.get("command") or ""),
+        ("command", (run.data.get("command") or "") if command else ""),
         ("made", run.data.get("created") or ""),
         ("versions", _pairs({"niwaki": run.data.get("niwaki"), **run.get("versions")})),
         ("for from_pretrained", run.data.get("pretrained") or ""),
@@ -225,6 +282,7 @@ def definitions(runs: Sequence[Run]) -> Table:
 
 def headline(run: Run) -> str:
     """The run in one sentence."""
+    who = run.get("model").get("class") or run.get("model").get("source") or "the model"
     said = [
         f"{100 * share:.1f} % of the {title(name)} stay" for name in ("macs", "params") if (share := run.share(name))
     ]
@@ -234,7 +292,8 @@ def headline(run: Run) -> str:
     passed = run.get("receipt").get("passed")
     if passed is not None:
         said.append("the judge passed the cut" if passed else "the judge did NOT pass the cut")
-    return "; ".join(said) or "no cost was measured before and after"
+    words = "; ".join(said) or "no cost was measured before and after"
+    return f"{run.get('method').get('name', 'A method')} made {who} smaller: {words}."
 
 
 def _side(run: Run, name: str) -> str:
@@ -262,6 +321,11 @@ def _count(value: float | None) -> str:
     return "-" if value is None else plain(value)
 
 
+def _in(record: dict[str, Any]) -> str:
+    places = [str(record[key]) for key in ("module", "where") if record.get(key)]
+    return f" ({', '.join(places)})" if places else ""
+
+
 def _pairs(record: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in _flat(record))
 
@@ -271,6 +335,9 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for key, value in record.items():
         if isinstance(value, dict) and value:
             rows += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            for number, item in enumerate(value):
+                rows += _flat(item, f"{prefix}{key}." if len(value) == 1 else f"{prefix}{key}.{number}.")
         elif value is not None and value != {} and value != []:
             text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             rows.append((f"{prefix}{key}", text))

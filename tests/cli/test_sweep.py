@@ -1,0 +1,108 @@
+"""`niwaki sweep`: what the file may say, and one small sweep on Ray, twice."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import niwaki
+from niwaki.cli.sweep_file import ELSEWHERE, command, known_options, read
+from niwaki.sweep import Timing
+from niwaki.sweep.trials import REPEATED
+
+Run = Callable[..., Any]
+GOOD = 'model = "python:nets.py:small"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (GOOD + "kep = 0.5", ["s.toml: unknown key kep", "known: model, checkpoint", "keep"]),
+        (GOOD + "[sweep]\ncpu = 1", ["s.toml: unknown key [sweep] cpu", "known: cpus, gpus, tries"]),
+        (GOOD + "[settings.magnitude]\nq = 1", ["unknown key [settings.magnitude] q", "known: rule"]),
+        (GOOD + "[settings.nothing]\nq = 1", ["unknown method 'nothing'"]),
+        (GOOD + "[settings]\np = 1", ["settings.p", "[settings.taylor]"]),
+        (GOOD + 'out = "x"', ["s.toml: out", "say --out to `niwaki sweep`"]),
+        (GOOD + "threads = 2", ["s.toml: threads", "say cpus under [sweep]"]),
+        (GOOD + "[keep]\na = 1", ["s.toml: keep", "a table"]),
+        (GOOD + "keep = ", ["sweep s.toml", "no TOML"]),
+        ("keep = 0.5", ["no model", "s.toml"]),
+        (GOOD + 'recover = "some"', ["Invalid value for '--recover'", "s.toml"]),
+        (GOOD + 'method = ["taylor", "tailor"]', ["unknown method 'tailor'", "s.toml"]),
+        (GOOD + 'keep = ["half"]', ["--keep half", "s.toml"]),
+        (GOOD + "keep = 1.5", ["1.5", "s.toml"]),
+        (GOOD + '[settings.magnitude]\np = "x"', ["p='x'", "s.toml"]),
+        (GOOD + "[sweep]\ncpus = 0", ["cpus=0", "s.toml"]),
+        (GOOD + '[sweep]\ntries = "3"', ["[sweep] tries = '3'", "not a number"]),
+        (GOOD + 'checkpoint = "w.pt"', ["checkpoint w.pt", "no such file", "s.toml"]),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name_and_key(run: Run, here: Path, text: str, found: list[str]) -> None:
+    (here / "s.toml").write_text(text)
+    said = run("sweep", "s.toml", "--out", "runs/s")
+    assert said.code == 2 and said.out == ""
+    for words in found:
+        assert words in said.err
+    assert not (here / "runs").exists()
+
+
+def test_the_example_is_a_sweep() -> None:
+    path = Path(__file__).parents[2] / "examples" / "sweep.toml"
+    asked = read(path, address="local")
+    assert len(asked.trials) == (2 + 1 + 1) * 3 * 2 and asked.workers.cpus == 1 and asked.timing == Timing(30)
+
+
+def test_no_file_is_refused(run: Run) -> None:
+    said = run("sweep", "nowhere.toml", "--json")
+    assert said.code == 2 and said.data["error"]["found"] == "No such file or directory"
+
+
+def test_the_options_are_those_of_compress() -> None:
+    """No second list: what compress has, a sweep may set, or says itself."""
+    parameters = {parameter.name: parameter for parameter in command().params}
+    assert {"model", "keep", "exact_only", "input", "recover"} <= set(known_options())
+    flags = {max(parameter.opts, key=len).lstrip("-").replace("-", "_") for parameter in parameters.values()}
+    assert set(ELSEWHERE) <= flags
+    several = {name for name, parameter in parameters.items() if getattr(parameter, "multiple", False)}
+    assert several == {*REPEATED, "settings"}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_sweep_on_ray_goes_on_and_does_nothing_twice(run: Run, here: Path) -> None:
+    """Two trials are done, one is refused by its input; latency comes afterwards; the second call only reads."""
+    (here / "s.toml").write_text(
+        'model = "python:nets.py:with_example"\nkeep = [0.5, 0.7]\n[sweep]\nlatency_runs = 3\ntries = 2\n'
+    )
+    source = str(Path(niwaki.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+
+    words = ["sweep", "s.toml", "--out", "runs/s", "--json"]
+    python = [sys.executable, "-m", "niwaki"]  # Ray is left out of this process
+    ended = subprocess.run([*python, *words], capture_output=True, text=True, env=environment, timeout=500, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found, err = json.loads(ended.stdout), ended.stderr
+    assert [row["status"] for row in found["trials"]] == ["done", "done"]
+    assert [row["attempts"] for row in found["trials"]] == [1, 1]
+    values = found["trials"][0]["values"]
+    assert values["macs"] <= 0.5 * values["macs_before"] and values["latency"] > 0 and values["latency_before"] > 0
+    assert "[trials 2/2]" in err and "[latency 2/2]" in err
+    names = sorted(path.name for path in (here / "runs" / "s").iterdir())
+    assert names == [
+        ".lock", "attempts.jsonl", "logs", "results.jsonl", "sweep.html", "sweep.json", "timing.jsonl", "trials",
+    ]  # fmt: skip
+    rows = [json.loads(line) for line in (here / "runs" / "s" / "results.jsonl").read_text().splitlines()]
+    assert rows == found["trials"]
+    for row in rows:
+        report = json.loads((here / "runs" / "s" / "trials" / row["trial"] / "report.json").read_text())
+        assert report["command"].startswith("niwaki compress python:nets.py:with_example --keep=")
+        assert report["receipt"]["passed"]
+    before = {path: path.stat().st_mtime_ns for path in (here / "runs" / "s" / "trials").rglob("*")}
+    again = run(*words)
+    assert again.code == 0 and again.data["trials"] == found["trials"]
+    assert {path: path.stat().st_mtime_ns for path in (here / "runs" / "s" / "trials").rglob("*")} == before
