@@ -104,15 +104,17 @@ def test_a_path_with_a_script_in_it_does_not_run(save: Save, made: Made) -> None
 
 
 def test_several_folders_side_by_side(save: Save, made: Made, tmp_path: Path) -> None:
-    first, second = save("x/one", made(keep=0.5)), save("y/one", made(method="Random", keep=0.3, accuracy=70.0))
+    first, second = save("x/one", made(keep=0.5)), save("y/two", made(method="Random", keep=0.3, accuracy=70.0))
     runs = read([first, second, first])
-    assert [run.name for run in runs] == [str(first), str(second)]
+    assert [run.name for run in runs] == ["one", "two"]
+    third = save("z/one", made(keep=0.5))
+    assert [run.name for run in read([first, third])] == [str(first), str(third)]
     text = niwaki.report.html([first, second])
     assert "2 runs side by side" in text and "Random" in text
     assert widths_beside(runs).rows[0] == ("stem", "16", "8", "8")
     other = made()
     other["model"]["fingerprint"] = "beef"
-    assert widths_beside(read([first, save("z", other)])).rows == ()  # layers of another model are others
+    assert widths_beside(read([first, save("other", other)])).rows == ()  # layers of another model are others
     with pytest.raises(InputError, match="several folders"):
         niwaki.report.write([first, second])
     assert niwaki.report.write([first, second], tmp_path / "both.html").read_text() == text

@@ -52,7 +52,7 @@ def html(folder: "Folders") -> str:
         source, kind = (runs[0].get("model").get(key) or "" for key in ("source", "class"))
         model = (kind if len(source) > _SHORT and kind else source or kind) or "a model"
         return page.page_of(runs, heading=f"niwaki: {model}, {runs[0].get('method').get('name', '?')}")
-    name = Path(folder).resolve().name if isinstance(folder, (str, Path)) else ", ".join(run.name for run in runs[:4])
+    name = Path(folder).resolve().name if isinstance(folder, (str, Path)) else f"{len(runs)} runs"
     return page.page_of(runs, heading=f"niwaki: {name}")
 
 

@@ -94,7 +94,7 @@ def page_of(runs: Sequence[Run], *, heading: str) -> str:
             drawn(settings(run), search="settings", fold=True),
         ]
     else:
-        lead = f"{len(runs)} runs side by side"
+        lead = f"{len(runs)} runs side by side."
         body = [drawn(comparison(runs), search="runs"), trade(runs)]
         body.append(drawn(widths_beside(runs), search="layers", fold=True))
         for run in runs:

@@ -58,6 +58,8 @@ def drawn(table: Table, *, search: str = "", fold: bool = False) -> str:
 
 def _unbroken(number: str) -> str:
     """A number that stays beside its unit; where it has to, a line breaks in front of a spread or a remark."""
+    if not any(character.isdigit() for character in number):
+        return number  # words
     return number.replace(" ", "\u00a0").replace("\u00a0±", " ±").replace("\u00a0(", " (")
 
 

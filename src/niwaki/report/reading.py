@@ -167,7 +167,11 @@ def read(folders: Folders) -> tuple[Run, ...]:
         found += [replace(run, name=str(root) if alone else str(root / run.name)) for run in runs]
     if not found:
         raise InputError("a report", found="no folder", do="give the folder that a run was saved to")
-    return tuple({run.folder.resolve(): run for run in found}.values())
+    found = list({run.folder.resolve(): run for run in found}.values())
+    short = [run.folder.resolve().name for run in found]
+    if len(set(short)) == len(found):  # the whole path only where it tells two runs apart
+        found = [replace(run, name=name) for run, name in zip(found, short, strict=True)]
+    return tuple(found)
 
 
 def _below(folder: str | Path) -> tuple[Run, ...]:

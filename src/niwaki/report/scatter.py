@@ -56,7 +56,7 @@ def scatter(points: Sequence[Point], *, cost: str, joined: bool, unit: str = "%"
     for number, name in enumerate(series_of(points)):
         mine = [point for point in points if point.series == name]
         parts.append(f'<g class="s{number % SERIES}">')
-        if joined and len(mine) > 1:
+        if joined and len(mine) > 1 and name != "uncut":
             path = " ".join(f"{x(point.share):.1f},{y(point.accuracy):.1f}" for point in mine)
             parts.append(f'<polyline points="{path}"/>')
         for point in mine:

@@ -23,7 +23,7 @@ header p{margin:.25rem 0 .75rem;color:var(--soft);font-size:1.05rem;overflow-wra
 h2{font-size:1.1rem;margin:1.75rem 0 .5rem;overflow-wrap:anywhere}
 section>p,details>p{margin:.25rem 0 .5rem;color:var(--soft);overflow-wrap:anywhere}
 a{color:var(--s1)}
-summary{cursor:pointer}summary h2{display:inline-block;margin-bottom:.25rem}
+summary{cursor:pointer}summary{margin-top:1rem}summary h2{display:inline}
 summary small,.search small{color:var(--soft)}
 details>section,details>.box{margin-left:.25rem}
 .box{overflow:auto;background:var(--sheet);border:1px solid var(--line);border-radius:8px}
@@ -34,7 +34,7 @@ table{border-collapse:collapse;width:100%}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:top}
 tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;font-size:.85rem}
-.text{text-align:left;overflow-wrap:break-word}td.text:last-child:not(:first-child){overflow-wrap:anywhere;min-width:9rem}
+.text{text-align:left;overflow-wrap:break-word}td.text:last-child:not(:first-child){overflow-wrap:anywhere;min-width:5.5rem}
 .number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .bars td{padding-top:.12rem;padding-bottom:.12rem;vertical-align:middle}.bars .wide{width:50%;min-width:5rem}
 .layer{font-size:.85rem;overflow-wrap:anywhere;min-width:8rem}

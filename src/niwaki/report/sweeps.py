@@ -81,13 +81,13 @@ def headline(sweep: Sweep) -> str:
 def front_table(sweep: Sweep, cost: str) -> Table:
     """The candidates that no other beats in this cost and accuracy."""
     best = sweep.front(cost)
-    heads = ("", *map(_called, sweep.varied), title(cost), "of uncut", "accuracy", "seeds")
+    heads = ("", *map(_called, sweep.varied), "accuracy", title(cost), "of uncut", "seeds")
     rows = tuple(
         (
             str(number),
             *(_shown(_flat(one.settings).get(name)) for name in sweep.varied),
-            *_cost(one, cost),
             _accuracy(one),
+            *_cost(one, cost),
             str(len(one.trials)),
         )
         for number, one in enumerate(best, start=1)
@@ -108,8 +108,8 @@ def all_candidates(sweep: Sweep) -> Table:
     """Every candidate, with the fronts it is on."""
     fronts = {cost: sweep.front(cost) for cost in COSTS}
     timed = any("latency" in one.values for one in sweep.candidates)
-    heads = (*map(_called, sweep.varied), "MACs", "of uncut", "parameters", *(("latency",) if timed else ()))
-    heads = (*heads, "accuracy", "seeds", "best in", "judge")
+    heads = (*map(_called, sweep.varied), "accuracy", "MACs", "of uncut", "parameters")
+    heads = (*heads, *(("latency",) if timed else ()), "seeds", "best in", "judge")
     rows = []
     for one in sweep.candidates:
         flat = _flat(one.settings)
@@ -117,10 +117,10 @@ def all_candidates(sweep: Sweep) -> Table:
         rows.append(
             (
                 *(_shown(flat.get(name)) for name in sweep.varied),
+                _accuracy(one),
                 *_cost(one, "macs"),
                 short(one.values["params"], "parameters") if "params" in one.values else "-",
                 *((_cost(one, "latency")[0],) if timed else ()),
-                _accuracy(one),
                 str(len(one.trials)),
                 ", ".join(title(cost) for cost, best in fronts.items() if one in best),
                 "passed" if all(passed) else "NOT passed",

@@ -46,8 +46,8 @@ def grid(options: Mapping[str, Any], *, settings: Mapping[str, Mapping[str, Any]
     """One trial for every combination: a list is tried value by value, in the order of the options, the last fastest.
 
     Args:
-        options: of `niwaki compress` by name (`exact_only` for --exact-only), with `model`; of those in `REPEATED` a list
-            is one value, a list of lists several.
+        options: of `niwaki compress` by name (`exact_only` for --exact-only), with `model`; of those in `REPEATED` a
+            list is one value, a list of lists several.
         settings: of methods, by the method's name; they count for its trials only.
 
     Raises:
