@@ -10,9 +10,9 @@ from torch import nn
 import niwaki
 from niwaki.distill import ChannelWise, Distilled, Features, Logits, SpatialAttention, Weighted
 from niwaki.distill.alignment import kept_at
-from niwaki.distill.taps import tapped
+from niwaki.distill.taps import scores_of, tapped
 from niwaki.errors import InputError, NotFiniteError, PlanMismatchError, UnknownNameError
-from niwaki.train import Recovery
+from niwaki.train import Mix, Recovery, Speed
 
 
 class Net(nn.Module):
@@ -269,6 +269,14 @@ def test_wrapped_students_are_heard():
     compiled = torch.compile(student, backend="eager")
     compiled(TASK.batches[0][0])  # compiled before any hook is there
     assert taught.loss(compiled, TASK.batches[0]).item() == pytest.approx(plain)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        joined = nn.parallel.DistributedDataParallel(student)
+        loss = taught.loss(joined, TASK.batches[0])
+        loss.backward()
+        assert loss.item() == pytest.approx(plain) and student.block[0].weight.grad is not None
+    finally:
+        torch.distributed.destroy_process_group()
     parallel = nn.DataParallel(student)
     parallel.device_ids = []  # as on a machine without GPUs
     assert taught.loss(parallel, TASK.batches[0]).item() == pytest.approx(plain)
@@ -282,6 +290,17 @@ def test_training_goes_to_the_teacher():
     Recovery(epochs=20, lr=0.02, warmup=0.0)(student, taught)
     assert taught.loss(student, TASK.batches[0]).item() < before / 2
     assert not any(module._forward_hooks for module in student.modules())
+
+
+def test_the_loop_s_other_settings_go_with_a_teacher():
+    """Mixed pictures, a compiled student, accumulated gradients and half precision at once."""
+    task = niwaki.tasks.Classification(niwaki.data.open("digits"), batch=16)
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 10))
+    losses = (Weighted(Logits()), Weighted(SpatialAttention(), taps=("0",)))
+    taught = Distilled(task, copy.deepcopy(model), losses, student=model)
+    speed = Speed(precision="bf16", compile="eager", channels_last=True)
+    history = Recovery(epochs=1, limit=6, accumulate=2, mix=Mix(mixup=1.0), speed=speed)(model, taught)
+    assert history.epochs[0]["steps"] == 3 and not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_weight_so_small_that_it_counts_nothing_trains_bit_for_bit_alike():
@@ -361,6 +380,12 @@ def test_outputs_with_names_are_found():
     with tapped(model, {""}) as heard:
         output = model(TASK.example())
     assert heard.feature("", "student") is output.logits
+    scores, other = torch.zeros(2, 3), torch.ones(2, 3)
+    for found in (scores, {"logits": scores, "aux": other}, (scores, other), {"out": scores}):
+        assert scores_of(found) is scores
+    for found in ({"segmentation": scores, "depth": other}, None):
+        with pytest.raises(InputError, match="tap the module that puts out the scores"):
+            scores_of(found)
 
 
 def test_compress_makes_the_uncut_model_the_teacher(monkeypatch):

@@ -57,7 +57,8 @@ class Weighted:
     weight: float = 1.0
     """What the loss is multiplied by, above 0; it is summed over the taps."""
     taps: tuple[Tap, ...] = (OUTPUT,)
-    """Module paths, or pairs (student's path, teacher's path); "" is the network's own output."""
+    """Module paths, or pairs (student's path, teacher's path); "" is the network's own output: a tensor, its `logits`,
+    or the first of a tuple."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:

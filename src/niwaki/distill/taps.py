@@ -1,6 +1,6 @@
 """What modules put out during one call of a network, heard by hooks that are gone afterwards."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -113,10 +113,24 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     raise UnknownNameError.of("module to tap", path, [*near[:SHOWN], *more])
 
 
-def scores_of(output: Any) -> Tensor | None:
-    """The tensor in a network's output: itself, its `logits`, or the first of several."""
-    named = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    return named if isinstance(named, Tensor) else next(iter(tensors_in(output)), None)
+def scores_of(output: Any) -> Tensor:
+    """The scores in a network's output: itself, its `logits`, or the first of a tuple.
+
+    Raises:
+        InputError: several tensors by name, none of them `logits`, or no tensor at all.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    found = tensors_in(output)
+    if len(found) == 1:
+        return found[0]
+    kind = f"a {type(output).__name__} of {len(found)} tensors, none of them `logits`"
+    raise InputError("distil the output", found=kind, do="tap the module that puts out the scores")
 
 
 def _compiled(module: nn.Module) -> bool:
