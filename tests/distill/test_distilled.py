@@ -185,6 +185,45 @@ def test_tokens_are_aligned():
     assert len(kept["1.linear1"].axes[2]) == small[1].linear1.out_features
 
 
+class Split(nn.Module):
+    def forward(self, x):
+        return x.view(*x.shape[:2], 4, x.shape[2] // 4).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Four heads of four channels, split by modules that can be tapped."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, 16) for _ in range(3))
+        self.split_q, self.split_k, self.split_v = Split(), Split(), Split()
+        self.out = nn.Linear(16, 2)
+
+    def forward(self, x):
+        q, k, v = self.split_q(self.q(x)), self.split_k(self.k(x)), self.split_v(self.v(x))
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+def test_grids_are_aligned_where_all_rows_keep_the_same_columns():
+    torch.manual_seed(0)
+    model = Attention().eval()
+    graph = niwaki.trace(model, torch.zeros(1, 6, 5))
+    how = niwaki.scores.Random(seed=1)
+    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
+    x, half = torch.randn(1, 6, 5), niwaki.Budget(keep=0.5, of="units")
+    heads = niwaki.choose(graph, scores, half, how=niwaki.budgets.Uniform(), grids="rows")
+    kept = kept_at(model, heads, {"v", "split_v"})
+    assert len(kept["split_v"].axes[1]) == 2 and len(kept["v"].axes[2]) == 8
+    assert kept["split_v"].of(model.split_v(model.v(x))).shape == (1, 2, 6, 4)
+    columns = niwaki.choose(graph, scores, half, how=niwaki.budgets.Uniform(), grids="columns")
+    small = niwaki.cut(model, columns)
+    flat = kept_at(model, columns, {"v"})["v"]
+    assert torch.allclose(flat.of(model.v(x)), small.v(x), atol=1e-6)
+    with pytest.raises(InputError, match="whose rows lose different columns"):
+        kept_at(model, columns, {"split_v"})
+
+
 def test_parts_are_weighted_and_summed():
     student, teacher = network(), network(1)
     batch = TASK.batches[0]

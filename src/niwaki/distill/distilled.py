@@ -45,7 +45,7 @@ class Weighted:
     """A distillation loss, what it counts, and where it listens.
 
     Raises:
-        InputError: a weight that is not above 0, or no taps for a loss that is not of the output.
+        InputError: a weight that is not above 0, or taps that are no tuple of paths.
 
     Examples:
         >>> from niwaki.distill import ChannelWise
@@ -82,7 +82,8 @@ class Distilled:
     The teacher sees exactly what the student is called on (augmented, on its device), once a batch, in evaluation mode
     and without gradients; it is the given network's own memory under modules of its own, so that the given one stays
     as it is. All else is the task's: batches, metric, evaluation. A loss that needs equal widths compares with those
-    of the teacher's channels that the plan kept.
+    of the teacher's channels that the plan kept. A student that was cut through the exported door has no modules of its
+    teacher's names: its output is all there is to tap.
 
     Raises:
         InputError: nothing to distil, a tap that is never reached, features whose shapes do not fit, an adapter without
