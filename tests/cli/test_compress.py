@@ -260,7 +260,7 @@ WRONG = {
     "rule": (("--out", "r", "--rule", "best"), "rule='best'; found: known: global_rank, uniform"),
     "grids": (("--out", "r", "--grids", "cells"), "known: rows, columns"),
     "protect": (("--out", "r", "--protect", "head"), "head"),
-    "export": (("--out", "r", "--export", "coreml"), "unknown export target 'coreml'; found: known: onnx, openvino, pt2"),
+    "export": (("--out", "r", "--export", "coreml"), "unknown export target 'coreml'; found: known: onnx, openvino"),
     "recovery without data": (("--out", "r", "--recover", "1"), "--recover 1; found: no data"),
     "rate without recovery": (("--out", "r", "--lr", "1"), "give --recover EPOCHS"),
     "taylor without data": (("--out", "r", "--method", "taylor"), "its score needs gradients"),

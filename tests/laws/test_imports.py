@@ -16,7 +16,7 @@ LEVELS = (
     {"search", "train", "sparse", "dynamic", "kv", "sidechannel", "tasks", "data", "models"},
     {"methods"},
     {"sweep"},
-    {"export", "report"},
+    {"export", "report", "bench"},
     {"cli"},
 )
 """From the bottom up; a file may import from lower levels, from its own folder's type, and from its own level."""

@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from niwaki.cli.bench import bench
 from niwaki.cli.compress import compress
 from niwaki.cli.export import export
 from niwaki.cli.listing import Listing
@@ -36,6 +37,7 @@ app.command()(measure)
 app.command()(report)
 app.command()(sweep)
 app.command(cls=Listing)(export)
+app.command(cls=Listing)(bench)
 app.command(name="load-check")(load_check)
 
 

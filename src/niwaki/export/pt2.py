@@ -40,7 +40,7 @@ class Pt2(Target):
             torch.export.save(program, str(file))
 
     def open(self, file: Path, *, threads: int | None = None) -> Opened:
-        network = read_pt2(file)
+        network = read_pt2(file).module()
 
         def call(inputs: Any) -> list[Tensor]:
             with torch.no_grad(), with_threads(threads):

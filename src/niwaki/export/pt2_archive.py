@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from niwaki.errors import FileDamagedError
 
@@ -30,8 +29,8 @@ PYTHON = "add sub mul truediv floordiv mod pow neg pos abs eq ne lt le gt ge and
 OPERATIONS = frozenset(f"_operator.{name}" for name in PYTHON.split())
 
 
-def read_pt2(file: Path) -> nn.Module:
-    """The program in a `.pt2` archive as a module.
+def read_pt2(file: Path) -> torch.export.ExportedProgram:
+    """The program in a `.pt2` archive; `module()` of it can be called.
 
     Raises:
         FileDamagedError: no archive, one that would execute code when loaded, or one that torch can't read.
@@ -46,7 +45,7 @@ def read_pt2(file: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own format
-            return torch.export.load(str(file)).module()
+            return torch.export.load(str(file))
     except Exception as error:  # whatever any part of torch makes of it
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise _refused(file, f"torch {torch.__version__} can't read it: {lines[0][:300]}") from error
