@@ -1,7 +1,8 @@
 """niwaki makes trained PyTorch networks smaller and really faster, and proves it.
 
 The verbs and the data types; nothing else is public. `bench`, `export`, `measure`, `repair`, `report` and
-`sweep` are both: the folder of their blocks, and a call. Importing this module imports no torch: names load on first use.
+`sweep` are both: the folder of their blocks, and a call. Importing this module imports no torch: names load on first
+use.
 """
 
 from importlib import import_module
