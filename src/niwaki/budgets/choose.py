@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import get_args
 
@@ -21,6 +22,9 @@ from niwaki.scores.score import describe
 from niwaki.units import Budget, budgets_of
 
 _DEFAULT = GlobalRank()
+TIMES = ("latency", "energy")
+"""Costs that are measured, and may be higher for fewer units."""
+Worth = Callable[[np.ndarray], np.ndarray]
 
 
 def choose(
@@ -69,7 +73,10 @@ def choose(
     single = Ledger.of(graph.widths, graph.costs, atoms.units, graph.units.count)
     atoms = replace(atoms, saves={name: single.savings(name, full) for name in ("macs", "params", "units")})
     priority = how(atoms)
-    chunks, chunk_priority, chained = _chunks(atoms, priority, budgets)
+    timed = [name for name in TIMES if any(budget.of == name for budget in budgets)]
+    chunks, chunk_priority, chained = _chunks(
+        atoms, priority, budgets, [lambda order, name=name: single.worth(name, order, full) for name in timed]
+    )
     ledger = Ledger.of(graph.widths, graph.costs, chunks, graph.units.count)
     before = ledger.totals(full)
     limits: dict[str, float] = {}
@@ -151,8 +158,10 @@ def _share(least: float, before: float) -> float:
     return thousandths / 1000
 
 
-def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> tuple[Parts, np.ndarray, np.ndarray]:
-    """Atoms that may go, joined where multiples ask for it; what floors protect is left out.
+def _chunks(
+    atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...], worth: Sequence[Worth]
+) -> tuple[Parts, np.ndarray, np.ndarray]:
+    """Atoms that may go, joined where multiples or times ask for it; what floors protect is left out.
 
     Returns units per chunk, priority per chunk, and the chain of each chunk (or -1): chunks of a chain go in order.
     """
@@ -166,6 +175,10 @@ def _chunks(atoms: Atoms, priority: np.ndarray, budgets: tuple[Budget, ...]) -> 
     for pool in range(len(atoms.pools)):
         order = ranked[bounds[pool] : bounds[pool + 1]]
         stops, tied = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
+        if worth and stops.size:  # of the counts that are left, those at which a measured time steps down
+            good = np.logical_and.reduce([one(order) for one in worth])
+            tied = tied or not good[stops - 1].all()
+            stops = stops[good[stops - 1]]
         if stops.size:
             orders.append(order[: stops[-1]])
             firsts.append(count + np.append(0, stops[:-1]))

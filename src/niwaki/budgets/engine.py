@@ -73,6 +73,23 @@ class Ledger:
         """What removing each chunk alone would save at these counts; exact; float64 `[chunks]`."""
         return self._change(name, np.arange(self.first.size), counts, -1)[self.kind]
 
+    def worth(self, name: str, order: np.ndarray, full: np.ndarray) -> np.ndarray:
+        """Whether removing the first chunks of `order`, up to each, costs less than removing any fewer of them, all
+        else being whole; bool `[order]`. A width of which this is not so is never worth taking: a wider one is at
+        least as fast.
+        """
+        cost, takes = self.costs[name], self.takes[order]
+        rows = np.unique(takes.indices)
+        gone = np.cumsum(takes[:, rows].toarray(), axis=0)  # [order, rows]
+        items = np.flatnonzero(np.isin(cost.factors, rows).any(1))
+        place = np.searchsorted(rows, cost.factors[items]).clip(max=max(rows.size - 1, 0))
+        moved = gone[:, place] * (rows[place] == cost.factors[items]) if rows.size else np.zeros((order.size, 0, 0))
+        now = np.append(full, 1).astype(np.float64)[cost.factors[items]]  # [items, slots]
+        widths = np.concatenate([now[None], now[None] - moved])  # [order + 1, items, slots]
+        values = cost.values(np.tile(items, order.size + 1), widths.reshape(-1, cost.factors.shape[1]))
+        curve = values.reshape(order.size + 1, items.size).sum(1)
+        return np.asarray(curve[1:] < np.minimum.accumulate(curve)[:-1] * (1 - 1e-9))
+
     def _change(self, name: str, kinds: np.ndarray, counts: np.ndarray, sign: int) -> np.ndarray:
         cost, pairs = self.costs[name], self._pairs(name)
         at, bounds = runs(pairs.starts, kinds)

@@ -1,0 +1,248 @@
+"""`timed`: what a plan takes in milliseconds on a target, from measured layers and a few whole networks."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+from torch import nn
+
+from niwaki.budgets.choose import choose
+from niwaki.budgets.tables import PERIOD, Surface, Table, Times
+from niwaki.budgets.uniform import Uniform
+from niwaki.errors import InputError, NiwakiError, NothingChangedWarning
+from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.cost import Term, joined, resolved
+from niwaki.graph.layers import HEAVY, Layer, layers_of
+from niwaki.graph.plans import alive_of
+from niwaki.measure.latency import at_batch
+from niwaki.measure.replay import alone
+from niwaki.measure.target import Target, in_turns
+from niwaki.surgery import cut
+from niwaki.units import Budget, map_tensors
+
+log = logging.getLogger(__name__)
+
+SHARES = (1.0, 0.6, 0.3)
+"""Of the MACs, in the networks that are measured whole: uncut, and narrowed evenly."""
+RUNS = 12
+"""Of each of them, in turns; the shortest counts, as of a layer."""
+Progress = Callable[[int, int, str], None]
+
+
+def table_path(folder: Path, target: Target) -> Path:
+    """The usual file in a folder for a target on this machine."""
+    machine = target.machine()
+    code = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:10]
+    return folder / f"latency-{re.sub(r'[^a-z0-9]+', '-', machine['runtime'])}-{code}.json"
+
+
+def timed(
+    model: nn.Module,
+    example: Any,
+    graph: ChannelGraph,
+    *,
+    target: Target,
+    table: str | Path | None = None,
+    shares: Sequence[float] = SHARES,
+    progress: Progress | None = None,
+) -> ChannelGraph:
+    """`graph` with the cost "latency": milliseconds of a forward on `target`, of any plan.
+
+    Every layer is measured alone on a grid of widths (`niwaki.budgets.tables`). Layers side by side do not take what
+    they take alone, so the sum is fitted to whole networks, uncut and narrowed evenly, with three numbers not below 0:
+    what products are multiplied by, what all other layers are, and what is the same for every plan.
+
+    Args:
+        example: as the model takes it; its first sample is repeated for the target's batch.
+        table: the file that keeps what was measured, so that it is measured once; none unless given.
+        shares: of the MACs, in the networks that are measured whole.
+        progress: called before each measurement with its number, how many there are, and what it is.
+
+    Raises:
+        MissingExtraError: the runtime is not installed.
+        InputError: a table of another machine or target; a network that the runtime can't take.
+        FileDamagedError: `table` is no such file.
+    """
+    target.need()
+    known = Table.open(None if table is None else Path(table), target.machine())
+    batched = map_tensors(at_batch(example, target.batch), lambda t: t.detach().cpu())
+    mine = graph if target.batch == _batch(graph) else trace(model, batched)
+    if mine.units.count != graph.units.count:
+        raise InputError(
+            f"Target(batch={target.batch})", found="the network has other units at that batch", do="trace at that batch"
+        )
+    layers = layers_of(mine, fused=target.runtime != "pytorch")
+    surfaces, untimed = _surfaces(layers, known, target, progress)
+    raw = priced_by(mine, layers, surfaces, scale=(1.0, 1.0), constant=0.0)
+    points = _networks(model, graph, batched, known, target, shares, progress)
+    fit = calibrated(mine, layers, surfaces, points)
+    if untimed:
+        log.info("not timed alone, and so part of what is the same for every plan: %s", ", ".join(sorted(untimed)))
+    del raw
+    return priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
+
+
+def _batch(graph: ChannelGraph) -> int:
+    from niwaki.units import tensors_in
+
+    return next((tensor.shape[0] for tensor in tensors_in(graph.example) if tensor.dim()), 1)
+
+
+def _surfaces(
+    layers: Sequence[Layer], known: Table, target: Target, progress: Progress | None
+) -> tuple[list[Surface | None], set[str]]:
+    """The surface of every layer, measured where the table does not have it; and kinds that can't run alone."""
+    missing = {layer.key: layer for layer in layers if layer.key not in known.layers}
+    untimed: set[str] = set()
+    for number, (key, layer) in enumerate(missing.items()):
+        if progress is not None:
+            progress(number, len(missing), f"{layer.kind} {layer.record.module}")
+        try:
+            known.layers[key] = Surface.measured(layer.full, _timer(layer, target))
+        except NiwakiError:
+            raise
+        except Exception as error:  # a call that does not run alone, or that an exporter does not know
+            log.debug("%s can't be timed alone: %s: %s", layer.kind, type(error).__name__, error)
+            untimed.add(layer.kind)
+            known.layers[key] = Surface((1,), (1,), ((0.0,),))
+        if number % 8 == 7:
+            known.save()
+    if missing:
+        known.save()
+    return [known.layers[layer.key] for layer in layers], untimed
+
+
+def _timer(layer: Layer, target: Target) -> Callable[[int, int], float]:
+    seen: dict[tuple[int, int], float] = {}
+
+    def timer(out: int, into: int) -> float:
+        if (out, into) not in seen:
+            seen[out, into] = target.milliseconds(*alone(layer, out, into, batch=target.batch))
+        return seen[out, into]
+
+    return timer
+
+
+def _networks(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example: Any,
+    known: Table,
+    target: Target,
+    shares: Sequence[float],
+    progress: Progress | None,
+) -> list[tuple[np.ndarray, float]]:
+    """What stays, and measured milliseconds, of the network uncut and narrowed evenly."""
+    key = f"{graph.fingerprint} {json.dumps([list(t.shape) for t in _tensors(example)])}"
+    found = known.networks.get(key, [])
+    plans = {share: _narrowed(graph, share) for share in shares}
+    if {float(one["keep"]) for one in found} != set(shares):
+        calls = {}
+        for number, (share, plan) in enumerate(plans.items()):
+            if progress is not None:
+                progress(number, len(plans), f"whole network, {share:g} of the MACs")
+            network = model if plan is None else cut(model, plan)
+            calls[str(share)] = target.open(network.eval(), example)
+        with target.threaded():
+            times = in_turns(calls, runs=RUNS, clock=target.clock)
+        found = [{"keep": float(share), "ms": min(ms)} for share, ms in times.items()]
+        known.networks[key] = found
+        known.save()
+    every = np.ones(graph.units.count, bool)
+    points = []
+    for one in found:
+        plan = plans[float(one["keep"])]
+        points.append((every if plan is None else alive_of(graph, plan), float(one["ms"])))
+    return points
+
+
+def _tensors(example: Any) -> list[Any]:
+    from niwaki.units import tensors_in
+
+    return tensors_in(example)
+
+
+def _narrowed(graph: ChannelGraph, share: float) -> Any:
+    """The plan that keeps this share of the MACs, evenly and in multiples of 16 where it can; None for all."""
+    import warnings
+
+    from niwaki.scores.score import Scores
+
+    if share >= 1.0:
+        return None
+    free = {g.name: np.arange(g.units, 0, -1, dtype=np.float64) for g in graph.groups if g.fixed is None}
+    import torch
+
+    scores = Scores({name: torch.from_numpy(values.copy()) for name, values in free.items()}, {"name": "first"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingChangedWarning)
+        return choose(graph, scores, Budget(keep=share, of="macs", multiple=PERIOD), how=Uniform())
+
+
+def calibrated(
+    graph: ChannelGraph,
+    layers: Sequence[Layer],
+    surfaces: Sequence[Surface],
+    points: Sequence[tuple[np.ndarray, float]],
+) -> tuple[float, float, float]:
+    """Factors of products and of all other layers, and milliseconds of every plan, not below 0, that come closest to
+    whole networks in relative terms."""
+    rows = []
+    for alive, ms in points:
+        heavy, light = (
+            priced_by(graph, layers, surfaces, scale=scale, constant=0.0).cost(alive)["latency"] / ms
+            for scale in ((1.0, 0.0), (0.0, 1.0))
+        )
+        rows.append([heavy, light, 1.0 / ms])
+    factors, _ = nnls(np.array(rows), np.ones(len(rows)))
+    return float(factors[0]), float(factors[1]), float(factors[2])
+
+
+def priced_by(
+    graph: ChannelGraph,
+    layers: Sequence[Layer],
+    surfaces: Sequence[Surface],
+    *,
+    scale: tuple[float, float],
+    constant: float,
+    name: str = "latency",
+) -> ChannelGraph:
+    """`graph` with a cost that is the sum of the layers' surfaces, products and others each with a factor."""
+    slots = (
+        max((len(layer.widths[0]) for layer in layers), default=1) or 1,
+        max((len(layer.widths[1]) for layer in layers), default=1) or 1,
+    )
+    terms = []
+    for layer in layers:
+        blocks = () if layer.block is None else (layer.block,)
+        arrays = (*layer.widths[0], *layer.widths[1], *blocks)
+        terms.append(Term(1, tuple(np.asarray(array, dtype=np.int32).reshape(1, -1) for array in arrays)))
+    widths, ((factors, _, _),) = resolved([terms])
+    table = np.full((len(layers) + 1, slots[0] + slots[1] + 1), widths.rows, dtype=np.int32)
+    for i, layer in enumerate(layers):
+        counts = len(layer.widths[0]), len(layer.widths[1]), int(layer.block is not None)
+        row, at = factors[i], 0
+        for start, count in zip((0, slots[0], slots[0] + slots[1]), counts, strict=True):
+            table[i, start : start + count] = row[at : at + count]
+            at += count
+    unique = {id(surface): surface for surface in surfaces}
+    order = {key: number for number, key in enumerate(unique)}
+    which = np.array([*(order[id(surface)] for surface in surfaces), len(order)], dtype=np.int64)
+    factor = np.array([*(scale[0] if layer.kind in HEAVY else scale[1] for layer in layers), 1.0])
+    cost = Times(
+        table,
+        widths.rows,
+        surfaces=(*unique.values(), Surface((1,), (1,), ((constant,),))),
+        which=which,
+        scale=factor,
+        slots=slots,
+    )
+    both, costs = joined(graph.widths, {k: v for k, v in graph.costs.items() if k != name}, widths, {name: cost})
+    return replace(graph, widths=both, costs=costs)
