@@ -19,8 +19,7 @@ import torch
 
 import niwaki
 from niwaki.budgets.timed import table_path, timed
-from niwaki.measure.latency import at_batch
-from niwaki.measure.target import Target, in_turns
+from niwaki.measure.target import Target, at_batch, in_turns
 
 ROOT = Path(__file__).parent
 RESULTS = ROOT / "results" / "latency.jsonl"
@@ -108,9 +107,8 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     there = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
     for name in asked.networks:
-        if not asked.again and any(
-            one["network"] == name and all(one[key] == value for key, value in target.machine().items()) for one in there
-        ):
+        wanted = {"network": name, **target.machine()}
+        if not asked.again and any(wanted.items() <= {k: str(v) for k, v in one.items()}.items() for one in there):
             print(f"{name}: there")
             continue
         print(f"{name} in {asked.runtime}", flush=True)

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -75,7 +76,7 @@ def choose(
     priority = how(atoms)
     timed = [name for name in TIMES if any(budget.of == name for budget in budgets)]
     chunks, chunk_priority, chained = _chunks(
-        atoms, priority, budgets, [lambda order, name=name: single.worth(name, order, full) for name in timed]
+        atoms, priority, budgets, [partial(single.worth, name, full=full) for name in timed]
     )
     ledger = Ledger.of(graph.widths, graph.costs, chunks, graph.units.count)
     before = ledger.totals(full)

@@ -1,31 +1,34 @@
 """`timed`: what a plan takes in milliseconds on a target, from measured layers and a few whole networks."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 from torch import nn
 
 from niwaki.budgets.choose import choose
 from niwaki.budgets.tables import PERIOD, Surface, Table, Times
 from niwaki.budgets.uniform import Uniform
-from niwaki.errors import InputError, NiwakiError, NothingChangedWarning
+from niwaki.errors import BudgetError, InputError, NiwakiError, NothingChangedWarning
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.cost import Term, joined, resolved
 from niwaki.graph.layers import HEAVY, Layer, layers_of
 from niwaki.graph.plans import alive_of
-from niwaki.measure.latency import at_batch
 from niwaki.measure.replay import alone
-from niwaki.measure.target import Target, in_turns
+from niwaki.measure.target import Target, at_batch, in_turns
+from niwaki.scores.score import Scores
 from niwaki.surgery import cut
-from niwaki.units import Budget, map_tensors
+from niwaki.units import Budget, map_tensors, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +83,20 @@ def timed(
         )
     layers = layers_of(mine, fused=target.runtime != "pytorch")
     surfaces, untimed = _surfaces(layers, known, target, progress)
-    raw = priced_by(mine, layers, surfaces, scale=(1.0, 1.0), constant=0.0)
     points = _networks(model, graph, batched, known, target, shares, progress)
     fit = calibrated(mine, layers, surfaces, points)
     if untimed:
         log.info("not timed alone, and so part of what is the same for every plan: %s", ", ".join(sorted(untimed)))
-    del raw
     return priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
 
 
 def _batch(graph: ChannelGraph) -> int:
-    from niwaki.units import tensors_in
-
     return next((tensor.shape[0] for tensor in tensors_in(graph.example) if tensor.dim()), 1)
 
 
 def _surfaces(
     layers: Sequence[Layer], known: Table, target: Target, progress: Progress | None
-) -> tuple[list[Surface | None], set[str]]:
+) -> tuple[list[Surface], set[str]]:
     """The surface of every layer, measured where the table does not have it; and kinds that can't run alone."""
     missing = {layer.key: layer for layer in layers if layer.key not in known.layers}
     untimed: set[str] = set()
@@ -140,10 +139,10 @@ def _networks(
     progress: Progress | None,
 ) -> list[tuple[np.ndarray, float]]:
     """What stays, and measured milliseconds, of the network uncut and narrowed evenly."""
-    key = f"{graph.fingerprint} {json.dumps([list(t.shape) for t in _tensors(example)])}"
+    key = f"{graph.fingerprint} {json.dumps([list(t.shape) for t in tensors_in(example)])}"
     found = known.networks.get(key, [])
-    plans = {share: _narrowed(graph, share) for share in shares}
-    if {float(one["keep"]) for one in found} != set(shares):
+    plans = {share: plan for share in shares for plan in (_narrowed(graph, share),) if plan is not None or share == 1.0}
+    if {float(one["keep"]) for one in found} != set(plans):
         calls = {}
         for number, (share, plan) in enumerate(plans.items()):
             if progress is not None:
@@ -163,27 +162,19 @@ def _networks(
     return points
 
 
-def _tensors(example: Any) -> list[Any]:
-    from niwaki.units import tensors_in
-
-    return tensors_in(example)
-
-
 def _narrowed(graph: ChannelGraph, share: float) -> Any:
-    """The plan that keeps this share of the MACs, evenly and in multiples of 16 where it can; None for all."""
-    import warnings
-
-    from niwaki.scores.score import Scores
-
+    """The plan that keeps this share of the MACs, evenly and in multiples of 16 if that can be; None for all of them,
+    or where so few can't be had."""
     if share >= 1.0:
         return None
-    free = {g.name: np.arange(g.units, 0, -1, dtype=np.float64) for g in graph.groups if g.fixed is None}
-    import torch
-
-    scores = Scores({name: torch.from_numpy(values.copy()) for name, values in free.items()}, {"name": "first"})
+    free = {g.name: torch.arange(g.units, 0, -1, dtype=torch.float64) for g in graph.groups if g.fixed is None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChangedWarning)
-        return choose(graph, scores, Budget(keep=share, of="macs", multiple=PERIOD), how=Uniform())
+        for multiple in (PERIOD, 1):
+            with contextlib.suppress(BudgetError):
+                budget = Budget(keep=share, of="macs", multiple=multiple)
+                return choose(graph, Scores(free, {"name": "first"}), budget, how=Uniform())
+    return None
 
 
 def calibrated(

@@ -23,10 +23,14 @@ from niwaki.cli.options import (
     Protect,
     Seed,
     SplitSeed,
+    TableFile,
+    TargetBatch,
+    TargetName,
     Threads,
     budgets_of,
     losses_of,
     pairs_of,
+    target_of,
 )
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
@@ -46,13 +50,18 @@ def compress(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of the method (repeat).")
     ] = None,
     keep: Annotated[str | None, typer.Option(help="What stays: a share, or a count; 0.5 unless said.")] = None,
-    of: Annotated[str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes or memory.")] = None,
+    of: Annotated[
+        str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes, memory, latency.")
+    ] = None,
     floor: Annotated[str | None, typer.Option(help="What every group keeps at least: a count or a share.")] = None,
     multiple: Annotated[int | None, typer.Option(help="Every cut group keeps a multiple of this.")] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help='Several budgets at once: --budget "keep=0.5,of=macs" (repeat).'),
     ] = None,
+    target: TargetName = None,
+    target_batch: TargetBatch = 1,
+    table: TableFile = None,
     rule: Annotated[str | None, typer.Option(help="global_rank or uniform; the method's own unless said.")] = None,
     grids: Annotated[str | None, typer.Option(help="Where an axis is a grid: rows or columns.")] = None,
     exact_only: Annotated[bool, typer.Option("--exact-only", help="Leave inexact groups whole.")] = False,
@@ -147,6 +156,7 @@ def compress(
         threads=threads,
         device=device,
     )
+    place, kept = target_of(target, batch=target_batch, threads=threads, table=table)
     with stages() as (hear, step):
         outcome = niwaki.compress(
             asked.loaded.model,
@@ -161,6 +171,8 @@ def compress(
             protect=tuple(protect or ()),
             seed=seed,
             limit=limit_test,
+            target=place,
+            table=kept,
             meters=(Latency(runs=runs, warm_up=3, threads=threads),) if runs else (),
             progress=hear,
             steps=step,

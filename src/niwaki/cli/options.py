@@ -1,6 +1,8 @@
 """Options that several commands share, and the reading of their small grammars."""
 
 import json
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +61,21 @@ Data = Annotated[
 Normalisation = Annotated[
     str | None, typer.Option(help="none, half, imagenet, cifar10 or digits; the model's or source's own unless said.")
 ]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help="Runtime to measure layers in, for --of latency: onnxruntime, openvino or pytorch (eager).",
+        metavar="RUNTIME",
+    ),
+]
+TargetBatch = Annotated[int, typer.Option(min=1, help="Samples in a forward pass on the target.")]
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--table", help="File that keeps measured layers; one in the cache folder unless said.", metavar="FILE"
+    ),
+]
 SplitSeed = Annotated[int, typer.Option(help="Of the data split; keep it for the whole life of a model.")]
 
 Distill = Annotated[
@@ -70,6 +87,26 @@ Distill = Annotated[
         "after '?', joined by &: \"channel_wise?taps=layer1,layer2&temperature=4&weight=3\" (repeat).",
     ),
 ]
+
+
+def target_of(name: str | None, *, batch: int, threads: int | None, table: Path | None) -> tuple[Any, Path | None]:
+    """The target and the file of its measured layers; nothing where no target is named.
+
+    Raises:
+        InputError: an unknown runtime, one that is not installed, or settings of a target that is not named.
+    """
+    if name is None:
+        if table is not None or batch != 1:
+            option = "--table" if table is not None else "--target-batch"
+            raise InputError(option, found="no target to set it for", do="give --target onnxruntime")
+        return None, None
+    from niwaki.budgets import table_path
+    from niwaki.measure import Target
+
+    target = Target(name, batch=batch, threads=threads or 1)
+    target.need()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niwaki"
+    return target, table or table_path(cache, target)
 
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:

@@ -131,6 +131,7 @@ def stages() -> Iterator[tuple[Callable[[str, float], None], Callable[[int, int,
             live.update(task, description=f"after {stage}", total=None)
 
         def step(number: int, steps: int, epoch: str) -> None:
-            live.update(task, description=f"training, {epoch}", completed=number, total=steps)
+            what = epoch if epoch.startswith("measuring") else f"training, {epoch}"
+            live.update(task, description=what, completed=number, total=steps)
 
         yield hear, step

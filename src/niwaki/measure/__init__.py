@@ -12,10 +12,24 @@ from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
 from niwaki.measure.memory import Memory
 from niwaki.measure.params import Params
+from niwaki.measure.runtime_latency import RuntimeLatency
+from niwaki.measure.target import Target
 from niwaki.units import need_module
 from niwaki.verbs import callable_module
 
-__all__ = ["COUNTS", "Bytes", "Latency", "Macs", "Measurement", "Memory", "Meter", "Params", "measure"]
+__all__ = [
+    "COUNTS",
+    "Bytes",
+    "Latency",
+    "Macs",
+    "Measurement",
+    "Memory",
+    "Meter",
+    "Params",
+    "RuntimeLatency",
+    "Target",
+    "measure",
+]
 
 COUNTS: tuple[Meter, ...] = (Params(), Macs(), Bytes())
 """The meters that give the same numbers on every machine."""

@@ -8,26 +8,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from niwaki.errors import InputError
 from niwaki.measure.measurement import Measurement, Meter, device_name, evaluating
-from niwaki.units import device_of, map_tensors, run, tensors_in
-
-
-def at_batch(example: Any, batch: int) -> Any:
-    """`example` with the first sample repeated `batch` times in every tensor that shares the first tensor's length."""
-    tensors = [tensor for tensor in tensors_in(example) if tensor.dim() > 0]
-    if not tensors:
-        raise InputError(f"Latency(batch={batch})", found="an example without batched tensors", do="leave batch=None")
-    length = tensors[0].shape[0]
-
-    def repeat(tensor: Tensor) -> Tensor:
-        if tensor.dim() == 0 or tensor.shape[0] != length:
-            return tensor
-        return tensor[:1].repeat(batch, *(1 for _ in tensor.shape[1:]))  # [batch, rest]
-
-    return map_tensors(example, repeat)
+from niwaki.measure.target import at_batch
+from niwaki.units import device_of, run, tensors_in
 
 
 @contextmanager

@@ -104,6 +104,7 @@ def _plain(record: Record, kind: str, share: float) -> tuple[nn.Module, Inputs]:
     function = getattr(torch.ops.aten, name)
     kwargs = {key: value for key, value in record.kwargs.items() if not isinstance(value, Value)}
     if len(inputs) == len(record.inputs):  # in the places where its tensors were
+
         def call(own: Any, *given: Tensor) -> Any:
             following = iter(given)
             return function(*[next(following) if isinstance(a, Value) else a for a in record.args], **kwargs)

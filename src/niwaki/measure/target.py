@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import InputError, MissingExtraError, UnknownNameError
 from niwaki.measure.measurement import device_name, evaluating
-from niwaki.units import run, tensors_in
+from niwaki.units import map_tensors, run, tensors_in
 
 RUNTIMES = {"pytorch": ("torch", ""), "onnxruntime": ("onnxruntime", "export"), "openvino": ("openvino", "openvino")}
 """Runtime -> its package, and the extra that brings it."""
@@ -202,7 +202,7 @@ def _layer_file(layer: nn.Module, inputs: tuple[Any, ...]) -> bytes:
     file = io.BytesIO()
     with _silent():
         try:
-            torch.onnx.export(layer, inputs, file, dynamo=False, opset_version=20)
+            torch.onnx.export(layer, inputs, cast(Any, file), dynamo=False, opset_version=20)
         except TypeError:
             return _whole(layer, inputs)
     return file.getvalue()
@@ -255,3 +255,18 @@ def _openvino(content: bytes, example: Any, threads: int, *, counted: bool = Fal
     request = compiled.create_infer_request()
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_in(example)]
     return (lambda: request.infer(arrays)), request
+
+
+def at_batch(example: Any, batch: int) -> Any:
+    """`example` with the first sample repeated `batch` times in every tensor that shares the first tensor's length."""
+    tensors = [tensor for tensor in tensors_in(example) if tensor.dim() > 0]
+    if not tensors:
+        raise InputError(f"Latency(batch={batch})", found="an example without batched tensors", do="leave batch=None")
+    length = tensors[0].shape[0]
+
+    def repeat(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != length:
+            return tensor
+        return tensor[:1].repeat(batch, *(1 for _ in tensor.shape[1:]))  # [batch, rest]
+
+    return map_tensors(example, repeat)

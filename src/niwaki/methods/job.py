@@ -20,7 +20,7 @@ from niwaki.distill import Weighted
 from niwaki.files import write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
-from niwaki.measure import Measurement, Meter
+from niwaki.measure import Measurement, Meter, Target
 from niwaki.plan import Plan
 from niwaki.quantize import Quantised, packed_state
 from niwaki.surgery import Surgery
@@ -56,6 +56,10 @@ class Job:
     """Hears of each finished stage and its seconds."""
     steps: Callable[[int, int, str], None] | None = None
     """Hears of each training step: its number from 1, how many there are, which epoch."""
+    target: Target | None = None
+    """Where budgets of latency and energy are about."""
+    table: Path | None = None
+    """The file that keeps what was measured there."""
     source: str = ""
     """Where the model came from, for the report."""
     weights: str = ""

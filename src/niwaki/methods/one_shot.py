@@ -14,7 +14,7 @@ from niwaki.distill import Distilled
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
 from niwaki.graph import ChannelGraph, trace
-from niwaki.measure import COUNTS, Measurement, measure
+from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeLatency, measure
 from niwaki.methods.job import Job, Method, Outcome, Stage
 from niwaki.plan import Plan
 from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
@@ -110,6 +110,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
             found="it needs batches to take the constants from",
             do="give a task (--data on the command line)",
         )
+    need_target(job)
     how = method.score(job.seed)
     done = Clock(job)
     model, example, task = job.model, job.example, job.task
@@ -132,6 +133,8 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     )
     numbers = score(graph, seen, how=how)
     done("score")
+    graph = on_target(graph, job)
+    done("measure layers")
     plan = method.choose(graph, numbers, job.budget)
     done("choose")
     small = cut(model, plan)
@@ -228,9 +231,42 @@ def recovered(job: Job, small: Any, plan: Plan) -> dict[str, Any]:
     return history
 
 
+def need_target(job: Job) -> None:
+    """Refuse a budget of what is measured where nothing says on what.
+
+    Raises:
+        InputError: there is such a budget, and no target.
+        MissingExtraError: the target's runtime is not installed.
+    """
+    wanted = {budget.of for budget in job.budget} & set(budgets.TIMES)
+    if wanted and job.target is None:
+        raise InputError(
+            f"Budget(of={min(wanted)!r})",
+            found="no target to measure on",
+            do="give target=niwaki.measure.Target('onnxruntime') (--target onnxruntime)",
+        )
+    if job.target is not None:
+        job.target.need()
+
+
+def on_target(graph: ChannelGraph, job: Job) -> ChannelGraph:
+    """`graph` with the latency of any plan on the job's target, if it has one."""
+    if job.target is None:
+        return graph
+    steps = job.steps
+    hear = None if steps is None else (lambda number, of, what: steps(number + 1, of, f"measuring {what}"))
+    return budgets.timed(job.model, job.example, graph, target=job.target, table=job.table, progress=hear)
+
+
 def look(model: Any, job: Job) -> dict[str, Measurement]:
-    """Counts, and the task's metric where there is one."""
-    found = measure(model, job.example, meters=(*COUNTS, *job.meters))
+    """Counts, what the budgets are about, and the task's metric where there is one."""
+    wanted = {budget.of for budget in job.budget}
+    extra: list[Meter] = [Memory(fused=False)] if "memory" in wanted else []
+    if job.target is not None:
+        extra.append(RuntimeLatency(job.target.runtime, batch=job.target.batch, threads=job.target.threads))
+    known = {meter.name for meter in job.meters}
+    meters = (*COUNTS, *job.meters, *(meter for meter in extra if meter.name not in known))
+    found = measure(model, job.example, meters=meters)
     if job.task is not None:
         found |= job.task.metrics(model, limit=job.limit)
     return found

@@ -13,7 +13,7 @@ from niwaki.distill import Weighted
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
 from niwaki.graph.skeleton import copy_with, identity, shared
 from niwaki.graph.trace import fingerprint, passing_buffers
-from niwaki.measure import Meter
+from niwaki.measure import Meter, Target
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.plan import Plan
 from niwaki.quantize import Quantised, unpacked_state
@@ -43,6 +43,8 @@ def compress(
     meters: tuple[Meter, ...] = (),
     progress: Callable[[str, float], None] | None = None,
     steps: Callable[[int, int, str], None] | None = None,
+    target: Target | None = None,
+    table: str | Path | None = None,
     source: str = "",
     weights: str = "",
     command: str | None = None,
@@ -56,6 +58,8 @@ def compress(
         calibration: batches for the re-estimation of batch norm.
         limit: test samples to evaluate on (all by default).
         progress: called after each stage with its name and seconds.
+        target: where it will run; then the plan promises latency there, whatever the budget is of, and it is measured.
+        table: the file that keeps what was measured on the target, so that layers are measured once.
         source, weights, command: where the model and its weights came from, and what was typed; kept with the run.
         steps: called after each training step with its number, the number of steps and the epoch in words.
 
@@ -97,6 +101,8 @@ def compress(
             meters=meters,
             progress=progress,
             steps=steps,
+            target=target,
+            table=None if table is None else Path(table),
             source=source,
             weights=weights,
             command=command,

@@ -16,7 +16,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.methods.job import Job, Method, Outcome, Stage, on_grid
-from niwaki.methods.one_shot import Clock, judged, look
+from niwaki.methods.one_shot import Clock, judged, look, need_target, on_target
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
 from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
@@ -126,6 +126,7 @@ class UDFC(Method):
                 found="it trains nothing, and training would move rounded weights off their grid",
                 do="leave the recovery out (--recover), or use a method that is trained after its cut",
             )
+        need_target(job)
         done = Clock(job)
         model = job.model
         rounds = any(bits not in (0, FLOAT) for bits in (self.bits, self.first_bits, self.last_bits))
@@ -143,6 +144,7 @@ class UDFC(Method):
             graph, structure.sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
         )
         done("score")
+        graph = on_target(graph, job)
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
             rule = budgets.GlobalRank(normalise="none" if self.select == "elimination" else "sum")
