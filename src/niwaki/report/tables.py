@@ -196,7 +196,9 @@ def promises(run: Run) -> Table:
     """What the plan promised before anything was cut, beside what was measured afterwards."""
     rows = []
     for name, value in run.get("promised").items():
-        record = run.get("after").get("runtime_latency" if name == "latency" else name)  # in the target's runtime
+        after = run.get("after")
+        there = "runtime_latency" if name == "latency" and "runtime_latency" in after else name
+        record = after.get(there)
         if record is None or not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
         unit, found = record.get("unit") or "", float(record["value"])
