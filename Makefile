@@ -24,8 +24,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# As many processes as cores, four at most: each needs up to 3 GiB. A test by itself: .venv/bin/python -m pytest FILE
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # `make fuzz N=100000` tries that many random architectures instead of the default suite's few hundred.
 fuzz: install
