@@ -92,6 +92,26 @@ def test_the_page_loads_nothing(save: Save) -> None:
     assert 'name="viewport"' in text
 
 
+@pytest.mark.parametrize("draw", [lambda f: parsed(niwaki.report.html(f)).text, printed], ids=["html", "terminal"])
+def test_exports(save: Save, made: Made, draw: Callable[[Path], str]) -> None:
+    def entry(value: float, unit: str = "ms", spread: float | None = 0.1) -> dict[str, Any]:
+        return {"value": value, "unit": unit, "spread": spread}
+
+    onnx = {
+        "file": "model.onnx", "batch": "dynamic", "note": "", "difference": entry(3.1e-7, "relative", None),
+        "bytes": entry(12e6, "bytes", None), "latency": entry(2.0), "pytorch_latency": entry(5.0),
+        "tensorrt_refuses": {"Det": 2},
+    }  # fmt: skip
+    pt2 = {"file": "model.pt2", "batch": 4, "note": "no dynamic batch: baked in", "latency": entry(2.0, spread=1.0)}
+    exports = {"onnx": onnx, "pt2": pt2 | {"pytorch_latency": entry(5.0)}, "int8": {"failed": "no ranges"}, "x": {}}
+    text = draw(save(data={**made(), "exports": exports}))
+    for said in (
+        "model.onnx", "dynamic", "3.1e-07", "12 MB", "2 ± 0.1 ms", "5 ± 0.1 ms", "2.50", "TensorRT would refuse Det",
+        "model.pt2", "no dynamic batch: baked in", "too noisy to compare", "FAILED: no ranges",
+    ):  # fmt: skip
+        assert " ".join(said.split()) in " ".join(text.split()), said
+
+
 def test_every_picture_is_well_formed(save: Save) -> None:
     pictures = re.findall(r"<svg.*?</svg>", niwaki.report.html(save()), re.DOTALL)
     assert len(pictures) == 1 + 5 + 2  # the plot, a legend mark per series, a bar per layer

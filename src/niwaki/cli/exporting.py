@@ -75,10 +75,12 @@ class Exporting:
 
     def _one(self, name: str, file: Path) -> dict[str, Any]:
         from niwaki.export import TARGETS, make_artefact, time_beside, unsupported_by_tensorrt
+        from niwaki.export.artefact import on_cpu
 
         if name == "int8":
             taken = self.int8(file)
-            timed = time_beside(TARGETS["onnx"](), file, self.model, self.example, self.runs, self.threads)
+            model, example = on_cpu(self.model, self.example)
+            timed = time_beside(TARGETS["onnx"](), file, model, example, self.runs, self.threads)
             told = {one.name: one.to_json() for one in (*taken.values(), *timed.values())}
             told |= {"file": file.name, "files": [file.name], "batch": "dynamic", "note": ""}
             say(f"int8: {file}, {taken['difference'].value:.1e} from the simulated network{_speed(told)}")

@@ -53,6 +53,7 @@ EXPORT: dict[str, Any] = {
     "file": str,
     "note": str,
     "failed": str,
+    "tensorrt_refuses": dict,
     **{name: {"value": float, "unit": str, "spread": float} for name in ("difference", "bytes")},
     **{name: {"value": float, "unit": str, "spread": float} for name in ("latency", "pytorch_latency")},
 }

@@ -8,6 +8,7 @@ from niwaki.report.numbers import budget, change, noisy, plain, short, title, wi
 from niwaki.report.points import candidates_of, layer_widths
 from niwaki.report.reading import Run
 
+EXPORTED = ("bytes", "difference", "latency", "pytorch_latency")
 COSTS = ("params", "macs", "bytes", "latency")
 
 
@@ -100,22 +101,24 @@ def exports_table(told: dict[str, Any]) -> Table:
     """What was written for which runtime, how far it is from PyTorch, and how long both take."""
     rows = []
     for name, entry in told.items():
-        latency, beside = entry.get("latency"), entry.get("pytorch_latency")
+        known = {key: one for key in EXPORTED if isinstance((one := entry.get(key) or {}).get("value"), (int, float))}
+        latency, beside, difference = known.get("latency"), known.get("pytorch_latency"), known.get("difference")
         faster = ""
-        if latency and beside and latency.get("value"):
+        if latency and beside and latency["value"]:
             noise = noisy(latency) or noisy(beside)
             faster = "too noisy to compare" if noise else f"{beside['value'] / latency['value']:.2f}"
-        difference = entry.get("difference")
-        remarks = [entry.get("failed") and f"FAILED: {entry['failed']}", entry.get("note")]
-        remarks += (
-            [f"TensorRT would refuse {', '.join(entry['tensorrt_refuses'])}"] if entry.get("tensorrt_refuses") else []
+        refused = ", ".join(map(str, entry.get("tensorrt_refuses") or ()))
+        remarks = (
+            entry.get("failed") and f"FAILED: {entry['failed']}",
+            entry.get("note"),
+            refused and f"TensorRT would refuse {refused}",
         )
         rows.append(
             (
                 name,
                 str(entry.get("file") or ""),
                 str(entry.get("batch") or ""),
-                with_spread(entry.get("bytes")),
+                with_spread(known.get("bytes")),
                 "-" if difference is None else f"{difference['value']:.1e}",
                 with_spread(latency),
                 with_spread(beside),
