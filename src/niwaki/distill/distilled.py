@@ -232,7 +232,7 @@ class Distilled:
             finally:
                 for module, training in modes:
                     module.training = training
-            torch.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed GPUs, too
             taught = self._taught(student, *heard.calls[0])
             adapters = nn.ModuleDict()
             for number, one in enumerate(self.losses):
