@@ -44,12 +44,13 @@ def block_classes(role: str) -> list[Any]:
 
 
 def score_blocks() -> list[Any]:
-    """Every score there is, with its default settings."""
-    return [cls() for cls in block_classes("scores")]
+    """Every score of units there is, with its default settings."""
+    return [cls() for cls in block_classes("scores") if issubclass(cls, niwaki.scores.Score)]
 
 
 def budget_blocks() -> list[Any]:
-    return [cls() for cls in block_classes("budgets")]
+    """Every rule there is, with its default settings."""
+    return [cls() for cls in block_classes("budgets") if issubclass(cls, niwaki.budgets.Rule)]
 
 
 def method_blocks() -> list[Any]:

@@ -1,9 +1,35 @@
 """Budgets: scores in, a plan out. A rule orders what may go; the engine removes as little as the budgets allow."""
 
 from niwaki.budgets.choose import TIMES, choose
+from niwaki.budgets.density import Density, Layers
+from niwaki.budgets.density_widths import DensityWidths
+from niwaki.budgets.equal_density import EqualDensity
+from niwaki.budgets.erk import ERK
 from niwaki.budgets.global_rank import GlobalRank
+from niwaki.budgets.pools import Pools, pools_of
 from niwaki.budgets.rule import Rule
+from niwaki.budgets.target_widths import TargetWidths
 from niwaki.budgets.timed import table_path, timed
 from niwaki.budgets.uniform import Uniform
+from niwaki.budgets.water_filling import WaterFilling
+from niwaki.budgets.width_program import WidthProgram
 
-__all__ = ["TIMES", "GlobalRank", "Rule", "Uniform", "choose", "table_path", "timed"]
+__all__ = [
+    "ERK",
+    "TIMES",
+    "Density",
+    "DensityWidths",
+    "EqualDensity",
+    "GlobalRank",
+    "Layers",
+    "Pools",
+    "Rule",
+    "TargetWidths",
+    "Uniform",
+    "WaterFilling",
+    "WidthProgram",
+    "choose",
+    "pools_of",
+    "table_path",
+    "timed",
+]

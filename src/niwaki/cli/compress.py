@@ -41,6 +41,9 @@ def compress(
     model: Model,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run goes; must not exist.")],
     checkpoint: Checkpoint = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Random weights are meant: refuse any that come from a file.")
+    ] = False,
     shape: Input = None,
     data: Data = None,
     normalisation: Normalisation = None,
@@ -111,6 +114,8 @@ def compress(
     training: dict[str, Any] = {
         name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
     }
+    if untrained and checkpoint is not None:
+        raise InputError(f"--checkpoint {checkpoint}", found="--untrained as well", do="give one of them")
     if distill and not recover:
         raise InputError(f"--distill {distill[0]}", found="no recovery to teach in", do="give --recover EPOCHS")
     if training and not recover:
@@ -157,6 +162,9 @@ def compress(
         device=device,
     )
     place, kept = target_of(target, batch=target_batch, threads=threads, table=table)
+    if untrained and asked.loaded.weights != "random":
+        do = "name a configuration without weights, or leave --untrained out"
+        raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)
     with stages() as (hear, step):
         outcome = niwaki.compress(
             asked.loaded.model,

@@ -71,6 +71,8 @@ class Record:
     outputs: list[Value]
     kind: str
     """The module of its rule, or nothing where there is none."""
+    terms: tuple[Term, ...] = ()
+    """Its multiply-adds, over labels."""
 
     @property
     def moves(self) -> bool:
@@ -309,7 +311,7 @@ class Recorder(TorchDispatchMode):
         swap = iter(inputs).__next__
         placed = tuple([_swap(value, swap) for value in args])
         named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
-        self.records.append(Record(name, func, self.stack[-1], placed, named, inputs, made, kind))
+        self.records.append(Record(name, func, self.stack[-1], placed, named, inputs, made, kind, tuple(call.terms)))
         for mutated in written:
             self.forget(mutated)
             self.value(mutated).written()

@@ -4,6 +4,7 @@ from niwaki.methods.job import Job, Method, Outcome
 from niwaki.methods.magnitude import Magnitude
 from niwaki.methods.norm_scale import NormScale
 from niwaki.methods.on_disk import StoredOutcome, compress_stored
+from niwaki.methods.precropping import PreCropping
 from niwaki.methods.random import Random
 from niwaki.methods.run import compress, load
 from niwaki.methods.taylor import Taylor
@@ -16,6 +17,7 @@ __all__ = [
     "Method",
     "NormScale",
     "Outcome",
+    "PreCropping",
     "Random",
     "StoredOutcome",
     "Taylor",

@@ -1,0 +1,275 @@
+"""Channels cropped before training, by the densities of layers."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from niwaki import budgets, scores
+from niwaki.budgets import DensityWidths, Pools, TargetWidths, WidthProgram, choose
+from niwaki.budgets.atoms import make_atoms
+from niwaki.budgets.choose import priced
+from niwaki.budgets.pools import to_limits
+from niwaki.errors import BudgetError, InputError
+from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.weights import streams, weights_of
+from niwaki.methods.job import Job, Method, Outcome, Stage
+from niwaki.methods.one_shot import Clock, judged, look, recovered
+from niwaki.plan import Plan
+from niwaki.scores import Scores, Seen, WeightScore, masks
+from niwaki.scores.score import describe, known
+from niwaki.surgery import cut, renew_, surgery_of
+from niwaki.surgery.renew import Start
+
+log = logging.getLogger(__name__)
+
+Densities = Literal["synexp", "synflow", "snip", "grasp", "random", "erk", "uniform"]
+Rule = Literal["auto", "program", "neighbours", "log_fit", "square_root"]
+FEW = 8
+"""Channels of a layer below which the claim that densities decide is known to fail (paper page, section 6)."""
+BATCHES = 8
+"""Batches that scores with data look at."""
+SEEN = ("params", "macs", "bytes")
+"""Budgets that are sums of products of widths."""
+ATTENTION = ("softmax", "scaled_dot_product")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PreCropping(Method):
+    """Crop an untrained network to layer-wise densities, so that its training is cheaper, too.
+
+    Which channels go does not matter, the first stay; how many of each layer do is the method. It reads no data (but
+    for snip and grasp), and throws weights away: not for trained networks.
+
+    Source: Cai et al. 2022, arXiv:2203.02549 (v1: densities from pruning at initialisation; v2: from a convex
+    program). Differs: the papers' rule from densities to channels is not known; by default the program is solved for
+    the channels themselves.
+    """
+
+    densities: Densities = "synexp"
+    """From where: synexp (the largest expected flow under the budget), the weights that synflow, snip, grasp or random
+    numbers leave, erk, or uniform."""
+    widths: Rule = "auto"
+    """From densities to channels: program (the largest product of densities that crops of coupled channels can have;
+    for synexp), neighbours, log_fit, square_root (what is remembered of the paper; narrows the layer before the
+    classifier). auto is program for synexp, else neighbours."""
+    inside: bool = False
+    """Leave streams (what shortcuts add to) whole and crop inside their blocks only."""
+    start: Start = "reset"
+    """Weights that training starts from: reset (drawn anew by each module), rescale (the kept ones, to their new
+    fan-in), slice (the kept ones)."""
+    rounds: int = 100
+    """Of synflow: how often weights are scored anew."""
+    cap: float = 1.0
+    """The largest density. Above 1 layers would grow (PreConfig), which plans can't express: refused."""
+    insist: bool = False
+    """Crop a trained network all the same; its training is lost."""
+
+    def __post_init__(self) -> None:
+        known(self, densities=get_args(Densities), widths=get_args(Rule), start=get_args(Start))
+        if self.cap != 1:
+            raise InputError(
+                f"PreCropping(cap={self.cap!r})",
+                found="plans say what stays of a network, and nothing of layers that grow",
+                do="leave cap at 1, or build the network wider and crop it",
+            )
+        if type(self.rounds) is not int or self.rounds < 1:
+            raise InputError(f"PreCropping(rounds={self.rounds!r})", found="no count", do="give 1 or more")
+        if self.widths == "program" and self.densities != "synexp":
+            raise InputError(
+                f"PreCropping(widths='program', densities={self.densities!r})",
+                found="the program finds widths without densities",
+                do="take neighbours, log_fit or square_root, or densities='synexp'",
+            )
+        if self.widths == "square_root":
+            log.warning("square_root looks at the producing layer only: worse than one width for all at small budgets")
+
+    def __call__(self, job: Job) -> Outcome:
+        """Run the method.
+
+        Raises:
+            InputError: a trained network; one without convolutions and linear layers; a score that needs data, or a
+                recovery, without a task; teaching, by a teacher that knows nothing.
+            BudgetError: of something else than params, macs or bytes, or one that can't be met.
+        """
+        self._refuse(job)
+        done = Clock(job)
+        graph = trace(job.model, job.example, protect=job.protect)
+        done("trace")
+        before = look(job.model, job)
+        done("measure before")
+        plan, found = self.plan(job, graph)
+        done("choose")
+        small = cut(job.model, plan)
+        done("cut")
+        receipt = judged(job, job.model, small, plan)
+        done("verify")
+        surgery = surgery_of(small)
+        renewed = renew_(small, job.model, graph.shapes, how=self.start, seed=job.seed)
+        if self.start == "reset" and renewed["rescaled"]:
+            log.info("rescaled, having no reset_parameters of their module: %s", ", ".join(renewed["rescaled"]))
+        done("renew")
+        stages = [Stage("cropped", look(small, job))]
+        done("measure cropped")
+        history: dict[str, Any] | None = None
+        if job.recovery is not None:
+            history = recovered(job, small, plan)
+            done("train")
+            stages.append(Stage("training", look(small, job)))
+            done("measure trained")
+        return Outcome(
+            model=small,
+            plan=plan.with_mends(surgery.mends, surgery.door),
+            receipt=receipt,
+            before=before,
+            after=stages[-1].measurements,
+            stages=tuple(stages),
+            graph=graph,
+            method=describe(self),
+            job=job,
+            surgery=surgery,
+            history=history,
+            seconds=done.seconds,
+            details={"precropping": {**found, "start": {what: list(names) for what, names in renewed.items()}}},
+        )
+
+    def _refuse(self, job: Job) -> None:
+        why = trained(job)
+        if why is not None and not self.insist:
+            raise InputError(
+                f"PreCropping of a trained {type(job.model).__name__}",
+                found=f"{why}; cropping throws its training away",
+                do="use a method that looks at weights (magnitude, taylor, udfc), leave the checkpoint out, or "
+                "insist=True",
+            )
+        if job.distill:
+            raise InputError("PreCropping with a teacher", found="the uncut network is untrained", do="leave it out")
+        if job.recovery is not None and job.task is None:
+            raise InputError("training without data", found="no task", do="give a task (--data on the command line)")
+        for budget in job.budget:
+            if budget.of not in SEEN:
+                raise BudgetError(
+                    f"PreCropping by {budget.of}", found=f"known: {', '.join(SEEN)}", do="use params, macs or bytes"
+                )
+
+    def plan(self, job: Job, graph: ChannelGraph) -> tuple[Plan, dict[str, Any]]:
+        """The plan, and what is to be told of it.
+
+        Raises:
+            InputError, BudgetError: see `__call__`.
+        """
+        graph = priced(graph, job.budget)
+        weights = weights_of(graph)
+        if not weights:
+            raise InputError(
+                f"PreCropping of {type(job.model).__name__}",
+                found="no convolution or linear layer",
+                do="give a network with weights",
+            )
+        names = tuple(dict.fromkeys(budget.of for budget in job.budget))
+        allowed = self._allowed(graph)
+        neutral = Scores(
+            {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups if g.name in allowed},
+            {"name": "none", "densities": self.densities, "widths": self.rule, "inside": self.inside},
+        )
+        atoms, _ = make_atoms(graph, neutral, grids="rows", exact_only=False, bundle="mean")
+        pools = budgets.pools_of(graph, atoms, weights, names)
+        before = graph.cost(np.ones(graph.units.count, bool))
+        limits = {name: min(budget.limit(before[name]) for budget in job.budget if budget.of == name) for name in names}
+        ones = np.ones(pools.sizes.size)
+        densities: np.ndarray | None = None
+        if not pools.sizes.size:
+            shares = ones
+        elif self.rule == "program":
+            floors = [b.floor if isinstance(b.floor, float) else b.floor / pools.sizes for b in job.budget]
+            least = np.minimum(1.0, np.maximum.reduce([atoms.least / pools.sizes, *(ones * floor for floor in floors)]))
+            shares = WidthProgram()(pools, limits, least=least)
+        else:
+            densities = self._densities(job, pools, {name: limits[name] / before[name] for name in names})
+            rough = DensityWidths(self.rule, one_sided=self.inside)(pools, densities)  # type: ignore[arg-type]
+            shares = to_limits(pools, np.maximum(rough, 1e-4), limits, ones)
+        how = TargetWidths(tuple(np.maximum(shares, 1e-6).tolist()))
+        plan = choose(graph, neutral, job.budget, how=how)
+        self._warn(graph, plan)
+        left = {name: limits[name] - plan.promised[name] for name in names}
+        told = {
+            "densities": None if densities is None else dict(zip(pools.names, densities.tolist(), strict=True)),
+            "shares": {name: float(share) for name, share in zip(atoms.pools, shares, strict=True)},
+            "kept": {name: plan.promised[name] / plan.promised[f"{name}_before"] for name in ("params", "macs")},
+            "binding": min(left, key=lambda name: left[name] / max(limits[name], 1.0)),
+            "fixed": dict(plan.decided_by["left_whole"]),
+        }
+        return plan, told
+
+    @property
+    def rule(self) -> str:
+        """What `widths` comes to."""
+        if self.widths != "auto":
+            return self.widths
+        return "program" if self.densities == "synexp" else "neighbours"
+
+    def _allowed(self, graph: ChannelGraph) -> set[str]:
+        """Groups that may be cropped."""
+        stream = streams(graph) if self.inside else np.zeros(graph.units.count, bool)
+        free = [group for group in graph.groups if group.fixed is None and not stream[group.ids].any()]
+        if any(part in record.name for record in graph.records for part in ATTENTION):
+            log.warning("attention: the densities know nothing of it; only exact widths without heads are cropped")
+            free = [group for group in free if group.exact and group.kind == "channels"]
+        return {group.name for group in free}
+
+    def _densities(self, job: Job, pools: Pools, shares: dict[str, float]) -> np.ndarray:
+        """Density of every layer; `shares` of each cost may stay."""
+        limits = {
+            name: share * float(pools.layers.costs[name if name in pools.layers.costs else "params"].sum())
+            for name, share in shares.items()
+        }
+        limits = {"params" if name == "bytes" else name: limit for name, limit in limits.items()}
+        closed: dict[str, budgets.Density] = {
+            "synexp": budgets.WaterFilling(), "erk": budgets.ERK(), "uniform": budgets.EqualDensity()
+        }  # fmt: skip
+        if self.densities in closed:
+            return closed[self.densities](pools.layers, limits)
+        given: dict[str, WeightScore] = {
+            "synflow": scores.SynFlow(rounds=self.rounds),
+            "snip": scores.SNIP(),
+            "grasp": scores.GraSP(),
+            "random": scores.RandomWeights(seed=job.seed),
+        }
+        how, task = given[self.densities], job.task
+        if how.needs_data and task is None:
+            raise InputError(
+                f"PreCropping(densities={self.densities!r}) without data",
+                found="its score needs batches",
+                do="give a task (--data on the command line), or use synflow",
+            )
+        batches = list(task.calibration(BATCHES, job.seed)) if task is not None and how.needs_data else []
+        seen = Seen(job.example, batches, None if task is None else task.loss)
+        kept = masks(job.model, pools.names, min(1.0, *shares.values()), how=how, seen=seen)
+        found = np.array([max(int(kept[name].sum()), 1) / kept[name].numel() for name in pools.names])
+        if empty := [name for name in pools.names if not bool(kept[name].any())]:
+            log.warning("%s leaves nothing of %s: they keep what the floor says", self.densities, ", ".join(empty))
+        return found
+
+    def _warn(self, graph: ChannelGraph, plan: Plan) -> None:
+        """Say where so few channels stay that the method is known to fail."""
+        few = [name for name, kept in plan.kept.items() if len(kept) < FEW <= graph.group(name).units]
+        if few:
+            log.warning("fewer than %d channels stay of %s: there densities alone do not decide", FEW, ", ".join(few))
+
+
+def trained(job: Job) -> str | None:
+    """Why the network of a job seems to be trained, or None: its weights came from somewhere, or a batch norm counted
+    batches. A network without batch norm in memory can't be told from an untrained one.
+    """
+    if job.weights not in ("", "random"):
+        return f"weights from {job.weights}"
+    for name, module in job.model.named_modules():
+        count = getattr(module, "num_batches_tracked", None)
+        real = isinstance(module, nn.modules.batchnorm._BatchNorm) and count is not None and not count.is_meta
+        if real and int(count) > 0:
+            return f"{name} has seen {int(count)} batches"
+    return None
