@@ -269,7 +269,8 @@ def trained(job: Job) -> str | None:
         return f"weights from {job.weights}"
     for name, module in job.model.named_modules():
         count = getattr(module, "num_batches_tracked", None)
-        real = isinstance(module, nn.modules.batchnorm._BatchNorm) and count is not None and not count.is_meta
-        if real and int(count) > 0:
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not isinstance(count, torch.Tensor):
+            continue
+        if not count.is_meta and int(count) > 0:
             return f"{name} has seen {int(count)} batches"
     return None
