@@ -91,7 +91,7 @@ def test_a_sweep_on_ray_goes_on_and_does_nothing_twice(run: Run, here: Path) -> 
     assert [row["attempts"] for row in found["trials"]] == [1, 1]
     values = found["trials"][0]["values"]
     assert values["macs"] <= 0.5 * values["macs_before"] and values["latency"] > 0 and values["latency_before"] > 0
-    assert "[trials 2/2]" in err and "[latency 2/2]" in err
+    assert "2 trials\n" in err and "[trials 2/2]" in err and "[latency 2/2]" in err
     names = sorted(path.name for path in (here / "runs" / "s").iterdir())
     assert names == [
         ".lock", "attempts.jsonl", "logs", "results.jsonl", "sweep.html", "sweep.json", "timing.jsonl", "trials",
@@ -104,5 +104,6 @@ def test_a_sweep_on_ray_goes_on_and_does_nothing_twice(run: Run, here: Path) -> 
         assert report["receipt"]["passed"]
     before = {path: path.stat().st_mtime_ns for path in (here / "runs" / "s" / "trials").rglob("*")}
     again = run(*words)
+    assert "2 trials, 2 of them done already" in again.err
     assert again.code == 0 and again.data["trials"] == found["trials"]
     assert {path: path.stat().st_mtime_ns for path in (here / "runs" / "s" / "trials").rglob("*")} == before

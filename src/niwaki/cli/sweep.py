@@ -68,7 +68,6 @@ def _bar(count: int) -> Iterator[Callable[[str, int, int, Mapping[str, Any]], No
     """Inside, a function that hears of each trial; a bar on a terminal, plain lines elsewhere."""
     log = logging.getLogger("niwaki")
     if not (sys.stderr.isatty() and log.isEnabledFor(logging.INFO)):
-        say(f"{count} trials")
         yield lambda what, through, count, row: say(f"[{what} {through}/{count}] {_line(what, row)}")
         return
     from rich.console import Console

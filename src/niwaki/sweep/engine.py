@@ -90,6 +90,7 @@ def run(
     todo = [trial for trial in trials if rows[trial.digest]["status"] != "done"]
     through = len(trials) - len(todo)
     write_rows(folder, rows.values())
+    log.info("%d trials%s", len(trials), f", {through} of them done already" if through else "")
     if not todo:
         return
     failed: Counter[str] = Counter()
