@@ -35,7 +35,7 @@ th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:to
 tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;font-size:.85rem}
 .text{text-align:left;overflow-wrap:break-word}td.text:last-child:not(:first-child){overflow-wrap:anywhere;min-width:5.5rem}
-.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.number{text-align:right;font-variant-numeric:tabular-nums}
 .bars td{padding-top:.12rem;padding-bottom:.12rem;vertical-align:middle}.bars .wide{width:50%;min-width:5rem}
 .layer{font-size:.85rem;overflow-wrap:anywhere;min-width:8rem}
 .bar{display:block;width:100%;height:.7rem}.bar .before{fill:var(--pale)}.bar .after{fill:var(--leaf)}
@@ -65,13 +65,13 @@ border-radius:6px;padding:.2rem .7rem;cursor:pointer;flex:none}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
 .s6{color:var(--s6)}.s7{color:var(--s7)}
 @media (max-width:36rem){main{padding:.75rem .6rem 2rem}th,td{padding:.3rem .45rem}body{font-size:14px}
-.plot text{font-size:15px}.number{white-space:normal;padding-left:.3rem}
+.plot text{font-size:15px}.number{padding-left:.3rem}
 .long{max-height:24rem}.bars .wide{width:34%;min-width:4rem}}
 @media print{"""
     + f":root{{color-scheme:light;{LIGHT};--back:#fff;--ink:#000}}"
     + """
 body{font-size:10pt}main{max-width:none;padding:0}.box{overflow:visible;border:0}.long{max-height:none}
-.long thead th{position:static;box-shadow:none}.number{white-space:normal}
+.long thead th{position:static;box-shadow:none}
 figure{break-inside:avoid;border:0}.plot{max-width:13cm}
 tr{break-inside:avoid}h2{break-after:avoid}details::details-content{content-visibility:visible;display:block;height:auto}
 .search,button{display:none}.command{border:0;padding:0}a{color:inherit;text-decoration:none}
