@@ -55,6 +55,7 @@ _FOLDERS = (
     "repair",
     "report",
     "scores",
+    "sensitivity",
     "surgery",
     "sweep",
     "tasks",

@@ -13,7 +13,7 @@ LEVELS = (
     {"graph"},
     {"evidence", "surgery", "measure"},
     {"scores", "budgets", "pressure", "repair", "quantize", "distill"},
-    {"search", "train", "sparse", "dynamic", "kv", "sidechannel", "tasks", "data", "models"},
+    {"search", "train", "sparse", "dynamic", "kv", "sidechannel", "tasks", "data", "models", "sensitivity"},
     {"methods"},
     {"sweep"},
     {"export", "report", "bench"},

@@ -14,6 +14,7 @@ from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
 from niwaki.cli.methods import methods
 from niwaki.cli.report import report
+from niwaki.cli.sensitivity import sensitivity
 from niwaki.cli.sweep import sweep
 from niwaki.cli.talk import show_failure, start_log, warnings_said
 from niwaki.cli.trace import trace
@@ -35,6 +36,7 @@ app.command()(methods)
 app.command()(verify)
 app.command()(measure)
 app.command()(report)
+app.command()(sensitivity)
 app.command()(sweep)
 app.command(cls=Listing)(export)
 app.command(cls=Listing)(bench)
