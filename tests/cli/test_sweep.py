@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 
 import niwaki
 from niwaki.cli.sweep_file import ELSEWHERE, command, known_options, read
-from niwaki.sweep import Timing
+from niwaki.sweep import Timing, Trial, Workers
+from niwaki.sweep.attempt import Attempt, attempt
 from niwaki.sweep.trials import REPEATED
 
 Run = Callable[..., Any]
@@ -71,6 +73,45 @@ def test_the_options_are_those_of_compress() -> None:
     assert set(ELSEWHERE) <= flags
     several = {name for name, parameter in parameters.items() if getattr(parameter, "multiple", False)}
     assert several == {*REPEATED, "settings"}
+
+
+class Here:
+    """Attempts one after another in the order they were begun, without Ray."""
+
+    def __init__(self, workers: Workers, common: dict[str, Any], places: dict[str, tuple[str, str]]) -> None:
+        self.common, self.places, self.queue = common, places, deque[Trial]()
+
+    def __enter__(self) -> "Here":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert not self.queue or error[0] is not None
+
+    def begin(self, trial: Trial) -> None:
+        self.queue.append(trial)
+
+    def ended(self) -> tuple[Trial, Attempt]:
+        trial = self.queue.popleft()
+        folder, log = self.places[trial.digest]
+        return trial, Attempt(**attempt(trial.arguments, folder, trial.digest, log=log, **self.common))
+
+
+def test_a_trial_that_fails_is_reported_and_stops_nothing(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niwaki.sweep.engine.RayPool", Here)
+    (here / "s.toml").write_text(
+        'model = "python:nets.py:with_example"\nprotect = [["nothing"], ["3"]]\n[sweep]\nlatency_runs = 0\n'
+    )
+    said = run("sweep", "s.toml", "--json")
+    assert said.code == 1
+    assert [(row["status"], row["attempts"]) for row in said.data["trials"]] == [("failed", 1), ("done", 1)]
+    assert "'nothing'" in said.data["trials"][0]["error"]
+    assert "FAILED" in said.err and said.data["page"] == "runs/s/sweep.html"
+    page = (here / "runs" / "s" / "sweep.html").read_text()
+    assert "Failed, waiting, or begun more than once" in page and "No front: no latency was measured." in page
+    shown = run("report", "runs/s", "--no-page")
+    assert shown.code == 0 and "1 of 2 trials are done, 1 failed" in shown.out
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")

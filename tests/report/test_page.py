@@ -41,7 +41,7 @@ def test_training_curves(save: Save, made: Made) -> None:
 
 def test_latency_by_runtime(save: Save, made: Made) -> None:
     exports = {"onnx": {"latency": MS, "pytorch_latency": MS | {"value": 3.0}, "difference": {"value": 1e-7}}}
-    (run,) = read(save(data=made() | {"exports": exports, "bench": {"openvino": MS | {"value": 1.0}}}))
+    (run,) = read(save(data=made() | {"exports": {**exports, "openvino": {"latency": MS | {"value": 1.0}}}}))
     assert [(label, record["value"]) for label, record in runtimes(run)] == [
         ("PyTorch", 1.0), ("onnx", 2.0), ("PyTorch beside onnx", 3.0), ("openvino", 1.0),
     ]  # fmt: skip

@@ -88,16 +88,13 @@ def layer_widths(run: Run) -> list[tuple[str, int, int]]:
 
 
 def runtimes(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """Every time that was taken of the small model, by runtime: PyTorch's first, then those of exports and benches."""
+    """Every time that was taken of the small model, by runtime: PyTorch's first, then those of exports."""
     found = [
         (f"PyTorch{'' if name == 'latency' else ' (' + name.removeprefix('latency_').replace('_', ' ') + ')'}", record)
         for name, record in run.get("after").items()
         if name.startswith("latency") and record.get("unit") == "ms"
     ]
-    for part in ("exports", "bench"):
-        for kind, taken in run.get(part).items():
-            found += [(label, record) for label, record in _times(str(kind), taken)]
-    return found
+    return found + [one for kind, taken in run.get("exports").items() for one in _times(str(kind), taken)]
 
 
 def _times(label: str, taken: Any) -> list[tuple[str, dict[str, Any]]]:

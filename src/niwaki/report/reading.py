@@ -43,7 +43,6 @@ SHAPE: dict[str, Any] = {
     "promised": dict,
     "history": {"epochs": [dict]},
     "exports": dict,
-    "bench": dict,
     "unknown": [{"operation": str, "module": str, "where": str}],
     "data_reads": [dict],
     "unfolded": [str],
