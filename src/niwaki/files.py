@@ -1,10 +1,12 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, and who of several processes writes them."""
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from niwaki.errors import InputError, RunExistsError, making
 
@@ -49,7 +51,7 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
 
 
 def write_text(file: Path, text: str) -> Path:
-    """Write `text` to `file` in one step: under a temporary name beside it, then renamed.
+    """Write `text` to `file` in one step: under a temporary name beside it, fsynced, then renamed.
 
     Raises:
         InputError: the place cannot be written to; what was there is still there.
@@ -60,6 +62,7 @@ def write_text(file: Path, text: str) -> Path:
             with open(number, "w", encoding="utf-8") as made:
                 made.write(text)
             os.chmod(name, 0o666 & ~_mask())  # mkstemp makes files that only their owner may read
+            synced(Path(name))
             os.replace(name, file)
         except OSError:
             os.unlink(name)
@@ -73,3 +76,22 @@ def _mask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_json(file: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    write_text(file, json.dumps(value, indent=1) + "\n")
+
+
+def synced(path: Path) -> None:
+    """Have the system write a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the one of several that writes and speaks: as their launcher says."""
+    return os.environ.get("RANK", "0") == "0"

@@ -14,11 +14,14 @@ from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
 from niwaki.cli.methods import methods
 from niwaki.cli.report import report
+from niwaki.cli.resume import resume
 from niwaki.cli.sensitivity import sensitivity
 from niwaki.cli.sweep import sweep
 from niwaki.cli.talk import show_failure, start_log, warnings_said
 from niwaki.cli.trace import trace
+from niwaki.cli.train import train
 from niwaki.cli.verify import verify
+from niwaki.files import first_process
 
 __all__ = ["app", "main"]
 
@@ -38,6 +41,8 @@ app.command()(measure)
 app.command()(report)
 app.command()(sensitivity)
 app.command()(sweep)
+app.command()(train)
+app.command()(resume)
 app.command(cls=Listing)(export)
 app.command(cls=Listing)(bench)
 app.command(name="load-check")(load_check)
@@ -63,7 +68,7 @@ def options(
 
     Exit codes: 0 done, 1 failed, 2 the input was wrong.
     """
-    start_log(quiet=quiet)
+    start_log(quiet=quiet or not first_process())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,9 +31,21 @@ from niwaki.cli.options import (
     losses_of,
     pairs_of,
     target_of,
+    training_of,
+)
+from niwaki.cli.runs import (
+    begin,
+    clear,
+    cleared_unless_begun,
+    keep_recovery,
+    partial_of,
+    refuse_under_way,
+    resumed,
+    same_place,
 )
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
+from niwaki.files import first_process
 
 
 def compress(
@@ -77,6 +89,15 @@ def compress(
     ] = 0,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
+    recovery_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recovery-set",
+            metavar="FIELD=VALUE",
+            help="Another setting of the recovery (repeat): speed.precision=bf16, mix.mixup=0.2, ema=true, "
+            "schedule=step, checkpoints.every_steps=500; see docs/cards/train.",
+        ),
+    ] = None,
     distill: Distill = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
     augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
@@ -106,20 +127,26 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Make a model smaller. Scores, cuts, verifies, repairs, recovers, measures, and saves the run to DIR."""
+    partial = partial_of(out)
+    same_place(partial)
+    refuse_under_way(out, force=force)
+    force = force or resumed.get() is not None
     _refuse_place(out, force=force)
     listed = method_named(method)
     shortcuts = {"rule": rule, "grids": grids, "exact_only": exact_only or None, "bits": bits}
     fields = fields_of(listed, settings, {name: value for name, value in shortcuts.items() if value is not None})
     exports = wanted(export)
-    training: dict[str, Any] = {
-        name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None
-    }
+    training = {name: value for name, value in (("lr", lr), ("optimizer", optimizer)) if value is not None}
     if untrained and checkpoint is not None:
         raise InputError(f"--checkpoint {checkpoint}", found="--untrained as well", do="give one of them")
     if distill and not recover:
         raise InputError(f"--distill {distill[0]}", found="no recovery to teach in", do="give --recover EPOCHS")
     if training and not recover:
         raise InputError(f"--{next(iter(training))}", found="no recovery to set it for", do="give --recover EPOCHS")
+    if recovery_settings and not recover:
+        found, do = "no recovery to set it for", "give --recover EPOCHS"
+        raise InputError(f"--recovery-set {recovery_settings[0]}", found=found, do=do)
+    given = training_of(recovery_settings, "--recovery-set", {"epochs": recover or None, "seed": seed, **training})
     for name, value in (("--recover", recover), ("--limit-test", limit_test)):
         if value and data is None:
             raise InputError(f"{name} {value}", found="no data", do="give --data")
@@ -148,7 +175,7 @@ def compress(
         need(exports)
     budgets = budgets_of(budget, keep=keep, of=of, floor=floor, multiple=multiple)
     made = method_made(listed, fields)
-    recovery = Recovery(epochs=recover, seed=seed, **training) if recover else None
+    recovery = Recovery.from_json({"checkpoints": {}, **given}) if recover else None
     losses = losses_of(distill)
     asked = ask(
         model,
@@ -165,7 +192,11 @@ def compress(
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"
         raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)
-    with stages() as (hear, step):
+    if recovery is not None and resumed.get() is None and first_process():
+        clear(partial)
+    with cleared_unless_begun(partial), stages() as (hear, step):
+        if recovery is not None:
+            begin(partial, context.obj)
         outcome = niwaki.compress(
             asked.loaded.model,
             asked.example,
@@ -184,11 +215,15 @@ def compress(
             meters=(Latency(runs=runs, warm_up=3, threads=threads),) if runs else (),
             progress=hear,
             steps=step,
+            partial=None if recovery is None else partial,
             source=model,
             weights=asked.loaded.weights,
             command=context.obj,
         )
+    if not first_process():
+        return
     outcome.save(out, force=force)
+    keep_recovery(partial, out)
     result: dict[str, Any] = {"folder": str(out)}
     failed: list[NiwakiError] = []
     if exports:
@@ -208,6 +243,7 @@ def compress(
         result |= told
     result["page"] = str(niwaki.report.write(out))
     say(f"saved: {out}; page: {result['page']}")
+    clear(partial)
     result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)
     if failed:

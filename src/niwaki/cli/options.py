@@ -145,12 +145,40 @@ def pairs_of(items: list[str] | None, option: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for item in items or []:
         name, equals, value = item.partition("=")
-        if not equals or not name.isidentifier():
+        if not equals or not all(part.isidentifier() for part in name.split(".")):
             raise InputError(f"{option} {item}", found="no field=value", do=f"write {option} field=value")
         if name in found:
             raise InputError(f"{option} {item}", found=f"{name} given twice", do="give each field once")
         found[name] = value_of(value)
     return found
+
+
+def training_of(texts: list[str] | None, option: str, shortcuts: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training from `--set field=value` or `group.field=value`, and from the options that stand for one.
+
+    Raises:
+        InputError: a setting is given twice, or is not for the user to set.
+    """
+    given = pairs_of(texts, option)
+    said = {name: value for name, value in shortcuts.items() if value is not None}
+    for name in given:
+        if name in said or name == "folder":
+            found = "the run's own" if name == "folder" else f"--{name.replace('_', '-')} as well"
+            raise InputError(f"{option} {name}=...", found=found, do="leave it out")
+    tree: dict[str, Any] = dict(said)
+    for name, value in given.items():
+        *groups, last = name.split(".")
+        place = tree
+        for group in groups:
+            if place.get(group) is True:
+                place[group] = {}
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise InputError(f"{option} {name}={value}", found=f"{group}={place!r}", do="give one of them")
+        if isinstance(place.get(last), dict):
+            raise InputError(f"{option} {name}={value}", found=f"settings of {name}", do="give one of them")
+        place[last] = value
+    return tree
 
 
 def losses_of(texts: list[str] | None) -> tuple[Any, ...]:

@@ -115,14 +115,18 @@ def _reading(
     return _placed(Asked(loaded, example, splits), place, own=own)
 
 
-def task_of(asked: Asked, *, batch: int = 128, augment: str = "none") -> Task | None:
+def task_of(asked: Asked, *, batch: int = 128, augment: str = "none", label_smoothing: float = 0.0) -> Task | None:
     """What a batch of the data means; None without data."""
     if isinstance(asked.splits, TextSplits):
         if augment != "none":
             raise InputError(f"--augment {augment}", found="a text as data", do="leave it out")
+        if label_smoothing:
+            raise InputError(f"--label-smoothing {label_smoothing}", found="a text as data", do="leave it out")
         kind: Any = "causal" if asked.splits.mask is None else "masked"
         return LanguageModelling(asked.splits, batch=batch, kind=kind)
-    return None if asked.splits is None else Classification(asked.splits, batch=batch, augment=augment)
+    if asked.splits is None:
+        return None
+    return Classification(asked.splits, batch=batch, augment=augment, label_smoothing=label_smoothing)
 
 
 def device_named(name: str | None, *, meta: bool = False) -> torch.device | None:

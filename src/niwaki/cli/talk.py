@@ -86,7 +86,7 @@ def show_failure(raised: BaseException, *, as_json: bool, debug: bool) -> int:
         if not as_json:
             typer.echo(f"error: {error}", err=True)
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        code, error = 130, NiwakiError("stopped", do="run again; nothing half-done was written")
+        code, error = 130, NiwakiError("stopped", do="run again, or `niwaki resume DIR` where a training was under way")
         if not as_json:
             typer.echo("stopped", err=True)
     else:

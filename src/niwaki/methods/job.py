@@ -60,6 +60,8 @@ class Job:
     """Where budgets of latency and energy are about."""
     table: Path | None = None
     """The file that keeps what was measured there."""
+    partial: Path | None = None
+    """A folder for the plan and the recovery's checkpoints, from which a job that was killed goes on."""
     source: str = ""
     """Where the model came from, for the report."""
     weights: str = ""
@@ -150,12 +152,12 @@ class Outcome:
             "repair": job.repair,
             "calibration": job.calibration,
             "limit": job.limit,
-            "task": None if job.task is None else _settings_of(job.task),
-            "meters": [_settings_of(meter) for meter in job.meters],
+            "task": None if job.task is None else settings_of(job.task),
+            "meters": [settings_of(meter) for meter in job.meters],
             "command": job.command,
-            "recovery": None if job.recovery is None else _plain(vars(job.recovery)),
+            "recovery": None if job.recovery is None else job.recovery.to_json(),
             "distill": [
-                {**_settings_of(one.loss), "weight": one.weight, "taps": _plain(one.pairs)} for one in job.distill
+                {**settings_of(one.loss), "weight": one.weight, "taps": _plain(one.pairs)} for one in job.distill
             ],
         }
 
@@ -328,7 +330,7 @@ def on_grid(tensors: Mapping[str, Tensor], quantised: Mapping[str, Quantised]) -
     }
 
 
-def _settings_of(block: Any) -> dict[str, Any]:
+def settings_of(block: Any) -> dict[str, Any]:
     """A block's class and fields; of data, the record of where it came from and how it was split."""
     names = [part.name for part in fields(block)] if is_dataclass(block) else []
     values = {name: getattr(block, name) for name in names}

@@ -3,7 +3,7 @@
 import logging
 import time
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from niwaki import budgets
@@ -13,6 +13,7 @@ from niwaki.budgets.global_rank import Normalise, Per
 from niwaki.distill import Distilled
 from niwaki.errors import CannotCutError, InputError
 from niwaki.evidence import Need, collect
+from niwaki.files import first_process, write_text
 from niwaki.graph import ChannelGraph, trace
 from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeLatency, measure
 from niwaki.methods.job import Job, Method, Outcome, Stage
@@ -21,11 +22,12 @@ from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import describe, known
 from niwaki.surgery import cut, surgery_of, verify
-from niwaki.train.recovery import Trainable
+from niwaki.train import Checkpoints, Trainable
 from niwaki.units import Budget, Receipt
 
 log = logging.getLogger(__name__)
 
+PLAN = "plan.json"
 RuleName = Literal["global_rank", "uniform"]
 
 
@@ -124,22 +126,26 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
             found="its score needs gradients",
             do="give a task (--data on the command line)",
         )
-    seen = collect(
-        model,
-        graph,
-        how.needs,
-        batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
-        loss=task.loss if task else None,
-    )
-    numbers = score(graph, seen, how=how)
-    done("score")
+    plan = kept_plan(job)
+    if plan is None:
+        seen = collect(
+            model,
+            graph,
+            how.needs,
+            batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
+            loss=task.loss if task else None,
+        )
+        numbers = score(graph, seen, how=how)
+        done("score")
     graph = on_target(graph, job)
     done("measure layers")
-    plan = method.choose(graph, numbers, job.budget)
-    done("choose")
+    if plan is None:
+        plan = method.choose(graph, numbers, job.budget)
+        done("choose")
     small = cut(model, plan)
     done("cut")
     receipt = judged(job, model, small, plan)
+    keep_plan(job, plan)
     done("verify")
     surgery = surgery_of(small)
     plan = plan.with_mends(surgery.mends, surgery.door)
@@ -226,9 +232,29 @@ def recovered(job: Job, small: Any, plan: Plan) -> dict[str, Any]:
     if job.distill:
         task = Distilled(job.task, job.model, job.distill, plan, small, seed=job.seed)
     small.train()
-    history = job.recovery(small, task, progress=job.steps).to_json()
+    how = job.recovery
+    if job.partial is not None:
+        how = replace(how, folder=str(job.partial / "recovery"), checkpoints=how.checkpoints or Checkpoints())
+    history = how(small, task, progress=job.steps, resume=job.partial is not None).to_json()
     small.train(job.model.training)
-    return history
+    return {**history, "settings": job.recovery.to_json()}
+
+
+def kept_plan(job: Job) -> Plan | None:
+    """The plan that this job chose before it was killed."""
+    file = None if job.partial is None else job.partial / PLAN
+    if file is None or not file.is_file():
+        return None
+    plan = Plan.from_json(file.read_text(encoding="utf-8"))
+    log.info("the plan is that of %s", file)
+    return plan
+
+
+def keep_plan(job: Job, plan: Plan) -> None:
+    """Write down the plan where a killed job looks for it; whole or not at all."""
+    if job.partial is not None and first_process():
+        job.partial.mkdir(parents=True, exist_ok=True)
+        write_text(job.partial / PLAN, plan.to_json())
 
 
 def need_target(job: Job) -> None:

@@ -45,6 +45,7 @@ def compress(
     steps: Callable[[int, int, str], None] | None = None,
     target: Target | None = None,
     table: str | Path | None = None,
+    partial: str | Path | None = None,
     source: str = "",
     weights: str = "",
     command: str | None = None,
@@ -60,6 +61,8 @@ def compress(
         progress: called after each stage with its name and seconds.
         target: where it will run; then the plan promises latency there, whatever the budget is of, and it is measured.
         table: the file that keeps what was measured on the target, so that layers are measured once.
+        partial: a folder for the plan and the recovery's checkpoints; where there are some (the same call was killed),
+            the recovery goes on from the newest, and the plan is not chosen again.
         source, weights, command: where the model and its weights came from, and what was typed; kept with the run.
         steps: called after each training step with its number, the number of steps and the epoch in words.
 
@@ -103,6 +106,7 @@ def compress(
             steps=steps,
             target=target,
             table=None if table is None else Path(table),
+            partial=None if partial is None else Path(partial),
             source=source,
             weights=weights,
             command=command,

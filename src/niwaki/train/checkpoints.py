@@ -13,9 +13,11 @@ from typing import Any, final
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from niwaki.errors import FileDamagedError
+from niwaki.files import synced
+from niwaki.train.state import whole_state
 
 log = logging.getLogger(__name__)
 
@@ -124,21 +126,13 @@ def clear_asides(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def write_json(file: Path, value: Any) -> None:
-    """The whole file or none: written beside its place, fsynced, then renamed."""
+def save_weights(model: nn.Module, file: Path) -> None:
+    """The model's state as safetensors, whole or not at all; what has several names is written under the first."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    tensors = {name: _plain(tensor) for name, tensor in whole_state(model).items()}
+    safetensors.torch.save_file(tensors, str(partial))
     synced(partial)
     os.replace(partial, file)
-
-
-def synced(path: Path) -> None:
-    """Have the system write a file, or a folder's list of names, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -3,12 +3,11 @@
 import importlib.util
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from niwaki.train.checkpoints import synced
+from niwaki.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +56,7 @@ class Log:
             return
         folder.mkdir(parents=True, exist_ok=True)
         kept = [] if step == 0 or not self.file.is_file() else _until(self.file, step)
-        aside = self.file.with_name(LINES + ".partial")
-        aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        synced(aside)
-        os.replace(aside, self.file)
+        write_text(self.file, "".join(line + "\n" for line in kept))
         if not importlib.util.find_spec("tensorboard"):
             log.warning("no TensorBoard files: tensorboard is not installed")
             return

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from niwaki.errors import InputError, RunExistsError, UnknownNameError
-from niwaki.train.checkpoints import listed, newest, write_json
+from niwaki.files import write_json
+from niwaki.train.checkpoints import listed, newest
 from niwaki.train.history import HISTORY, History
 from niwaki.train.loop import CHECKPOINTS, Loop, Progress, Trainable
 from niwaki.train.processes import Processes
@@ -98,8 +99,6 @@ class Recovery:
             "clip": (self.clip is None or 0 < self.clip < math.inf, "of None or above 0"),
         }
         in_range(self, limits)
-        if self.checkpoints is not None and self.folder is None:
-            raise InputError("Recovery(checkpoints=...)", found="no folder to write them to", do="give folder=")
 
     def __call__(
         self, model: nn.Module, task: Trainable, *, progress: Progress | None = None, resume: bool = False
@@ -114,6 +113,8 @@ class Recovery:
         if not trained or any(parameter.is_meta for parameter in trained):
             found = "a model on the meta device" if trained else "no parameter that wants a gradient"
             raise InputError("train a model", found=found, do="give it weights that want gradients")
+        if self.checkpoints is not None and self.folder is None:
+            raise InputError("train with checkpoints", found="no folder to write them to", do="give folder=")
         if resume and self.checkpoints is None:
             raise InputError("resume a training", found="checkpoints=None", do="give checkpoints=Checkpoints()")
         processes = Processes(model)

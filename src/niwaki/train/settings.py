@@ -224,23 +224,3 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def nested(pairs: dict[str, Any]) -> dict[str, Any]:
-    """Settings by dotted names as groups: {"mix.cutmix": 1, "lr": 0.1} is {"mix": {"cutmix": 1}, "lr": 0.1}.
-
-    Raises:
-        InputError: a name that is a value and a group.
-    """
-    tree: dict[str, Any] = {}
-    for name, value in pairs.items():
-        *groups, last = name.split(".")
-        place = tree
-        for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
-                raise InputError(f"{name}={value!r}", found=f"{group} given as {place!r}, too", do="give one of them")
-        if last in place:
-            raise InputError(f"{name}={value!r}", found=f"{name} given twice", do="give it once")
-        place[last] = value
-    return tree

@@ -1,0 +1,139 @@
+"""`niwaki train`: a network trained from scratch, or on from a checkpoint, with the loop that recovers cut ones."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from niwaki.cli.options import (
+    AsJson,
+    Checkpoint,
+    Data,
+    Device,
+    Input,
+    Model,
+    Normalisation,
+    Seed,
+    SplitSeed,
+    Threads,
+    training_of,
+)
+from niwaki.cli.runs import REPORT, SETTINGS, begin, clear, cleared_unless_begun, resumed, same_place
+from niwaki.cli.talk import say, show, stages
+from niwaki.errors import InputError, RunExistsError
+from niwaki.files import first_process
+
+RATES = {"sgd": 0.1, "adamw": 0.001}
+"""Of networks that know nothing yet."""
+
+
+def train(
+    context: typer.Context,
+    model: Model,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run goes; must not exist.")],
+    data: Data = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training split.")] = 10,
+    checkpoint: Checkpoint = None,
+    shape: Input = None,
+    normalisation: Normalisation = None,
+    split_seed: SplitSeed = 0,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate; 0.1 (adamw: 0.001) unless said.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
+    augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of the target spread over all classes; 0.1 is usual.")
+    ] = 0.0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Another setting of the training (repeat): schedule=step, ema=true, mix.mixup=0.2, "
+            "speed.precision=bf16, validation.patience=5, checkpoints.every_steps=500; see docs/cards/train.",
+        ),
+    ] = None,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    device: Device = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the run at DIR.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a model. Writes history, checkpoints, weights and a report to DIR; `niwaki resume DIR` after a kill.
+
+    After each epoch the validation split is looked at, and a checkpoint is written; DIR/model.safetensors, at the end,
+    is a --checkpoint of other commands.
+    """
+    same_place(out)
+    _refuse_place(out, force=force)
+    if data is None:
+        raise InputError("train", found="no data", do="give --data")
+    fields = training_of(settings, "--set", {"epochs": epochs, "optimizer": optimizer, "seed": seed, "lr": lr})
+    fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(out)}
+
+    from niwaki.cli.sources import ask, task_of
+    from niwaki.methods.trained import Training
+    from niwaki.train import Recovery
+
+    how = Recovery.from_json(fields)
+    asked = ask(
+        model,
+        checkpoint=checkpoint,
+        shape=shape,
+        spec=data,
+        normalisation=normalisation,
+        split_seed=split_seed,
+        seed=seed,
+        threads=threads,
+        device=device,
+    )
+    task = task_of(asked, batch=batch, augment=augment, label_smoothing=label_smoothing)
+    assert task is not None
+    work = Training(
+        asked.loaded.model,
+        asked.example,
+        task,
+        how,
+        limit=limit_test,
+        source=model,
+        weights=asked.loaded.weights,
+        command=context.obj,
+    )
+    if resumed.get() is None and first_process():
+        clear(out)
+    with cleared_unless_begun(out), stages() as (hear, step):
+        begin(out, context.obj, **work.settings())
+        report = work(progress=hear, steps=step, resume=resumed.get() is not None, write=first_process())
+    if first_process():
+        say(f"saved: {out}")
+        show(_drawn(report), data={"folder": str(out), "report": report}, as_json=as_json)
+
+
+def _refuse_place(out: Path, *, force: bool) -> None:
+    if resumed.get() is not None or not first_process() or not out.exists():
+        return
+    known = (out / SETTINGS).is_file()
+    empty = out.is_dir() and not any(out.iterdir())
+    if not force or not (known or empty):
+        ended = (out / REPORT).is_file()
+        do = "choose another --out" + (", or give --force" if known or empty else "; --force replaces runs only")
+        if known and not ended:
+            do = f"niwaki resume {out} goes on with it; or choose another --out, or give --force"
+        found = "a run that did not end" if known and not ended else "it exists"
+        raise RunExistsError(f"write a run to {out}", found=found, where=str(out), do=do)
+
+
+def _drawn(report: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from niwaki.report.numbers import title, with_spread
+
+    table = Table("", "before", "after", "definition")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, record in report["after"].items():
+        before = report["before"].get(name)
+        row = (title(name), with_spread(before) if before else "-", with_spread(record), record["definition"])
+        table.add_row(*map(escape, row))
+    return table
