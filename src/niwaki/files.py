@@ -92,6 +92,12 @@ def synced(path: Path) -> None:
         os.close(handle)
 
 
+def partial_of(folder: Path) -> Path:
+    """Where a run that is written whole at its end keeps what it needs until then."""
+    place = folder.absolute()
+    return place.parent / (place.name + ".partial")
+
+
 def first_process() -> bool:
     """Whether this is the only process, or the one of several that writes and speaks: as their launcher says."""
     return os.environ.get("RANK", "0") == "0"

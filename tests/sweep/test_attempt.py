@@ -1,5 +1,6 @@
 """One attempt: a process that says why it failed, and that nobody outlives."""
 
+import json
 import os
 import signal
 import subprocess
@@ -67,6 +68,28 @@ def test_a_done_trial_is_marked_and_an_unmarked_folder_is_made_anew(
     assert (Path(place["folder"]) / MARK).is_file()
     assert attempt(("compress", "m"), **place)["done"]
     assert len(heard) == 1  # found done
+
+
+def test_an_attempt_cut_short_in_its_recovery_goes_on_if_it_was_the_same(
+    place: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+
+    def call(words: list[str], **how: object) -> tuple[int, str, str]:
+        heard.append(words)
+        return 1, "", "no"
+
+    monkeypatch.setattr(module, "call", call)
+    attempt(("compress", "m"), **place)
+    partial = Path(place["folder"] + ".partial")
+    partial.mkdir(parents=True)
+    (partial / "settings.json").write_text(json.dumps({"arguments": [*heard[0], "--force"]}))
+    attempt(("compress", "m"), **place)
+    attempt(("compress", "other"), **place)
+    (partial / "settings.json").write_text("{")
+    attempt(("compress", "m"), **place)
+    assert [words[0] for words in heard] == ["compress", "resume", "compress", "compress"]
+    assert heard[1] == ["resume", place["folder"], "--json"] and heard[2][-1] == heard[3][-1] == "--force"
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(place: dict) -> None:

@@ -16,7 +16,7 @@ from worker import Points, network
 
 from niwaki.errors import InputError
 from niwaki.train import Checkpoints, Ema, Recovery, Validation
-from niwaki.train.checkpoints import listed, newest
+from niwaki.train.checkpoints import newest
 
 HOW = Recovery(
     epochs=3, lr=0.05, clip=0.5, accumulate=2, ema=Ema(0.8), validation=Validation(), checkpoints=Checkpoints(2)
@@ -24,66 +24,55 @@ HOW = Recovery(
 SOURCE = Path(__file__).parents[2] / "src"
 TOLERANCE = 1e-5
 """Relative, of losses and weights: sums over a batch are taken in two halves."""
-SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_MIN_NUM_PARAMS": "60"}
 
 
-def together(how, out, *, more=(), environment=()):
-    """Two processes; (exit code, stdout, stderr) of each."""
+def together(folder, what):
+    """Two processes; (exit code, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {
-        **os.environ,
-        **dict(environment),
-        "ACCELERATE_USE_CPU": "true",
-        "WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-    }
+    common = {**os.environ, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(SOURCE)}
-    words = [sys.executable, str(Path(__file__).parent / "worker.py"), json.dumps(how.to_json()), str(out), *more]
+    words = [sys.executable, str(Path(__file__).parent / "worker.py"), json.dumps(HOW.to_json()), str(folder), what]
     processes = [
-        subprocess.Popen(
-            words, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen(words, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
-    ]  # fmt: skip
+    ]
     try:
-        said = [process.communicate(timeout=240) for process in processes]
+        said = [process.communicate(timeout=240)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
-@pytest.mark.parametrize("environment", [{}, SHARDED], ids=["ddp", "fsdp2"])
-def test_two_processes_are_one_with_the_doubled_batch_even_if_one_died(tmp_path, environment):
-    """24 batches of 8 for each; the second process dies in the second epoch, and both start again."""
-    how = Recovery.from_json({**HOW.to_json(), "folder": str(tmp_path / "run")})
-    first, second = together(how, tmp_path / "w", more=("11", "1"), environment=environment)
-    assert second[0] == -signal.SIGKILL
-    assert first[0] == 1 and "another process is gone or does not answer" in first[2] and "resume" in first[2]
-    saved = newest(tmp_path / "run" / "checkpoints")
-    assert saved.state["position"]["step"] == 4 and not (tmp_path / "run/history.json").exists()
-    network().load_state_dict(saved.model)  # whole, by the model's own names
+def test_two_processes_are_one_with_the_doubled_batch_even_if_one_died(tmp_path):
+    """8 batches of 8 an epoch for each, in shards and in copies; both break off in the second epoch and start again."""
+    first, second = together(tmp_path, "die")
+    assert second[0] == -signal.SIGKILL, second
+    assert first[0] == 1 and "another process is gone or does not answer" in first[1] and "resume" in first[1], first
+    for kind in ("fsdp2", "ddp"):
+        saved = newest(tmp_path / kind / "checkpoints")
+        assert saved.state["position"]["step"] == 4 and not (tmp_path / kind / "history.json").exists()
+        network().load_state_dict(saved.model)  # whole, by the model's own names
 
-    ended = together(how, tmp_path / "w", environment=environment)
-    assert [code for code, *_ in ended] == [0, 0], ended
-    history = json.loads(ended[0][1].splitlines()[-1])
-    assert history["processes"] == 2
-
+    ended = together(tmp_path, "live")
+    assert [code for code, _ in ended] == [0, 0], ended
     torch.manual_seed(0)
     model, task = network(), Points(16)
     alone = Recovery.from_json({**HOW.to_json(), "checkpoints": None})(model, task)
-    assert [epoch["loss"] for epoch in history["epochs"]] == pytest.approx(alone.losses, rel=TOLERANCE)
-    assert [epoch["validation"] for epoch in history["epochs"]] == [epoch["validation"] for epoch in alone.epochs]
-    for rank in (0, 1):
-        found = safetensors.torch.load_file(f"{tmp_path / 'w'}.{rank}")
-        for name, tensor in nn.ModuleList([model, task.extra]).state_dict().items():
-            torch.testing.assert_close(found[name], tensor, rtol=TOLERANCE, atol=1e-6)
-    assert [path.name[-2:] for path in listed(tmp_path / "run/checkpoints")][-1] == "12"
-    with pytest.raises(InputError, match="processes was 2, is 1"):
-        how(network(), Points(8), resume=True)
+    for kind in ("fsdp2", "ddp"):
+        history = json.loads((tmp_path / f"{kind}.json").read_text())
+        assert history["processes"] == 2
+        assert [epoch["loss"] for epoch in history["epochs"]] == pytest.approx(alone.losses, rel=TOLERANCE)
+        assert [epoch["validation"] for epoch in history["epochs"]] == [epoch["validation"] for epoch in alone.epochs]
+        for rank in (0, 1):
+            found = safetensors.torch.load_file(f"{tmp_path / kind}.{rank}")
+            for name, tensor in nn.ModuleList([model, task.extra]).state_dict().items():
+                torch.testing.assert_close(found[name], tensor, rtol=TOLERANCE, atol=1e-6)
+        how = Recovery.from_json({**HOW.to_json(), "folder": str(tmp_path / kind)})
+        with pytest.raises(InputError, match="processes was 2, is 1"):
+            how(network(), Points(8), resume=True)
 
 
 def test_the_first_version_of_fsdp_is_refused(monkeypatch):

@@ -1,8 +1,6 @@
-"""One of several processes that train together: `python worker.py SETTINGS_JSON OUT [BATCH PROCESS]`.
+"""One of several processes that train together: `python worker.py SETTINGS_JSON FOLDER die|live`."""
 
-At a batch, one of the processes dies as by kill -9.
-"""
-
+import contextlib
 import json
 import os
 import signal
@@ -58,16 +56,38 @@ def network():
     return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
 
 
-def main(settings, out, at=None, who=None):
-    model, task = network(), Points(8)
+class Stopped(Exception):
+    """Both processes stop here."""
 
-    def progress(done, total, text):
-        if at is not None and done == int(at) and os.environ["RANK"] == who:
+
+def train(settings, folder, *, progress=None):
+    """A training, and its history and weights beside it."""
+    model, task = network(), Points(8)
+    how = Recovery.from_json({**settings, "folder": folder})
+    history = how(model, task, progress=progress, resume=True)
+    save_weights(nn.ModuleList([model, task.extra]), Path(f"{folder}.{os.environ['RANK']}"))
+    Path(f"{folder}.json").write_text(json.dumps(history.to_json()))
+
+
+def main(settings, folder, what):
+    """Train in shards, then in copies; where `what` is "die", both break off in the second epoch: the first since
+    both processes stop, the second since one is killed.
+    """
+    dies, how = what == "die", json.loads(settings)
+
+    def stop(done, total, text):
+        if done == 11:
+            raise Stopped
+
+    def die(done, total, text):
+        if done == 11 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    history = Recovery.from_json(json.loads(settings))(model, task, progress=progress, resume=True)
-    save_weights(nn.ModuleList([model, task.extra]), Path(f"{out}.{os.environ['RANK']}"))
-    print(json.dumps(history.to_json()))
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_MIN_NUM_PARAMS": "60"}
+    with contextlib.suppress(*([Stopped] if dies else [])):
+        train(how, f"{folder}/fsdp2", progress=stop if dies else None)
+    del os.environ["ACCELERATE_USE_FSDP"]
+    train(how, f"{folder}/ddp", progress=die if dies else None)
 
 
 if __name__ == "__main__":

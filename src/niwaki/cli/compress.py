@@ -38,14 +38,13 @@ from niwaki.cli.runs import (
     clear,
     cleared_unless_begun,
     keep_recovery,
-    partial_of,
     refuse_under_way,
     resumed,
     same_place,
 )
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
-from niwaki.files import first_process
+from niwaki.files import first_process, partial_of
 
 
 def compress(

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from niwaki.cli.options import AsJson
-from niwaki.cli.runs import REPORT, going_on, partial_of, read_record
+from niwaki.cli.runs import REPORT, going_on, read_record
 from niwaki.cli.talk import say
 from niwaki.errors import FileDamagedError
+from niwaki.files import partial_of
 
 RESUMABLE = ("train", "compress")
 
@@ -27,7 +28,7 @@ def resume(
 
     if (folder / REPORT).is_file() and not partial_of(folder).exists():
         say(f"{folder}: ended already")
-        report(folder, page=False, as_json=as_json)
+        report([folder], page=False, as_json=as_json)
         return
     record = read_record(folder)
     arguments = [*record.arguments, *(["--json"] if as_json and "--json" not in record.arguments else [])]

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import FileDamagedError, InputError, RunExistsError, making
-from niwaki.files import first_process, write_json
+from niwaki.files import first_process, partial_of, write_json
 
 SETTINGS, REPORT = "settings.json", "report.json"
-PARTIAL = ".partial"
 
 
 @final
@@ -37,12 +36,6 @@ class Record:
 
 resumed: ContextVar[Record | None] = ContextVar("resumed", default=None)
 """The run that the command at work goes on with; None for a new one."""
-
-
-def partial_of(out: Path) -> Path:
-    """Where a run that is written whole at its end keeps what it needs until then."""
-    place = out.absolute()
-    return place.parent / (place.name + PARTIAL)
 
 
 def refuse_under_way(out: Path, *, force: bool) -> None:

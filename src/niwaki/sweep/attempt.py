@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from niwaki.files import write_text
+from niwaki.files import partial_of, write_text
 
 MARK = "trial.json"
 """Written into a trial's folder once everything else is there."""
@@ -76,7 +76,9 @@ def attempt(
     if finished(place, digest) is not None:
         return ended(True)
     words = [*arguments, f"--threads={threads}", "--runs=0", f"--out={folder}", "--json"]
-    if place.exists():  # of an attempt that was cut short before its mark
+    if under_way(place, words):
+        words = ["resume", folder, "--json"]
+    elif place.exists() or partial_of(place).exists():  # of an attempt that was cut short before its mark
         words.append("--force")
     code, out, talk = call(words, threads=threads, working=working, log=log)
     if code == 0:
@@ -84,6 +86,15 @@ def attempt(
         write_text(place / MARK, json.dumps({"digest": digest, "node": node, "seconds": seconds}) + "\n")
         return ended(True)
     return ended(False, _said(code, out, talk), final=code == 2)
+
+
+def under_way(place: Path, words: Sequence[str]) -> bool:
+    """Whether an attempt with these words was cut short in its recovery, from where it can go on."""
+    try:
+        record = json.loads((partial_of(place) / "settings.json").read_text(encoding="utf-8"))
+        return [word for word in record["arguments"] if word != "--force"] == list(words)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def call(words: Sequence[str], *, threads: int, working: str, log: str) -> tuple[int, str, str]:

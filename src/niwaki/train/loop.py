@@ -204,7 +204,7 @@ class Loop:
             self.processes.average_gradients(list(self.own.values()))
             if how.clip is not None:
                 self.scaler.unscale_(self.optimizer)
-                nn.utils.clip_grad_norm_([*self.named.values(), *self.own.values()], how.clip)
+                clip_(list(self.named.values()), list(self.own.values()), most=how.clip)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -336,6 +336,15 @@ class Loop:
         else:
             set_random_state(tensors["random"][me], self.device)
         log.info("goes on from %s: epoch %d, batch %d", saved.path, self.at.epoch + 1, self.at.batch)
+
+
+def clip_(*groups: list[nn.Parameter], most: float) -> None:
+    """Scale gradients down to a norm of all together; groups may be in shards or not."""
+    found = [[p.grad for p in group if p.grad is not None] for group in groups]
+    norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in found if gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    for group in groups:
+        nn.utils.clip_grads_with_norm_(group, most, norm)
 
 
 def whole_shapes(model: nn.Module) -> dict[str, Tensor]:
