@@ -181,6 +181,8 @@ WRONG = {
     "smoothing": ((*WORDS, "--out", "r", "--label-smoothing", "1"), "give a share in"),
     "recovery": ((*COMPRESS[:8], "--out", "r", "--recovery-set", "clip=1"), "give --recover EPOCHS"),
     "recovery setting": ((*COMPRESS, "--out", "r", "--recovery-set", "x=1"), "unknown setting of training 'x'"),
+    "place": ((*WORDS, "--out", "nets.py/r"), "write a run to nets.py/r"),
+    "name": ((*WORDS, "--out", "x" * 300), "File name too long"),
     "nothing": (("resume", "nowhere"), "no such folder"),
     "no run": (("resume", "."), "no run"),
 }

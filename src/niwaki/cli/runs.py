@@ -44,7 +44,9 @@ def refuse_under_way(out: Path, *, force: bool) -> None:
     Raises:
         RunExistsError: names what to do with it.
     """
-    if resumed.get() is None and not force and first_process() and partial_of(out).exists():
+    with making(out):
+        there = partial_of(out).exists()
+    if there and resumed.get() is None and not force and first_process():
         do = f"niwaki resume {shlex.quote(str(out))} goes on with it; --force starts again"
         raise RunExistsError(f"write a run to {out}", found="one that did not end", where=str(partial_of(out)), do=do)
 

@@ -20,7 +20,7 @@ from niwaki.cli.options import (
 )
 from niwaki.cli.runs import REPORT, SETTINGS, begin, clear, cleared_unless_begun, resumed, same_place
 from niwaki.cli.talk import say, show, stages
-from niwaki.errors import InputError, RunExistsError
+from niwaki.errors import InputError, RunExistsError, making
 from niwaki.files import first_process
 
 RATES = {"sgd": 0.1, "adamw": 0.001}
@@ -111,7 +111,9 @@ def train(
 
 
 def _refuse_place(out: Path, *, force: bool) -> None:
-    if resumed.get() is not None or not first_process() or not out.exists():
+    with making(out):
+        there = out.exists()
+    if not there or resumed.get() is not None or not first_process():
         return
     known = (out / SETTINGS).is_file()
     empty = out.is_dir() and not any(out.iterdir())
