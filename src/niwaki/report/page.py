@@ -54,8 +54,10 @@ def latencies(run: Run) -> str:
     for label, record in found:
         value = float(record["value"])
         cell = with_spread(record) + (" (noisy)" if noisy(record) else "")
-        rows.append(((label, cell), bar(value, value, most, f"{label}: {cell}")))
-    words = "; ".join(f"{label}: {record['definition']}" for label, record in found if record.get("definition"))
+        rows.append(((label, cell), bar(value, value, most, f"{label}: {cell}; {record.get('definition') or ''}")))
+    words = (
+        "Median time of a pass of the small model and its spread; PyTorch beside an export was timed in turns with it."
+    )
     return bars("Latency by runtime", words, ("runtime", "latency"), rows)
 
 

@@ -66,7 +66,7 @@ def _unbroken(number: str) -> str:
 def bar(after: float, before: float, most: float, said: str) -> str:
     """A bar of length `before` of `most`, filled up to `after`."""
     return (
-        f'<svg class="bar" role="img" aria-label="{escape(said)}">'
+        f'<svg class="bar" role="img" aria-label="{escape(said)}"><title>{escape(said)}</title>'
         f'<rect class="before" width="{100 * before / most:.2f}%" height="100%" rx="2"/>'
         f'<rect class="after" width="{100 * after / most:.2f}%" height="100%" rx="2"/></svg>'
     )
