@@ -11,7 +11,7 @@ from typing import Any, final
 
 from niwaki.errors import InputError
 
-REPEATED = ("budget", "protect", "distill", "export")
+REPEATED = ("budget", "protect", "recovery_set", "distill", "export")
 """Options that one run may be given several times: a list is one value of theirs, a list of lists several."""
 METHOD = "magnitude"
 """What `niwaki compress` takes where nothing is said."""
