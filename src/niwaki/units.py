@@ -138,8 +138,7 @@ class Budget:
     """A share in (0, 1] (float), or a count (int) of what stays, in the unit of `of`."""
     of: str = "macs"
     """"macs" (multiply-adds of the example), "params", "units", "bytes" (of parameters and buffers, as on disk),
-    "memory" (bytes at the peak of a forward), "latency" (milliseconds) or "energy" (joules), the last two of a forward
-    on a target that was measured."""
+    "memory" (bytes at the peak of a forward), or "latency" (milliseconds of a forward on a measured target)."""
     floor: float | int = 1
     """What every group keeps at least: a count of units (int) or a share of the group (float)."""
     multiple: int = 1
@@ -149,7 +148,7 @@ class Budget:
 
     @classmethod
     def at_most(cls, amount: float, of: str, *, floor: float | int = 1, multiple: int = 1) -> "Budget":
-        """A budget of this many milliseconds, joules, bytes, MACs, ...: `Budget.at_most(12.5, "latency")`.
+        """A budget of this many milliseconds, bytes, MACs, ...: `Budget.at_most(12.5, "latency")`.
 
         Raises:
             BudgetError: the amount is not above 0, or another part is wrong.
@@ -207,7 +206,7 @@ def budgets_of(given: Any) -> tuple[Budget, ...]:
     return listed
 
 
-BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency", "energy")
+BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency")
 
 
 @final

@@ -23,7 +23,7 @@ from niwaki.scores.score import describe
 from niwaki.units import Budget, budgets_of
 
 _DEFAULT = GlobalRank()
-TIMES = ("latency", "energy")
+TIMES = ("latency",)
 """Costs that are measured, and may be higher for fewer units."""
 Worth = Callable[[np.ndarray], np.ndarray]
 
@@ -125,8 +125,8 @@ def choose(
 
 
 def priced(graph: ChannelGraph, budgets: tuple[Budget, ...]) -> ChannelGraph:
-    """`graph` with every cost that a budget is about. Bytes and memory follow from the trace; times and joules are
-    measured, and have to be there.
+    """`graph` with every cost that a budget is about. Bytes and memory follow from the trace; times are measured, and
+    have to be there.
 
     Raises:
         BudgetError: they are not.

@@ -6,10 +6,10 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -26,14 +26,18 @@ from niwaki.graph.layers import HEAVY, Layer, layers_of
 from niwaki.graph.plans import alive_of
 from niwaki.measure.replay import alone
 from niwaki.measure.target import Target, at_batch, in_turns
+from niwaki.plan import Plan
 from niwaki.scores.score import Scores
 from niwaki.surgery import cut
 from niwaki.units import Budget, map_tensors, tensors_in
 
 log = logging.getLogger(__name__)
 
-SHARES = (1.0, 0.6, 0.3)
-"""Of the MACs, in the networks that are measured whole: uncut, and narrowed evenly."""
+SHARES = (0.6, 0.3)
+"""Of the MACs, in networks that are narrowed evenly and measured whole."""
+CHOSEN = (0.7, 0.5)
+"""Of the latency, in networks that are chosen by it and measured whole."""
+UNCUT = "uncut"
 RUNS = 12
 """Of each of them, in turns; the shortest counts, as of a layer."""
 Progress = Callable[[int, int, str], None]
@@ -59,13 +63,14 @@ def timed(
     """`graph` with the cost "latency": milliseconds of a forward on `target`, of any plan.
 
     Every layer is measured alone on a grid of widths (`niwaki.budgets.tables`). Layers side by side do not take what
-    they take alone, so the sum is fitted to whole networks, uncut and narrowed evenly, with three numbers not below 0:
-    what products are multiplied by, what all other layers are, and what is the same for every plan.
+    they take alone, so the sum is fitted to whole networks (uncut, narrowed evenly, and chosen by the latency so far)
+    with three numbers not below 0: what products are multiplied by, what all other layers are, and what is the same
+    for every plan.
 
     Args:
         example: as the model takes it; its first sample is repeated for the target's batch.
         table: the file that keeps what was measured, so that it is measured once; none unless given.
-        shares: of the MACs, in the networks that are measured whole.
+        shares: of the MACs, in the networks that are narrowed evenly and measured whole.
         progress: called before each measurement with its number, how many there are, and what it is.
 
     Raises:
@@ -83,7 +88,11 @@ def timed(
         )
     layers = layers_of(mine, fused=target.runtime != "pytorch")
     surfaces, untimed = _surfaces(layers, known, target, progress)
-    points = _networks(model, graph, batched, known, target, shares, progress)
+    networks = _Networks(model, graph, batched, known, target, progress)
+    points = networks.measured({f"even {share:g}": _narrowed(graph, share) for share in shares})
+    fit = calibrated(mine, layers, surfaces, points)
+    first = priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
+    points += networks.measured({f"timed {share:g}": _quickened(first, share) for share in CHOSEN})
     fit = calibrated(mine, layers, surfaces, points)
     if untimed:
         log.info("not timed alone, and so part of what is the same for every plan: %s", ", ".join(sorted(untimed)))
@@ -129,44 +138,49 @@ def _timer(layer: Layer, target: Target) -> Callable[[int, int], float]:
     return timer
 
 
-def _networks(
-    model: nn.Module,
-    graph: ChannelGraph,
-    example: Any,
-    known: Table,
-    target: Target,
-    shares: Sequence[float],
-    progress: Progress | None,
-) -> list[tuple[np.ndarray, float]]:
-    """What stays, and measured milliseconds, of the network uncut and narrowed evenly."""
-    key = f"{graph.fingerprint} {json.dumps([list(t.shape) for t in tensors_in(example)])}"
-    found = known.networks.get(key, [])
-    plans = {share: plan for share in shares for plan in (_narrowed(graph, share),) if plan is not None or share == 1.0}
-    if {float(one["keep"]) for one in found} != set(plans):
-        calls = {}
-        for number, (share, plan) in enumerate(plans.items()):
-            if progress is not None:
-                progress(number, len(plans), f"whole network, {share:g} of the MACs")
-            network = model if plan is None else cut(model, plan)
-            calls[str(share)] = target.open(network.eval(), example)
-        with target.threaded():
-            times = in_turns(calls, runs=RUNS, clock=target.clock)
-        found = [{"keep": float(share), "ms": min(ms)} for share, ms in times.items()]
-        known.networks[key] = found
-        known.save()
-    every = np.ones(graph.units.count, bool)
-    points = []
-    for one in found:
-        plan = plans[float(one["keep"])]
-        points.append((every if plan is None else alive_of(graph, plan), float(one["ms"])))
-    return points
+@final
+@dataclass(frozen=True, eq=False)
+class _Networks:
+    """Measures whole networks, in turns with the uncut one."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    example: Any
+    known: Table
+    target: Target
+    progress: Progress | None
+
+    def measured(self, plans: Mapping[str, Plan | None]) -> list[tuple[np.ndarray, float]]:
+        """What stays, and milliseconds, of the uncut network and of each that there is a plan of.
+
+        The uncut network's first measurement counts; others are relative to it, so that the machine may have become
+        faster or slower in between.
+        """
+        key = f"{self.graph.fingerprint} {json.dumps([list(t.shape) for t in tensors_in(self.example)])}"
+        found: dict[str, float] = {
+            str(one["plan"]): float(one["ms"]) for one in self.known.networks.setdefault(key, []) if "plan" in one
+        }
+        wanted = {label: plan for label, plan in plans.items() if plan is not None}
+        if UNCUT not in found or not set(wanted) <= set(found):
+            calls = {UNCUT: self.target.open(self.model.eval(), self.example)}
+            for number, (label, plan) in enumerate(wanted.items()):
+                if self.progress is not None:
+                    self.progress(number, len(wanted), f"whole network, {label}")
+                calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
+            with self.target.threaded():
+                times = in_turns(calls, runs=RUNS, clock=self.target.clock)
+            now = min(times[UNCUT])
+            base = found.setdefault(UNCUT, now)
+            found |= {label: min(times[label]) / now * base for label in wanted}
+            self.known.networks[key] = [{"plan": label, "ms": ms} for label, ms in found.items()]
+            self.known.save()
+        points = [(alive_of(self.graph, plan), found[label]) for label, plan in wanted.items()]
+        return [(np.ones(self.graph.units.count, bool), found[UNCUT]), *points]
 
 
-def _narrowed(graph: ChannelGraph, share: float) -> Any:
-    """The plan that keeps this share of the MACs, evenly and in multiples of 16 if that can be; None for all of them,
-    or where so few can't be had."""
-    if share >= 1.0:
-        return None
+def _narrowed(graph: ChannelGraph, share: float) -> Plan | None:
+    """The plan that keeps this share of the MACs, evenly and in multiples of 16 if that can be; None if it can't be
+    had."""
     free = {g.name: torch.arange(g.units, 0, -1, dtype=torch.float64) for g in graph.groups if g.fixed is None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChangedWarning)
@@ -174,6 +188,19 @@ def _narrowed(graph: ChannelGraph, share: float) -> Any:
             with contextlib.suppress(BudgetError):
                 budget = Budget(keep=share, of="macs", multiple=multiple)
                 return choose(graph, Scores(free, {"name": "first"}), budget, how=Uniform())
+    return None
+
+
+def _quickened(graph: ChannelGraph, share: float) -> Plan | None:
+    """A plan of this share of the latency as promised so far, for scores that say nothing; None if it can't be had.
+
+    What is chosen by a table is where the table flatters: such networks are part of what it is fitted to.
+    """
+    draw = torch.Generator().manual_seed(0)
+    free = {g.name: torch.rand(g.units, generator=draw, dtype=torch.float64) for g in graph.groups if g.fixed is None}
+    with contextlib.suppress(BudgetError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingChangedWarning)
+        return choose(graph, Scores(free, {"name": "random"}), Budget(keep=share, of="latency"))
     return None
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from niwaki.errors import InputError, NiwakiError
 from niwaki.measure.bytes import Bytes
+from niwaki.measure.energy import Energy
 from niwaki.measure.latency import Latency
 from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
@@ -20,6 +21,7 @@ from niwaki.verbs import callable_module
 __all__ = [
     "COUNTS",
     "Bytes",
+    "Energy",
     "Latency",
     "Macs",
     "Measurement",

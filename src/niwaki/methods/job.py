@@ -57,7 +57,7 @@ class Job:
     steps: Callable[[int, int, str], None] | None = None
     """Hears of each training step: its number from 1, how many there are, which epoch."""
     target: Target | None = None
-    """Where budgets of latency and energy are about."""
+    """What budgets of latency are about."""
     table: Path | None = None
     """The file that keeps what was measured there."""
     partial: Path | None = None
