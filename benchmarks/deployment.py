@@ -118,10 +118,13 @@ def page(rows: Rows) -> None:
             `python benchmarks/deployment.py --fresh`. Under such load neither times nor ratios are to be trusted."""
         )
     text += prose(
-        "Float32, medians. *Faster* by the clock on the wall, and by processor time, which leaves out what others on the "
-        "machine took; with one thread on an idle machine both are the same."
+        """Float32, medians. *Faster* by the clock on the wall, and by processor time, which leaves out what others on
+        the machine took; with one thread on an idle machine both are the same."""
     )
     text += table((*heads, "by processor time", "achieved", "remark"), lines) + "\n"
+    missing = [key for key in order if rows.get(key) is None]
+    if missing:
+        text += "\n" + prose(f"Not measured yet: {', '.join(missing)}.")
     rows.write(text)
 
 
