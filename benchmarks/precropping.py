@@ -201,8 +201,8 @@ def trained(
             "network": name,
             "shrink": shrink,
             "arm": arm,
-            "accuracy": task.evaluate(model).value,
-            "pictures": len(task.splits.test),
+            "accuracy": task.evaluate(model, limit=options.pictures or None).value,
+            "pictures": options.pictures or len(task.splits.test),
             **counted,
             "densities": left or None,
             "epochs": options.epochs,
@@ -393,6 +393,7 @@ def options_of() -> argparse.Namespace:
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--epochs", type=int, default=40)
         parser.add_argument("--limit", type=int, default=0, help="most steps of an epoch; 0 is all")
+        parser.add_argument("--pictures", type=int, default=0, help="most test pictures; 0 is all")
         parser.add_argument("--batch", type=int, default=128)
         parser.add_argument("--device", default="cpu")
         parser.add_argument("--keep", type=float, default=0.3, help="of the structures")

@@ -82,6 +82,12 @@ def compress_stored(
         InputError and its kin: a score that needs gradients or data, a budget that can't be met, weights with NaN, ...
         CannotCutError: the eager door does not open.
     """
+    if not isinstance(method, OneShot):
+        raise InputError(
+            f"{type(method).__name__} on stored weights",
+            found="it needs the network in memory",
+            do="use a method that scores units by weights (magnitude, norm_scale, random), or load the whole model",
+        )
     how = method.score(seed)
     if method.fold:
         raise InputError(
