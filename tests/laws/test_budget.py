@@ -7,12 +7,13 @@ import pytest
 
 import niwaki
 from laws.common import budget_blocks, choose, has_free_units, random_scores, trace
+from niwaki.budgets.choose import TIMES, priced
 from niwaki.graph.plans import alive_of, with_slabs
 from niwaki.units import BUDGET_KINDS, Budget
 from zoo import ZOO, Case, named
 
 BUDGETS = [
-    *((Budget(keep=keep, of=of),) for of in BUDGET_KINDS for keep in (0.35, 0.6, 0.85)),
+    *((Budget(keep=keep, of=of),) for of in BUDGET_KINDS if of not in TIMES for keep in (0.35, 0.6, 0.85)),
     (Budget(keep=0.6, of="macs"), Budget(keep=0.7, of="params")),
     (Budget(keep=0.95, of="macs"), Budget(keep=0.5, of="params")),
     (Budget(keep=0.9, of="params"), Budget(keep=0.5, of="units")),
@@ -23,6 +24,7 @@ def law(case: Case) -> None:
     model, _, graph = trace(case)
     if not has_free_units(graph):
         return
+    graph = priced(graph, tuple(budget for budgets in BUDGETS for budget in budgets))
     met = 0
     for number, budgets in enumerate(BUDGETS):
         for rule in budget_blocks():
