@@ -31,7 +31,7 @@ TRAIN = (
     *("--set", "mix.mixup=0.2", "--set", "validation.limit=40"),
 )
 COMPRESS = ("compress", *COMMON, "--runs", "0", "--recovery-set", "checkpoints.every_steps=4")
-BEGUN = 30.0
+BEGUN = 150.0
 """Seconds that a process has to begin its work: far more than importing torch takes."""
 
 
