@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import niwaki
 from budgets.costed import chain, graph_of, scored
 from niwaki.budgets.tables import Steps, Surface, Table, Times, grid_of
-from niwaki.budgets.timed import calibrated, priced_by
+from niwaki.budgets.timed import calibrated, priced_by, timed
 from niwaki.errors import BudgetError, FileDamagedError, InputError
 from niwaki.graph.layers import layers_of
+from niwaki.measure import Target
 
 MACHINE = {"cpu": "an abacus", "runtime": "onnxruntime", "threads": "1"}
 
@@ -178,3 +180,12 @@ def test_layers_of_a_network() -> None:
     ]
     first, last = layers_of(graph, fused=True)
     assert first.full == (8, 3) and last.full == (2, 32) and first.widths[0][0].size == 8 and len(first.then) == 1
+
+
+def test_measuring_leaves_the_modes_of_the_network() -> None:
+    net = nn.Sequential(nn.Linear(4, 32), nn.Dropout(), nn.Linear(32, 2))
+    net[1].eval()
+    example = torch.zeros(1, 4)
+    graph = timed(net, example, niwaki.trace(net, example), target=Target("pytorch"))
+    assert "latency" in graph.costs
+    assert [module.training for module in net.modules()] == [True, True, False, True]

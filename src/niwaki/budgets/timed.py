@@ -24,6 +24,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.cost import Term, joined, resolved
 from niwaki.graph.layers import HEAVY, Layer, layers_of
 from niwaki.graph.plans import alive_of
+from niwaki.measure.measurement import evaluating
 from niwaki.measure.replay import alone
 from niwaki.measure.target import Target, at_batch, in_turns
 from niwaki.plan import Plan
@@ -162,12 +163,12 @@ class _Networks:
         }
         wanted = {label: plan for label, plan in plans.items() if plan is not None}
         if UNCUT not in found or not set(wanted) <= set(found):
-            calls = {UNCUT: self.target.open(self.model.eval(), self.example)}
-            for number, (label, plan) in enumerate(wanted.items()):
-                if self.progress is not None:
-                    self.progress(number, len(wanted), f"whole network, {label}")
-                calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
-            with self.target.threaded():
+            with self.target.threaded(), evaluating(self.model):
+                calls = {UNCUT: self.target.open(self.model, self.example)}
+                for number, (label, plan) in enumerate(wanted.items()):
+                    if self.progress is not None:
+                        self.progress(number, len(wanted), f"whole network, {label}")
+                    calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
                 times = in_turns(calls, runs=RUNS, clock=self.target.clock)
             now = min(times[UNCUT])
             base = found.setdefault(UNCUT, now)
