@@ -89,6 +89,9 @@ def test_what_was_measured_is_kept(tmp_path: Path) -> None:
     )
     assert resumed.rows == found.rows and len(again.asked) == len(heard) == 2
     assert sorted(file.read_text().splitlines()) == sorted(content.splitlines())
+    idle = Judged()
+    whole = niwaki.sensitivity(net(), X, task=idle, shares=(0.5, 0.25), file=file)
+    assert not idle.asked and (whole.metric, whole.unit, whole.before) == ("score", "points", 120.0)
     other = net()
     with torch.no_grad():
         other[0].weight.mul_(2)
@@ -134,3 +137,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     for more in (["--limit", "3"], ["--score", "worst"], ["--shares", "half"]):
         assert main(["sensitivity", f"python:{file}:make", *more]) == 2
         capsys.readouterr()
+
+
+def test_random_scores_follow_the_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "user.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Linear(2, 64), nn.Linear(64, 2)), torch.zeros(1, 2)\n"
+    )
+    found = []
+    for seed in ("0", "7"):
+        words = ["sensitivity", f"python:{file}:make", "--shares", "0.5", "--json", "--score", "random"]
+        assert main([*words, "--seed", seed]) == 0
+        found.append(json.loads(capsys.readouterr().out)["settings"]["score"]["seed"])
+    assert found == [0, 7]

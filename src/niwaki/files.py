@@ -28,26 +28,31 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
         os.chmod(aside, 0o755)
     try:
         write(aside)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            try:
-                os.rename(folder, old / "run")
-            except BaseException:
-                old.rmdir()
-                raise
-            try:
-                os.rename(aside, folder)
-            except BaseException:
-                os.rename(old / "run", folder)
-                old.rmdir()
-                raise
-            shutil.rmtree(old)
-        else:
-            os.rename(aside, folder)
+        take_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return folder
+
+
+def take_place(made: Path, folder: Path) -> None:
+    """Rename `made` to `folder`; what was there goes last, and comes back if anything fails."""
+    if not folder.exists():
+        os.rename(made, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    try:
+        os.rename(folder, old / "run")
+    except BaseException:
+        old.rmdir()
+        raise
+    try:
+        os.rename(made, folder)
+    except BaseException:
+        os.rename(old / "run", folder)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
 
 
 def write_text(file: Path, text: str) -> Path:

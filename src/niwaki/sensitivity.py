@@ -163,11 +163,13 @@ def sensitivity(
         **judge.settings,
     }
     kept = _Kept(None if file is None else Path(file), settings)
-    before = kept.before
-    if before is None:
+    if kept.before is None:
         if progress is not None:
             progress(0, len(plans) + 1, "the uncut network")
-        before = kept.note_before(judge(model))
+        number = judge(model)
+        kept.note_before(number, judge.metric, judge.unit)
+    assert kept.before is not None
+    before, metric, unit = kept.before
     every = graph.cost(np.ones(graph.units.count, bool))["macs"] or 1.0
     rows = []
     for number, (name, units, keep, alive) in enumerate(plans):
@@ -178,7 +180,7 @@ def sensitivity(
             value = _measured(model, graph, alive, judge)
             row = kept.note(Row(name, units, keep, value, graph.cost(alive)["macs"] / every))
         rows.append(row)
-    return Sensitivity(judge.metric, judge.unit, before, task is not None, tuple(rows), settings, left)
+    return Sensitivity(metric, unit, before, task is not None, tuple(rows), settings, left)
 
 
 def _measured(model: nn.Module, graph: ChannelGraph, alive: np.ndarray, judge: "_Judge") -> float:
@@ -253,7 +255,8 @@ class _Kept:
         text = json.dumps(settings, sort_keys=True, default=str)
         self.path, self.key = path, hashlib.sha256(text.encode()).hexdigest()[:16]
         self.rows: dict[tuple[str, int, int], Row] = {}
-        self.before: float | None = None
+        self.before: tuple[float, str, str] | None = None
+        """The uncut network's value, its metric and unit."""
         if path is None or not path.exists():
             return
         try:
@@ -282,7 +285,8 @@ class _Kept:
         if key != self.key or number != number:  # NaN stands for what was not finite: measured again
             return
         if "group" not in line:
-            self.before = number
+            named = (line.get("metric"), line.get("unit"))
+            self.before = (number, str(named[0]), str(named[1])) if None not in named else None
         else:
             row = Row(str(line["group"]), int(line["units"]), int(line["kept"]), number, float(line["macs"]))
             self.rows[row.group, row.units, row.kept] = row
@@ -291,9 +295,9 @@ class _Kept:
         self._write({**asdict(row), "value": row.value if np.isfinite(row.value) else None})
         return row
 
-    def note_before(self, value: float) -> float:
-        self._write({"value": value})
-        return value
+    def note_before(self, value: float, metric: str, unit: str) -> None:
+        self.before = (value, metric, unit)
+        self._write({"value": value, "metric": metric, "unit": unit})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is None:

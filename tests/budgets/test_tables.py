@@ -1,19 +1,22 @@
 """Times read off measured widths, by hand, and budgets of them with made-up tables."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import niwaki
 from budgets.costed import chain, graph_of, scored
 from niwaki.budgets.tables import Steps, Surface, Table, Times, grid_of
-from niwaki.budgets.timed import calibrated, priced_by
+from niwaki.budgets.timed import calibrated, priced_by, timed
 from niwaki.errors import BudgetError, FileDamagedError, InputError
 from niwaki.graph.layers import layers_of
+from niwaki.measure import Target
 
 MACHINE = {"cpu": "an abacus", "runtime": "onnxruntime", "threads": "1"}
 
@@ -178,3 +181,42 @@ def test_layers_of_a_network() -> None:
     ]
     first, last = layers_of(graph, fused=True)
     assert first.full == (8, 3) and last.full == (2, 32) and first.widths[0][0].size == 8 and len(first.then) == 1
+
+
+def test_measuring_leaves_the_modes_of_the_network() -> None:
+    net = nn.Sequential(nn.Linear(4, 32), nn.Dropout(), nn.Linear(32, 2))
+    net[1].eval()
+    example = torch.zeros(1, 4)
+    graph = timed(net, example, niwaki.trace(net, example), target=Target("pytorch"))
+    assert "latency" in graph.costs
+    assert [module.training for module in net.modules()] == [True, True, False, True]
+
+
+def test_networks_of_other_groups_are_measured_again(tmp_path: Path) -> None:
+    """What is protected takes no part: the same share of the MACs is another network."""
+    net, example, file = (
+        nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 32), nn.Linear(32, 2)),
+        torch.zeros(1, 4),
+        "t.json",
+    )
+
+    def kept(*protect: str) -> int:
+        timed(
+            net, example, niwaki.trace(net, example, protect=protect), target=Target("pytorch"), table=tmp_path / file
+        )
+        (networks,) = json.loads((tmp_path / file).read_text())["networks"].values()
+        return len(networks)
+
+    first = kept()
+    assert kept("0") > first
+
+
+def test_a_model_elsewhere_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were on a GPU: what is called and moved is a copy."""
+    net, example = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 2)), torch.zeros(1, 4)
+    graph = niwaki.trace(net, example)
+    monkeypatch.setattr(sys.modules["niwaki.budgets.timed"], "device_of", lambda model: torch.device("cuda"))
+    net.register_forward_hook(lambda module, *_: called.append(module is net))
+    called: list[bool] = []
+    assert "latency" in timed(net, example, graph, target=Target("pytorch")).costs
+    assert called and not any(called)

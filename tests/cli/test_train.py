@@ -226,6 +226,44 @@ def test_no_run_is_trained_over(run, here):
     assert (here / "s/report.json").read_bytes() != before
 
 
+def test_a_run_that_is_replaced_stays_until_the_new_one_is_whole(run, here, dies):
+    assert run(*WORDS, "--out", "r").code == 0
+    assert run(*WORDS, "--seed", "1", "--out", "whole").code == 0
+    old = {name: (here / "r" / name).read_bytes() for name in ("report.json", "model.safetensors", "history.json")}
+    again = (*WORDS, "--seed", "1", "--out", "r", "--force")
+
+    def kept():
+        return all((here / "r" / name).read_bytes() == content for name, content in old.items())
+
+    failed = run(*again, "--lr", "1e30", "--set", "warmup=0", "--set", "schedule=constant")
+    assert failed.code == 2 and "lower lr" in failed.err and kept() and not (here / "r.partial").exists()
+    dies(1)
+    with pytest.raises(Killed):
+        run_past_handlers(*again)
+    assert kept() and not (here / "r.partial").exists()
+    dies(9)
+    with pytest.raises(Killed):
+        run_past_handlers(*again)
+    dies(10**9)
+    assert kept() and sorted(path.name for path in (here / "r.partial/checkpoints").iterdir())
+    assert "niwaki resume r" in run(*WORDS, "--out", "r").err
+    assert run("resume", "r").code == 0
+    assert weights(here / "r") == weights(here / "whole") != old["model.safetensors"]
+    assert not (here / "r.partial").exists() and not [p for p in here.iterdir() if p.name.startswith(".")]
+    for name, part in (("history.json", "settings"), ("settings.json", "training")):
+        assert json.loads((here / "r" / name).read_text())[part]["folder"] == "r"
+    assert "ended already" in run("resume", "r").err
+
+
+def test_the_report_of_a_training_speaks_of_no_cut(run, here):
+    assert run(*WORDS, "--out", "r").code == 0
+    said = run("report", "r")
+    page = (here / "r/report.html").read_text()
+    for text in (said.out, page):
+        assert "Trained Sequential: accuracy " in text
+        assert not any(words in text for words in ("No receipt", "smaller", "stay", "has a rule"))
+
+
 def test_a_loss_that_is_not_finite_leaves_checkpoints_to_look_at(run, here):
     said = run(*WORDS, "--out", "r", "--lr", "1e30", "--set", "warmup=0", "--set", "schedule=constant")
     assert said.code == 2 and "lower lr" in said.err and not (here / "r").exists()

@@ -1,5 +1,7 @@
 """Targets: what is refused, and that something real is timed."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import niwaki
 from niwaki.budgets import table_path, timed
 from niwaki.errors import InputError, MissingExtraError, UnknownNameError
 from niwaki.measure import RuntimeLatency, Target
-from niwaki.measure.target import in_turns
+from niwaki.measure.target import _openvino, in_turns
 
 
 def net() -> nn.Sequential:
@@ -90,3 +92,20 @@ def test_the_meter_says_what_it_measured() -> None:
     assert found.name == "runtime_latency" and "batch 2" in found.definition and found.value > 0
     with pytest.raises(InputError, match="RuntimeLatency"):
         RuntimeLatency(runs=0)
+
+
+def test_openvino_is_asked_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it would choose by itself is the processor's: bfloat16, where that is fast."""
+    said: dict[str, Any] = {}
+
+    class Core:
+        def read_model(self, content: Any) -> Any:
+            return content
+
+        def compile_model(self, model: Any, device: str, settings: dict[str, Any]) -> Any:
+            said.update(settings)
+            return SimpleNamespace(create_infer_request=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=Core))
+    _openvino(b"", X, 2)
+    assert said["INFERENCE_PRECISION_HINT"] == "f32" and said["INFERENCE_NUM_THREADS"] == 2

@@ -108,3 +108,14 @@ def test_settings_hold_the_task_its_data_and_the_meters(tmp_path: Path) -> None:
     assert settings["meters"][0]["class"] == "Latency" and settings["meters"][0]["runs"] == 1
     assert settings["example"] == {"tensor": [1, 1, 8, 8], "dtype": "float32"} and settings["device"] == "cpu"
     assert outcome.settings()["task"]["splits"] == task.splits.record
+
+
+def test_a_time_is_no_accuracy() -> None:
+    """Without data nothing is called accuracy, whatever was measured last."""
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    meters = (niwaki.measure.Latency(runs=1, warm_up=0),)
+    outcome = niwaki.compress(
+        net, torch.zeros(1, 4), method=niwaki.methods.Magnitude(), budget=niwaki.Budget(0.5), meters=meters
+    )
+    candidates = outcome.report()["candidates"]
+    assert [("latency" in one, "accuracy" in one) for one in candidates] == [(True, False)] * 2

@@ -153,6 +153,12 @@ def test_latency_is_in_the_rows_once_it_was_measured(tmp_path: Path) -> None:
     assert "latency" not in rows[TRIALS[1].digest]["values"]
 
 
+def test_an_uncut_model_on_other_inputs_is_another_one_to_time() -> None:
+    small, large = grid({"model": "m", "input": ["1x3x32x32", "1x3x64x64"]})
+    assert uncut(small) != uncut(large)
+    assert [uncut(trial) for trial in grid({"model": "m", "keep": [0.5, 0.7]})] == ["uncut m"] * 2
+
+
 def test_two_sweeps_in_one_folder_and_folders_of_others_are_refused(tmp_path: Path) -> None:
     busy = pytest.raises(RunExistsError, match="another one is at work")
     with _opened(tmp_path / "a", TRIALS, None), busy, _opened(tmp_path / "a", TRIALS, None):

@@ -1,6 +1,7 @@
 """`timed`: what a plan takes in milliseconds on a target, from measured layers and a few whole networks."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -24,12 +25,13 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.cost import Term, joined, resolved
 from niwaki.graph.layers import HEAVY, Layer, layers_of
 from niwaki.graph.plans import alive_of
+from niwaki.measure.measurement import evaluating
 from niwaki.measure.replay import alone
 from niwaki.measure.target import Target, at_batch, in_turns
 from niwaki.plan import Plan
 from niwaki.scores.score import Scores
 from niwaki.surgery import cut
-from niwaki.units import Budget, map_tensors, tensors_in
+from niwaki.units import Budget, device_of, map_tensors, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ def timed(
         FileDamagedError: `table` is no such file.
     """
     target.need()
+    if device_of(model).type != "cpu":  # targets are; a model that will be trained elsewhere stays there
+        model = copy.deepcopy(model).cpu()
     known = Table.open(None if table is None else Path(table), target.machine())
     batched = map_tensors(at_batch(example, target.batch), lambda t: t.detach().cpu())
     mine = graph if target.batch == _batch(graph) else trace(model, batched)
@@ -160,14 +164,16 @@ class _Networks:
         found: dict[str, float] = {
             str(one["plan"]): float(one["ms"]) for one in self.known.networks.setdefault(key, []) if "plan" in one
         }
-        wanted = {label: plan for label, plan in plans.items() if plan is not None}
+        wanted = {  # of other groups (protected ones, say) the same share is another network
+            f"{label} {_code(alive_of(self.graph, plan))}": plan for label, plan in plans.items() if plan is not None
+        }
         if UNCUT not in found or not set(wanted) <= set(found):
-            calls = {UNCUT: self.target.open(self.model.eval(), self.example)}
-            for number, (label, plan) in enumerate(wanted.items()):
-                if self.progress is not None:
-                    self.progress(number, len(wanted), f"whole network, {label}")
-                calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
-            with self.target.threaded():
+            with self.target.threaded(), evaluating(self.model):
+                calls = {UNCUT: self.target.open(self.model, self.example)}
+                for number, (label, plan) in enumerate(wanted.items()):
+                    if self.progress is not None:
+                        self.progress(number, len(wanted), f"whole network, {label}")
+                    calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
                 times = in_turns(calls, runs=RUNS, clock=self.target.clock)
             now = min(times[UNCUT])
             base = found.setdefault(UNCUT, now)
@@ -176,6 +182,11 @@ class _Networks:
             self.known.save()
         points = [(alive_of(self.graph, plan), found[label]) for label, plan in wanted.items()]
         return [(np.ones(self.graph.units.count, bool), found[UNCUT]), *points]
+
+
+def _code(alive: np.ndarray) -> str:
+    """Of the units that stay."""
+    return hashlib.sha256(np.packbits(alive).tobytes()).hexdigest()[:8]
 
 
 def _narrowed(graph: ChannelGraph, share: float) -> Plan | None:

@@ -93,7 +93,7 @@ def sensitivity(
             asked.example,
             task=task_of(asked, batch=batch),
             shares=[float(share) for share in listed],
-            how=made[score](),
+            how=made[score](seed=seed) if score == "random" else made[score](),
             protect=tuple(protect or ()),
             limit=limit,
             seed=seed,

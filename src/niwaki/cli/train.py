@@ -18,10 +18,19 @@ from niwaki.cli.options import (
     Threads,
     training_of,
 )
-from niwaki.cli.runs import REPORT, SETTINGS, begin, clear, cleared_unless_begun, resumed, same_place
+from niwaki.cli.runs import (
+    REPORT,
+    SETTINGS,
+    begin,
+    clear,
+    cleared_unless_begun,
+    refuse_under_way,
+    resumed,
+    same_place,
+)
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, RunExistsError, making
-from niwaki.files import first_process
+from niwaki.files import first_process, partial_of, take_place
 
 RATES = {"sgd": 0.1, "adamw": 0.001}
 """Of networks that know nothing yet."""
@@ -63,14 +72,17 @@ def train(
     """Train a model. Writes history, checkpoints, weights and a report to DIR; `niwaki resume DIR` after a kill.
 
     After each epoch the validation split is looked at, and a checkpoint is written; DIR/model.safetensors, at the end,
-    is a --checkpoint of other commands.
+    is a --checkpoint of other commands. With --force the old run stays until the new one is whole, which until then is
+    in DIR.partial.
     """
-    same_place(out)
+    place = _place(out, force=force)
+    same_place(place)
+    refuse_under_way(out, force=force)
     _refuse_place(out, force=force)
     if data is None:
         raise InputError("train", found="no data", do="give --data")
     fields = training_of(settings, "--set", {"epochs": epochs, "optimizer": optimizer, "seed": seed, "lr": lr})
-    fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(out)}
+    fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(place)}
 
     from niwaki.cli.sources import ask, task_of
     from niwaki.methods.trained import Training
@@ -99,15 +111,27 @@ def train(
         source=model,
         weights=asked.loaded.weights,
         command=context.obj,
+        home=out,
     )
     if resumed.get() is None and first_process():
-        clear(out)
-    with cleared_unless_begun(out), stages() as (hear, step):
-        begin(out, context.obj, **work.settings())
+        clear(partial_of(out))
+    with cleared_unless_begun(place), stages() as (hear, step):
+        begin(place, context.obj, **work.settings())
         report = work(progress=hear, steps=step, resume=resumed.get() is not None, write=first_process())
     if first_process():
+        if place != out:
+            take_place(place, out)
         say(f"saved: {out}")
         show(_drawn(report), data={"folder": str(out), "report": report}, as_json=as_json)
+
+
+def _place(out: Path, *, force: bool) -> Path:
+    """Where the run is under way: beside a run that it replaces."""
+    aside, record = partial_of(out), resumed.get()
+    if record is not None:
+        return aside if record.folder == aside.resolve() else out
+    with making(out):
+        return aside if force and out.exists() else out
 
 
 def _refuse_place(out: Path, *, force: bool) -> None:

@@ -251,6 +251,7 @@ def _openvino(content: bytes, example: Any, threads: int, *, counted: bool = Fal
 
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
+    settings["INFERENCE_PRECISION_HINT"] = "f32"  # bfloat16 unless said, where the processor has products of it
     compiled = core.compile_model(core.read_model(io.BytesIO(content)), "CPU", settings | {"PERF_COUNT": counted})
     request = compiled.create_infer_request()
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors_in(example)]

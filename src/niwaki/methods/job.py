@@ -181,9 +181,6 @@ class Outcome:
             {"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
             for label, m in [("before", self.before), *((s.stage, s.measurements) for s in self.stages)]
         ]
-        for candidate in candidates:
-            if metric and metric[-1] in candidate:
-                candidate.setdefault("accuracy", candidate[metric[-1]])
         splits = getattr(getattr(self.job.task, "splits", None), "record", {})
         return {
             "niwaki": __version__,

@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -20,6 +20,7 @@ from niwaki.methods.job import describe_example, digest, settings_of
 from niwaki.tasks import Task
 from niwaki.train import Recovery
 from niwaki.train.checkpoints import save_weights
+from niwaki.train.history import HISTORY
 
 
 @final
@@ -36,6 +37,8 @@ class Training:
     source: str = ""
     weights: str = ""
     command: str | None = None
+    home: Path | None = None
+    """Where the folder goes when all is written, if not where it is: the reports name that place."""
 
     def settings(self) -> dict[str, Any]:
         """What the training was asked for."""
@@ -44,7 +47,7 @@ class Training:
             "weights": self.weights,
             "example": describe_example(self.example),
             "task": settings_of(self.task),
-            "training": self.how.to_json(),
+            "training": self._at_home(self.how.to_json()),
             "limit": self.limit,
         }
 
@@ -81,6 +84,8 @@ class Training:
         assert self.how.folder is not None
         folder = Path(self.how.folder)
         save_weights(self.model, folder / "model.safetensors")
+        history = replace(history, settings=self._at_home(history.settings))
+        write_json(folder / HISTORY, history.to_json())
         report = {
             "niwaki": __version__,
             "command": self.command,
@@ -104,6 +109,9 @@ class Training:
         }
         write_json(folder / "report.json", report)
         return report
+
+    def _at_home(self, settings: dict[str, Any]) -> dict[str, Any]:
+        return settings if self.home is None else {**settings, "folder": str(self.home)}
 
     def _look(self) -> dict[str, Measurement]:
         """Counts, and the task's metrics on the test split."""

@@ -62,11 +62,13 @@ def latencies(run: Run) -> str:
 
 
 def trade(runs: Sequence[Run]) -> str:
-    """The accuracy/cost plot, or the reason why there is none."""
+    """The accuracy/cost plot, or the reason why there is none; nothing for a training, which costs what it did."""
+    if len(runs) == 1 and runs[0].trained:
+        return ""
     found, cost = points(runs), cost_of(runs)
     head = "<h2>Accuracy and cost</h2>"
     if cost is None or not any(point.series != "uncut" for point in found):
-        return f"<section>{head}<p>No plot: accuracy was not measured (no data was given).</p></section>"
+        return f"<section>{head}<p>No plot: accuracy was not measured.</p></section>"
     title = {"macs": "MACs", "params": "parameters"}.get(cost, cost)
     plot = scatter(found, cost=title, joined=len(runs) > 1)
     return f"<section>{head}{figure(plot + legend(found))}</section>"

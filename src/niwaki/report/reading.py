@@ -47,6 +47,8 @@ SHAPE: dict[str, Any] = {
     "data_reads": [dict],
     "unfolded": [str],
 }
+TRAINED = "train"
+"""What a training calls its method."""
 NEEDED = ("model", "method", "before", "after")
 EXPORT: dict[str, Any] = {
     "file": str,
@@ -78,6 +80,11 @@ class Run:
     """How the run is called among others: its folder below the folder that was asked for."""
     data: dict[str, Any]
     settings: dict[str, Any]
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a training: nothing was traced or cut, so nothing was to be judged."""
+        return bool(self.data["method"].get("name") == TRAINED)
 
     def number(self, side: str, name: str) -> float | None:
         """Value of a measurement `before` or `after`; None where it was not taken."""

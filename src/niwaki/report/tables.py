@@ -158,6 +158,8 @@ def candidates(run: Run) -> Table:
 def receipt(run: Run) -> Table:
     """What the judge found."""
     found = run.get("receipt")
+    if not found and run.trained:
+        return Table("Judge", ("", ""), ())
     if not found:
         return Table("Judge", ("", ""), (), note="No receipt: nobody compared the cut model with the masked original.")
     inexact = found.get("inexact") or []
@@ -174,6 +176,7 @@ def receipt(run: Run) -> Table:
 
 def uncounted(run: Run) -> Table:
     """What the trace and the numbers leave out: said, so that nobody takes silence for a yes."""
+    everything = "every operation has a rule, no number was read out of data, every cost was counted"
     rows = [
         ("unknown operation", f"{one.get('operation') or '?'}{_in(one)}", "held fixed: what it touches keeps its width")
         for one in run.get("unknown")
@@ -189,9 +192,7 @@ def uncounted(run: Run) -> Table:
                 seen.setdefault(str(what), [])
                 seen[what] += [title(name)] if title(name) not in seen[what] else []
     rows += [("not counted", what, "in " + ", ".join(names)) for what, names in seen.items()]
-    note = (
-        "" if rows else "Nothing: every operation has a rule, no number was read out of data, every cost was counted."
-    )
+    note = "" if rows else f"Nothing: {'every cost was counted' if run.trained else everything}."
     return Table("What was not seen or not counted", ("", "what", "meaning"), tuple(rows), note=note)
 
 
@@ -288,9 +289,8 @@ def definitions(runs: Sequence[Run]) -> Table:
 def headline(run: Run) -> str:
     """The run in one sentence."""
     who = run.get("model").get("class") or run.get("model").get("source") or "the model"
-    said = [
-        f"{100 * share:.1f} % of the {title(name)} stay" for name in ("macs", "params") if (share := run.share(name))
-    ]
+    costs = () if run.trained else ("macs", "params")
+    said = [f"{100 * share:.1f} % of the {title(name)} stay" for name in costs if (share := run.share(name))]
     before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
     if before is not None and after is not None:
         said.append(f"accuracy {before:.2f} → {after:.2f} %")
@@ -298,6 +298,8 @@ def headline(run: Run) -> str:
     if passed is not None:
         said.append("the judge passed the cut" if passed else "the judge did NOT pass the cut")
     words = "; ".join(said) or "no cost was measured before and after"
+    if run.trained:
+        return f"Trained {who}: {'; '.join(said) or 'no accuracy was measured'}."
     return f"{run.get('method').get('name', 'A method')} made {who} smaller: {words}."
 
 

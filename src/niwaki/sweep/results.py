@@ -47,8 +47,10 @@ def times_of(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def uncut(trial: Trial) -> str:
-    """Name under which the latency of a trial's uncut model is kept."""
-    return f"{_UNCUT} {trial.options['model']}"
+    """Name under which the latency of a trial's uncut model is kept: with what its example and place follow from, where
+    that is said."""
+    said = [f"{name}={trial.options[name]}" for name in ("input", "device") if trial.options.get(name)]
+    return " ".join((_UNCUT, str(trial.options["model"]), *said))
 
 
 def _row(
