@@ -164,8 +164,25 @@ def test_force_starts_again(run, here, dies):
     with pytest.raises(Killed):
         run_past_handlers(*COMPRESS, "--out", "r")
     dies(10**9)
+    plain = run(*COMPRESS[:8], "--runs", "0", "--out", "r", "--force")
+    assert plain.code == 0 and not (here / "r/recovery").exists(), (
+        plain.err
+    )  # that of the run which died is not its own
+    dies(9)
+    with pytest.raises(Killed):
+        run_past_handlers(*COMPRESS, "--out", "r", "--force")
+    dies(10**9)
     assert run(*COMPRESS, "--out", "r", "--force").code == 0
-    assert (here / "r/report.json").is_file() and not (here / "r.partial").exists()
+    assert (here / "r/recovery").exists() and not (here / "r.partial").exists()
+
+
+def test_adamw_has_a_rate_of_its_own(run, here):
+    words = (*COMPRESS[:8], "--runs", "0", "--recover", "1", "--recovery-set", "limit=1")
+    rates = {}
+    for number, more in enumerate((("--optimizer", "adamw"), ("--optimizer", "adamw", "--lr", "0.01"), ())):
+        said = run(*words, *more, "--out", str(number), "--json")
+        rates[number] = said.data["report"]["history"]["settings"]["lr"]
+    assert rates == {0: 0.001, 1: 0.01, 2: 0.01}
 
 
 WRONG = {

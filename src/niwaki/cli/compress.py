@@ -46,6 +46,9 @@ from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
 from niwaki.files import first_process, partial_of
 
+ADAMW_RATE = 0.001
+"""Of networks that know something already; sgd has the recovery's own."""
+
 
 def compress(
     context: typer.Context,
@@ -86,7 +89,9 @@ def compress(
     recover: Annotated[
         int, typer.Option(min=0, metavar="EPOCHS", help="Train for some epochs after the cut, on --device.")
     ] = 0,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 unless said.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate of the recovery; 0.01 (adamw: 0.001) unless said.")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="Of the recovery: sgd (unless said) or adamw.")] = None,
     recovery_settings: Annotated[
         list[str] | None,
@@ -146,6 +151,8 @@ def compress(
         found, do = "no recovery to set it for", "give --recover EPOCHS"
         raise InputError(f"--recovery-set {recovery_settings[0]}", found=found, do=do)
     given = training_of(recovery_settings, "--recovery-set", {"epochs": recover or None, "seed": seed, **training})
+    if given.get("optimizer") == "adamw":
+        given.setdefault("lr", ADAMW_RATE)
     for name, value in (("--recover", recover), ("--limit-test", limit_test)):
         if value and data is None:
             raise InputError(f"{name} {value}", found="no data", do="give --data")
@@ -222,7 +229,8 @@ def compress(
     if not first_process():
         return
     outcome.save(out, force=force)
-    keep_recovery(partial, out)
+    if recovery is not None:  # else what lies there is of a run that --force replaces
+        keep_recovery(partial, out)
     result: dict[str, Any] = {"folder": str(out)}
     failed: list[NiwakiError] = []
     if exports:

@@ -154,6 +154,7 @@ class Outcome:
             "limit": job.limit,
             "task": None if job.task is None else settings_of(job.task),
             "meters": [settings_of(meter) for meter in job.meters],
+            "target": None if job.target is None else settings_of(job.target),
             "command": job.command,
             "recovery": None if job.recovery is None else job.recovery.to_json(),
             "distill": [
