@@ -218,6 +218,9 @@ def page(rows: Rows) -> None:
         how many of each layer, at as many channels in all; *fitted inputs* takes what goes into a layer to
         be what its batch norm's variances say. Activations stay floats.
 
+        The ResNets are published weights. VGG-16-BN and MobileNetV2 were trained here for 6 and 8 epochs on a CPU
+        (`--train`): they have less to spare than networks trained to the end, and all their layers are cut.
+
         What was chosen on what: the closed forms and their weights are the source's. *Path norm* (the default), the
         series of variants below B and the weight of the prior behind *fitted inputs* were tried on 2000 test pictures
         of ResNet-20 while they were made, so the test tables are not blind to them. The validation tables are: nothing

@@ -97,8 +97,8 @@ def layer_errors(
         rows, columns = (kept(plan, way.reader, axis, weight.shape[axis]) for axis in (0, 1))
         channels = kept(plan, site.weight, 0, len(site.units))
         found[how] = share(applied(small, small.weight, a[:, columns]), whole[:, rows])
-        y = dense.outputs[way.norms[-1].mean.removesuffix(".running_mean")] if way.norms else dense.outputs[maker]
-        if how == "A" and y.shape == a.shape:
+        y = dense.outputs[way.norms[-1].mean.removesuffix(".running_mean")] if way.norms else None
+        if how == "A" and y is not None and y.shape == a.shape:
             found["A, before the ReLU"] = share(
                 applied(small, small.weight, y[:, channels]), applied(module, weight, y)[:, rows]
             )
