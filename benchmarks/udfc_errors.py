@@ -8,6 +8,7 @@ import argparse
 import os
 import statistics
 import warnings
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from niwaki.repair.sites import Path as Way
 from niwaki.repair.sites import Site, structure_of
 from niwaki.tasks import Classification
 
-PICTURES = 512
-FITTED_ON = 1024
+PICTURES = 256
+FITTED_ON = 512
 """Training pictures for the best mixing there is."""
 PARTS = {
     "removed": "the channels are gone, nothing is repaired",
@@ -41,20 +42,23 @@ PARTS = {
 
 
 class Seen:
-    """Inputs and outputs of modules in one forward pass."""
+    """Inputs and outputs of some modules in one forward pass, and its logits."""
 
-    def __init__(self, model: nn.Module, paths: set[str], pictures: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, pictures: Tensor, *, inputs: Iterable[str] = (), outputs: Iterable[str] = ()
+    ) -> None:
         self.inputs: dict[str, Tensor] = {}
         self.outputs: dict[str, Tensor] = {}
+        wanted = [(path, self.inputs, 0) for path in inputs] + [(path, self.outputs, 1) for path in outputs]
         with ExitStack() as hooks, torch.no_grad():
-            for path in paths:
-                handle = model.get_submodule(path).register_forward_hook(self._hook(path))
-                hooks.callback(handle.remove)
+            for path, table, which in wanted:
+                hooks.callback(model.get_submodule(path).register_forward_hook(self._hook(path, table, which)).remove)
             self.logits = model(pictures)
 
-    def _hook(self, path: str) -> Any:
+    @staticmethod
+    def _hook(path: str, table: dict[str, Tensor], which: int) -> Any:
         def keep(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-            self.inputs[path], self.outputs[path] = given[0].detach().clone(), made.detach().clone()
+            table[path] = (given[0], made)[which].detach().clone()  # the next module may write here
 
         return keep
 
@@ -143,10 +147,9 @@ def errors(rows: Rows, name: str, keep: float, bits: int, task: Classification, 
     model, example = network(name), task.example()
     structure = structure_of(niwaki.trace(model, example))
     ways = [(site, way) for site in structure.sites if site.reason is None for way in site.paths]
-    names = {
-        path.removesuffix(suffix) for s, w in ways for path, suffix in ((s.weight, ".weight"), (w.reader, ".weight"))
-    }
-    names |= {norm.mean.removesuffix(".running_mean") for _, way in ways for norm in way.norms}
+    readers = {way.reader.removesuffix(".weight") for _, way in ways}
+    makers = {site.weight.removesuffix(".weight") for site, _ in ways}
+    norms = {norm.mean.removesuffix(".running_mean") for _, way in ways for norm in way.norms}
     runs: dict[str, Any] = {}
     budget = niwaki.Budget(keep=keep, of="units")
     for how, solve in (("plain", "none"), ("A", "filter"), ("B", "activation")):
@@ -160,12 +163,12 @@ def errors(rows: Rows, name: str, keep: float, bits: int, task: Classification, 
     only = niwaki.compress(model, example, method=UDFC(bits=bits), budget=niwaki.Budget(keep=1.0))
     pictures = torch.cat([x for x, _ in task.splits.val.batches(options.pictures)][:1])
     fitting = torch.cat([x for x, _ in task.calibration(FITTED_ON // task.batch, 0)])
-    seen = {"dense": Seen(model, names, pictures)}
-    seen |= {how: Seen(run.model, names, pictures) for how, run in runs.items()}
-    seen["training"] = Seen(model, {way.reader.removesuffix(".weight") for _, way in ways}, fitting)
+    dense = Seen(model, pictures, inputs=readers | makers, outputs=readers | norms)
+    seen = {how: Seen(run.model, pictures, outputs=readers if how[0] in "AB" else ()) for how, run in runs.items()}
+    seen |= {"dense": dense, "training": Seen(model, fitting, inputs=readers)}
     found = {f"{site.weight} -> {way.reader}": layer_errors(model, runs, site, way, seen, bits) for site, way in ways}
-    logits = {how: share(one.logits, seen["dense"].logits) for how, one in seen.items() if how in runs}
-    logits["rounded alone"] = share(Seen(only.model, set(), pictures).logits, seen["dense"].logits)
+    logits = {how: share(seen[how].logits, dense.logits) for how in runs}
+    logits["rounded alone"] = share(Seen(only.model, pictures).logits, dense.logits)
     values = {"network": name, "keep": keep, "bits": bits, "pictures": len(pictures), "layers": found, "logits": logits}
     rows.add(key, values, seed=0, threads=options.threads)
 
