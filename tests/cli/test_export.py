@@ -47,6 +47,14 @@ def test_a_run_s_exports_are_in_its_report(run: Run, here: Path) -> None:
     assert "Exports" in shown and "model.pt2" in shown
 
 
+def test_weights_beside_the_file_are_not_written_over(run: Run, here: Path) -> None:
+    (here / "mine").mkdir()
+    (here / "mine/model.bin").write_bytes(b"precious")
+    said = run("export", MODEL, *SHAPE, "--to", "openvino", "--out", "mine", "--json")
+    assert said.code == 2 and said.data["error"]["found"] == "model.bin exists"
+    assert [path.name for path in (here / "mine").iterdir()] == ["model.bin"]
+
+
 def test_a_model_by_its_name(run: Run, here: Path) -> None:
     found = run("export", MODEL, *SHAPE, "--to", "pt2", "onnx", "--out", "made", "--runs", "0", "--json")
     assert found.code == 0, found.err

@@ -62,6 +62,7 @@ def test_a_missing_shard_is_an_error_in_four_parts(shards: Path, run: Run) -> No
         ((), "no weights on disk"),
         (("--checkpoint", "whole", "--data", "digits"), "--data with --low-memory"),
         (("--checkpoint", "whole", "--export", "onnx"), "--export with --low-memory"),
+        (("--checkpoint", "whole", "--target", "pytorch"), "--target with --low-memory"),
         (("--checkpoint", "whole", "--method", "taylor"), "weights that stay on disk"),
         (("--checkpoint", "whole", "--set", "fold=true"), "fold=True"),
         (("--checkpoint", "nowhere"), "no such place"),

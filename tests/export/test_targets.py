@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -360,3 +361,40 @@ def test_entries_for_reports_are_plain(cut: Any, tmp_path: Path) -> None:
     told = export_model(model, example, tmp_path / "a.pt2", runs=1).to_json()
     assert json.loads(json.dumps(told)) == told
     assert (told["file"], told["batch"], told["difference"]["unit"]) == ("a.pt2", "dynamic", "relative")
+
+
+class InTwo(Target):
+    """A graph and its weights, as OpenVINO has them."""
+
+    name, extension, needs, extra, runtime = "two", ".xml", (), "niwaki", "two files"
+
+    def write(self, model: nn.Module, example: Any, file: Path, *, dynamic_batch: bool) -> None:
+        for one in (file, file.with_suffix(".bin")):
+            one.write_text("new")
+
+    def open(self, file: Path, *, threads: int | None = None) -> Any:
+        return lambda inputs: [2 * inputs]
+
+
+def test_no_graph_is_left_beside_another_one_s_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    file, real, done = tmp_path / "a.xml", os.replace, []
+
+    def replace(old: Any, new: Any) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(Path(new).name)
+        real(old, new)
+
+    for one in (file, tmp_path / "a.bin"):
+        one.write_text("old")
+    monkeypatch.setattr("niwaki.export.artefact.os.replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        make_artefact(Twice(), torch.ones(2, 3), file, target=InTwo(), runs=0)
+    assert done == ["a.bin"] and not file.exists()
+    monkeypatch.undo()
+    make_artefact(Twice(), torch.ones(2, 3), file, target=InTwo(), runs=0)
+    assert file.read_text() == (tmp_path / "a.bin").read_text() == "new"

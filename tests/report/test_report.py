@@ -199,6 +199,12 @@ def test_numbers_in_words() -> None:
         == "25 % of parameters (floor 4, multiple of 8)"
     )
     assert budget({"keep": 100, "of": "units"}) == "100 of units"
+    amounts = [{"keep": 12.5, "of": "latency"}, {"keep": 6e7, "of": "memory"}, {"keep": 3000, "of": "units"}]
+    assert [budget(one | {"absolute": True}) for one in amounts] == [
+        "at most 12.5 ms of latency",
+        "at most 60 MB of peak memory",
+        "at most 3000 of units",
+    ]
 
 
 def test_write_is_one_step_and_keeps_what_was_there(save: Save, tmp_path: Path) -> None:

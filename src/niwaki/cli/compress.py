@@ -158,7 +158,9 @@ def compress(
             raise InputError(f"{name} {value}", found="no data", do="give --data")
 
     if low_memory:
-        asked_for = {"--data": data, "--recover": recover, "--export": export, "--device": device}
+        asked_for = {
+            "--data": data, "--recover": recover, "--export": export, "--device": device, "--target": target
+        }  # fmt: skip
         if needs := [name for name, value in asked_for.items() if value]:
             do = "leave it out, or leave --low-memory out"
             raise InputError(f"{needs[0]} with --low-memory", found="it needs the network in memory", do=do)

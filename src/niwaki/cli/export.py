@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.cli.exporting import FILES, Exporting, need, wanted
+from niwaki.cli.exporting import Exporting, in_the_way, need, wanted
 from niwaki.cli.options import EXPORTS, AsJson, Checkpoint, Input, Seed, Threads, shape_of
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError, RunExistsError, UnknownNameError, making
@@ -49,7 +49,7 @@ def export(
         raise InputError(f"export {model}", found="no folder for the files", do="give --out DIR")
     if place.exists() and not place.is_dir():
         raise InputError(f"export to {place}", found="a file", do="give a folder")
-    there = [FILES[name] for name in names if (place / FILES[name]).exists()]
+    there = in_the_way(names, place)
     if there and not force:
         raise RunExistsError(
             f"export to {place}", found=f"{there[0]} exists", do="choose another --out, or give --force"

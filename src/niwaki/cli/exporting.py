@@ -18,6 +18,13 @@ FILES = {
     "executorch": "model.pte",
     "int8": "model.int8.onnx",
 }
+BESIDE = {"onnx": ("model.onnx.data",), "openvino": ("model.bin",)}
+"""Where weights go that are not in the file itself: always, or above 2 GiB."""
+
+
+def in_the_way(names: Sequence[str], folder: Path) -> list[str]:
+    """Files that exports of these names would replace."""
+    return [file for name in names for file in (FILES[name], *BESIDE.get(name, ())) if (folder / file).exists()]
 
 
 def wanted(items: list[str] | None) -> list[str]:

@@ -29,7 +29,7 @@ Input = Annotated[
 Protect = Annotated[
     list[str] | None, typer.Option(help="Module whose outputs keep their width (repeat).", metavar="NAME")
 ]
-Seed = Annotated[int, typer.Option(help="Of random weights, random scores and fresh inputs.")]
+Seed = Annotated[int, typer.Option(help="Of random weights and scores, fresh inputs, and the order of training.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads inside an operation.")]
 Device = Annotated[
     str | None, typer.Option(help="Where the model runs: cpu (unless said), cuda, cuda:1, ...", metavar="NAME")

@@ -139,6 +139,8 @@ def _made(
         timed = time_beside(target, file, model, fresh(example, generator), runs, threads)
         parts = sorted(Path(aside).iterdir(), key=lambda part: part.name == at.name)  # the model itself last
         size = sum(part.stat().st_size for part in parts)
+        if len(parts) > 1:  # killed in between, no graph at all is better than one beside another one's weights
+            at.unlink(missing_ok=True)
         for part in parts:
             os.replace(part, at.parent / part.name)
     made = versions() | {package: version(package) for package in target.needs}

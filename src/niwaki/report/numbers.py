@@ -10,6 +10,9 @@ _SHORT = {"parameters": "", "MACs": "", "bytes": "B"}
 TITLES = {"macs": "MACs", "params": "parameters", "memory": "peak memory"}
 """How the usual measurements are called in tables; others go by their own name."""
 
+UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "memory": "bytes", "latency": "ms"}
+"""Of amounts in budgets."""
+
 
 def title(name: str) -> str:
     """Name of a measurement as a row's head."""
@@ -73,8 +76,10 @@ def change(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
 
 def budget(record: dict[str, Any]) -> str:
     """A budget in words."""
-    keep = record.get("keep")
+    keep, of = record.get("keep"), str(record.get("of"))
     share = f"{100 * keep:g} %" if isinstance(keep, float) else str(keep)
+    if record.get("absolute") and isinstance(keep, (int, float)):
+        share = f"at most {short(keep, UNITS.get(of, ''))}"
     words = (("floor", "floor"), ("multiple", "multiple of"))
     extra = [f"{word} {record[key]}" for key, word in words if record.get(key) not in (None, 1)]
-    return f"{share} of {title(str(record.get('of')))}" + (f" ({', '.join(extra)})" if extra else "")
+    return f"{share} of {title(of)}" + (f" ({', '.join(extra)})" if extra else "")
