@@ -23,12 +23,14 @@ import niwaki
 from niwaki.methods.udfc import UDFC
 from niwaki.quantize import Uniform
 from niwaki.repair.sites import Path as Way
-from niwaki.repair.sites import Site, structure_of
+from niwaki.repair.sites import Site, bend_of, structure_of
 from niwaki.tasks import Classification
 
 PICTURES = 256
 FITTED_ON = 512
 """Training pictures for the best mixing there is."""
+FEW = 4
+"""Layers below which no medians are compared."""
 PARTS = {
     "removed": "the channels are gone, nothing is repaired",
     "A, before the ReLU": "A's mixing on what goes into the activation, where its assumption holds",
@@ -102,13 +104,12 @@ def layer_errors(
         channels = kept(plan, site.weight, 0, len(site.units))
         found[how] = share(applied(small, small.weight, a[:, columns]), whole[:, rows])
         y = dense.outputs[way.norms[-1].mean.removesuffix(".running_mean")] if way.norms else None
-        if how == "A" and y is not None and y.shape == a.shape:
+        if how == "A" and y is not None and y.shape == a.shape and not way.depthwise:
             found["A, before the ReLU"] = share(
                 applied(small, small.weight, y[:, channels]), applied(module, weight, y)[:, rows]
             )
-        rounded = runs[f"{how} rounded"]
-        rows = kept(rounded.plan, way.reader, 0, weight.shape[0])
-        found[f"{how}, in the network"] = share(seen[f"{how} rounded"].outputs[reader], whole[:, rows])
+        left = kept(runs[f"{how} rounded"].plan, way.reader, 0, weight.shape[0])
+        found[f"{how}, in the network"] = share(seen[f"{how} rounded"].outputs[reader], whole[:, left])
     found["removed"] = share(applied(small, weight[rows][:, columns], a[:, columns]), whole[:, rows])
     flat = channels_last(seen["training"].inputs[reader]).double()
     both = flat.T @ flat  # [channels, channels]
@@ -134,7 +135,7 @@ def layer_errors(
             norm = model.get_submodule(way.norms[-1].mean.removesuffix(".running_mean"))
             scale = (norm.weight / (norm.running_var + norm.eps).sqrt())[channels]  # type: ignore[operator, index]
             if y.shape == a[:, columns].shape:
-                rounded_a = torch.relu(y + change * scale[:, None, None])
+                rounded_a = bend_of(way.bend)[1](y + change * scale[:, None, None])
                 codes = quantiser(small.weight.detach()).values()
                 found["B, rounded"] = share(applied(small, codes, rounded_a), whole[:, rows])
     return found
@@ -203,12 +204,16 @@ def page(rows: Rows) -> None:
 def said(row: dict[str, Any]) -> str:
     """The decomposition in one sentence."""
 
+    complete = [errors for errors in row["layers"].values() if len(errors) == len(PARTS)]
+    if len(complete) < FEW:
+        return f"Of {len(complete)} layers all parts are known: too few to split the error up."
+
     def middle(part: str) -> float:
-        return 100 * statistics.median(e[part] for e in row["layers"].values() if part in e)
+        return 100 * statistics.median(errors[part] for errors in complete)
 
     relu = middle("A") - middle("A, before the ReLU")
     return (
-        f"In the median layer: pruning {middle('best'):.1f} points, which no mixing of the channels that stay brings "
+        f"In the median of {len(complete)} layers of which all parts are known: pruning {middle('best'):.1f} points, which no mixing of the channels that stay brings "
         f"back; ReLU {relu:+.1f} for A, which mixes as if there were none; statistics in place of data "
         f"{middle('B') - middle('best'):+.1f} for B; the quantiser {middle('B, rounded') - middle('B'):+.1f}; "
         f"propagation {middle('B, in the network') - middle('B, rounded'):+.1f}."
