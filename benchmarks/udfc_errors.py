@@ -213,8 +213,9 @@ def said(row: dict[str, Any]) -> str:
 
     relu = middle("A") - middle("A, before the ReLU")
     return (
-        f"In the median of {len(complete)} layers of which all parts are known: pruning {middle('best'):.1f} points, which no mixing of the channels that stay brings "
-        f"back; ReLU {relu:+.1f} for A, which mixes as if there were none; statistics in place of data "
+        f"In the median of {len(complete)} layers of which all parts are known: pruning {middle('best'):.1f} points, "
+        "which no mixing of the channels that stay brings back; "
+        f"ReLU {relu:+.1f} for A, which mixes as if there were none; statistics in place of data "
         f"{middle('B') - middle('best'):+.1f} for B; the quantiser {middle('B, rounded') - middle('B'):+.1f}; "
         f"propagation {middle('B, in the network') - middle('B, rounded'):+.1f}."
     )

@@ -23,6 +23,7 @@ WRONG = {
     "argument": (("trace", "python:nets.py:small?width=x"), "argument 'width=x'"),
     "shape": (("trace", "python:nets.py:small", "--input", "1xax8"), "--input 1xax8; found: not a shape"),
     "shape of zero": (("measure", "python:nets.py:small", "--input", "1x1x0x8"), "not a shape"),
+    "no SVG": (("trace", "python:nets.py:small", "--input", "2x1x4x4", "--picture", "g.png"), "end it with .svg"),
     "no checkpoint": (("trace", "python:nets.py:small", "--checkpoint", "no.pt"), "no.pt"),
     "protect": (("trace", "python:nets.py:with_example", "--protect", "head"), "head"),
     "unknown data": (("measure", "python:nets.py:small", "--data", "mnist"), "unknown kind of data 'mnist'"),

@@ -14,9 +14,9 @@ from niwaki.report.reading import read
 Change = Callable[[dict[str, Any]], Any]
 
 
-def test_reads_one_run_and_several(save: Callable[..., Path]) -> None:
+def test_reads_one_run_and_several(save: Callable[..., Path], made: Callable[..., dict[str, Any]]) -> None:
     folder = save("many/a/0.5")
-    save("many/b")
+    save("many/b", data={**made(), "exports": {"onnx": {"failed": "no package"}}})
     assert [run.name for run in read(folder)] == ["0.5"]
     several = read(folder.parent.parent)
     assert [run.name for run in several] == ["a/0.5", "b"]

@@ -7,6 +7,7 @@ import typer
 
 from niwaki.cli.options import AsJson, Checkpoint, Input, Model, Protect, Seed, TraceDevice
 from niwaki.cli.talk import say, show
+from niwaki.errors import InputError
 
 
 def trace(
@@ -20,6 +21,9 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Show which channels live or die together. The others say why they stay; unknown operations are listed."""
+    if picture is not None and picture.suffix != ".svg":
+        raise InputError(f"--picture {picture}", found=f"ending {picture.suffix!r}", do="end it with .svg")
+
     import niwaki
     from niwaki.cli.sources import ask, device_named
     from niwaki.report.picture import write_picture

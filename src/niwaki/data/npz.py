@@ -68,7 +68,7 @@ class Npz(Reader):
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError) as cause:
             raise FileDamagedError(
                 "read a NumPy archive",
-                found=str(cause) or type(cause).__name__,
+                found=str(cause).partition(" If you trust")[0] or type(cause).__name__,  # no unsafe advice
                 where=str(self.place),
                 do="write it again with numpy.savez, plain arrays only",
             ) from cause

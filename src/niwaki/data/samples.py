@@ -143,7 +143,7 @@ def _arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 found = {name: archive[name] for name in names if name in there}
     except DAMAGED as cause:
         said, do = (
-            str(cause) or type(cause).__name__,
+            str(cause).partition(" If you trust")[0] or type(cause).__name__,  # no unsafe advice
             "write it again with numpy.savez or numpy.save, plain arrays only",
         )
         raise FileDamagedError("read samples", found=said, where=str(path), do=do) from cause

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from niwaki.errors import FileDamagedError, InputError, NotFiniteError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # left by data-parallel wrappers and by torch.compile
+UNPICKLED = re.compile(r"(Unsupported [a-z]+:? [^\n]+?)(?: was not an allowed| Please|\n|$)")
 SHOWN = 6
 
 
@@ -135,7 +137,8 @@ def _torch(path: Path) -> Any:
             warnings.simplefilter("ignore", UserWarning)  # on pickle protocols that may fail: then they do, below
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as cause:
-        found = f"not only tensors, or no checkpoint: {str(cause).strip().splitlines()[0][:300]}"
+        told = UNPICKLED.search(str(cause))  # the rest of torch's message is advice to load without care
+        found = "not only tensors, or no checkpoint" + (f": {told[1][:200]}" if told else "")
         do = "save model.state_dict(), best as safetensors; a pickle of anything else could run code and is not read"
         raise _damaged(path, found, do) from cause
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as cause:

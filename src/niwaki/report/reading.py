@@ -145,8 +145,8 @@ def read_run(folder: Path, name: str = "") -> Run:
             _check(record, MEASUREMENT, path, f"{place}.{key}")
             if not isinstance(record.get("value"), (int, float)):
                 raise _damaged(path, f"{place}.{key} has no value")
-    for name, entry in (data.get("exports") or {}).items():
-        _check(entry, EXPORT, path, f"exports.{name}")
+    for target, entry in (data.get("exports") or {}).items():
+        _check(entry, EXPORT, path, f"exports.{target}")
     _consistent(data, path)
     plan = folder / "plan.json"
     if plan.is_file():
