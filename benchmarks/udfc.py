@@ -216,7 +216,8 @@ def page(rows: Rows) -> None:
         rescaling alone, *B* behind the activation. Channels are chosen by the norms of folded filters, *path norm* by
         these times the norms of what reads them, *elimination* one after the other; *shares by error* also chooses
         how many of each layer, at as many channels in all; *fitted inputs* takes what goes into a layer to
-        be what its batch norm's variances say. Activations stay floats.
+        be what its batch norm's variances say. Activations stay floats. Seconds are the longest of a row, on a machine
+        that did other work as well.
 
         The ResNets are published weights. VGG-16-BN and MobileNetV2 were trained here for 6 and 8 epochs on a CPU
         (`--train`): they have less to spare than networks trained to the end, and all their layers are cut.
