@@ -25,6 +25,12 @@ def test_reads_one_run_and_several(save: Callable[..., Path], made: Callable[...
     assert several[0].settings == {"seed": 0, "method": {"p": 2}}
 
 
+def test_two_runs_of_one_short_name_keep_their_paths(save: Callable[..., Path]) -> None:
+    first, second, other = save("one/0.5"), save("two/0.5"), save("two/0.7")
+    assert [run.name for run in read((first, other))] == ["0.5", "0.7"]
+    assert [run.name for run in read((first, second))] == [str(first), str(second)]
+
+
 def test_missing_optional_parts_are_empty(save: Callable[..., Path], made: Callable[..., dict[str, Any]]) -> None:
     data = made()
     run = read(save(data={key: data[key] for key in ("model", "method", "before", "after")}))[0]
