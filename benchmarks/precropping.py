@@ -2,21 +2,23 @@
 
 CIFAR-10 in ../shared/data, everything trained from scratch by one recipe; and ImageNet networks cropped by parameters
 and by MACs, with the time and the memory of a training step. Rows are found again, so that a run that was interrupted
-goes on. A GPU runs all of it: `python benchmarks/precropping.py --device cuda --epochs 40`; what is tried out with
-`--draft` lies in runs/ and is no result.
+goes on. A GPU runs all of it: `python benchmarks/precropping.py --device cuda --epochs 40`; a CPU a short version:
+`--epochs 1 --limit 600 --batch 32 --stride 2`. What is tried out with `--draft` lies in runs/ and is no result.
 """
 
 import argparse
+import itertools
 import os
-import statistics
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from cifar import DATA
-from rows import ROOT, Rows, arguments, prose, table
+from precropping_page import ARMS, page
+from rows import ROOT, Rows, arguments
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -34,20 +36,8 @@ from niwaki.tasks import Classification
 from niwaki.train import Recovery
 
 NETWORKS = ("resnet20", "vgg11_bn", "mobilenet_v2")
-SHRINKS = (2, 4, 10)
-"""Times fewer parameters."""
-ARMS = {
-    "dense": "the whole network",
-    "a": "SynFlow's weight mask",
-    "b": "its densities, other weights at random",
-    "c": "its densities, whole kernels at random",
-    "d": "crop to its densities (first generation)",
-    "e": "PreCrop by parameters (width program)",
-    "f": "PreCrop by MACs, as many as e has",
-    "g": "one width for all, as many parameters",
-    "g, MACs": "one width for all, as many MACs as e has",
-    "h": "crop to the program's densities in reverse order",
-}
+SHRINKS = (4, 10, 2)
+"""Times fewer parameters, in the order of the runs."""
 STRUCTURES = {
     "resnet50": "timm:resnet50",
     "shufflenet_v2_x1_0": "torchvision:shufflenet_v2_x1_0",
@@ -58,26 +48,29 @@ VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 LR = 0.1
 
 
-def network(name: str, seed: int) -> nn.Module:
-    """An untrained network for pictures of 32 x 32."""
+def network(name: str, seed: int, stride: int = 1) -> nn.Module:
+    """An untrained network for pictures of 32 x 32, whose first convolution goes in steps of `stride` pixels."""
     if name == "resnet20":
-        return niwaki.models.load("python:examples/cifar_resnet.py:resnet20", seed=seed, shape=(3, 32, 32)).model
+        model = niwaki.models.load("python:examples/cifar_resnet.py:resnet20", seed=seed, shape=(3, 32, 32)).model
+        model.get_submodule("conv1").stride = (stride, stride)
+        return model
     torch.manual_seed(seed)
     if name == "mobilenet_v2":
         import torchvision.models as zoo
 
         model = zoo.mobilenet_v2(weights=None, num_classes=10)
-        model.features[0][0].stride = (1, 1)
+        model.features[0][0].stride = (stride, stride)
         model.features[2].conv[1][0].stride = (1, 1)
         return model.eval()
     parts: list[nn.Module] = []
     width = 3
-    for step in VGG11:
+    for step in VGG11 if stride == 1 else VGG11[:-1]:  # half of the pixels can be halved once less
         if isinstance(step, str):
             parts.append(nn.MaxPool2d(2))
         else:
             parts += [nn.Conv2d(width, step, 3, padding=1, bias=False), nn.BatchNorm2d(step), nn.ReLU(inplace=True)]
             width = step
+    parts[0].stride = (stride, stride)
     return nn.Sequential(*parts, nn.Flatten(), nn.Linear(512, 10)).eval()
 
 
@@ -149,9 +142,8 @@ def cropped(model: nn.Module, example: Any, budget: Budget, seed: int, **setting
     return niwaki.compress(model, example, method=method, budget=budget, seed=seed).model
 
 
-def made(arm: str, name: str, shrink: int, seed: int, example: Any) -> nn.Module:
+def made(arm: str, model: nn.Module, shrink: int, seed: int, example: Any) -> nn.Module:
     """The network of one arm, untrained; masked ones have all their weights, of which some are zero."""
-    model = network(name, seed)
     if arm == "dense":
         return model
     budget = Budget(keep=1 / shrink, of="params")
@@ -179,16 +171,23 @@ def trained(
 ) -> None:
     """One network made, trained and tested."""
     short = f", {options.limit} steps each" if options.limit else ""
-    key = f"{name}, {shrink}x, {arm}, seed {seed}, {options.epochs} epochs{short}"
+    strided = f", stride {options.stride}" if options.stride > 1 else ""
+    key = f"{name}, {shrink}x, {arm}, seed {seed}, {options.epochs} epochs{short}, batch {options.batch}{strided}"
     if not rows.wanted(key):
         return
     example = torch.zeros(1, 3, 32, 32)
-    model = made(arm, name, shrink, seed, example)
+    start = time.perf_counter()
+    model = made(arm, network(name, seed, options.stride), shrink, seed, example)
+    making = time.perf_counter() - start
     counted = {"macs": None, "params": None}
     if arm not in ("a", "b", "c"):
         counted = {n: int(m(model, example).value) for n, m in
                    (("macs", niwaki.measure.Macs()), ("params", niwaki.measure.Params()))}  # fmt: skip
-    left = {n: float(m.mask.mean()) for n, m in model.named_modules() if isinstance(m, Masked)}
+    left = {
+        name.partition(".parametrizations")[0]: round(float(module.mask.mean()), 4)
+        for name, module in model.named_modules()
+        if isinstance(module, Masked)
+    }
     model.to(options.device).train()
     start = time.perf_counter()
     history = Recovery(epochs=options.epochs, lr=LR, seed=seed, limit=options.limit or None)(model, task)
@@ -208,8 +207,10 @@ def trained(
             "epochs": options.epochs,
             "steps": options.limit or task.steps,
             "batch": options.batch,
+            "stride": options.stride,
             "lr": LR,
             "losses": history.losses,
+            "making_s": making,
             "training_s": seconds,
             "device": device_name(options.device),
         },
@@ -260,6 +261,23 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
     return sum({**held, **own}.values()) + 2 * sum(own.values())
 
 
+def next_unit(graph: Any, plan: Any, of: str) -> float | None:
+    """What the cheapest row that was cut would cost to have back, with as many as its groups' multiples ask for."""
+    alive = niwaki.graph.plans.alive_of(graph, plan)
+    atoms, _ = make_atoms(graph, neutral(graph), grids="rows", exact_only=False, bundle="mean")
+    now, found = graph.cost(alive)[of], []
+    for pool in range(len(atoms.pools)):
+        more = alive.copy()
+        for number in np.flatnonzero(atoms.pool == pool):
+            units = atoms.units[number]
+            if not alive[units].all():
+                more[units] = True
+                if all(int(more[g.ids].sum()) % g.multiple == 0 for g in graph.groups):
+                    found.append(graph.cost(more)[of] - now)
+                    break
+    return min(found, default=None)
+
+
 def structure(rows: Rows, name: str, of: str, options: argparse.Namespace) -> None:
     """One network cropped; what it was promised and has, and what a step of it takes beside the dense one's."""
     key = f"{name}, {options.keep} of {of}, batch {options.step_batch}, {device_name(options.device)}"
@@ -288,6 +306,7 @@ def structure(rows: Rows, name: str, of: str, options: argparse.Namespace) -> No
             **{f"{n}_cropped": plan.promised[n] for n in ("params", "macs")},
             "counted": {n: outcome.after[n].value for n in ("params", "macs")},
             "unused": room - limit,
+            "next_unit": next_unit(graph, plan, of),
             "passed": outcome.receipt.passed,
             "door": plan.door,
             "widths": {g.name: [g.units, int(alive[g.ids].sum())] for g in graph.groups if g.fixed is None},
@@ -303,86 +322,6 @@ def structure(rows: Rows, name: str, of: str, options: argparse.Namespace) -> No
     )  # fmt: skip
 
 
-def mean(values: list[float]) -> str:
-    spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread} ({len(values)})"
-
-
-def page(rows: Rows) -> None:
-    """docs/benchmarks/precropping.md from the rows."""
-    text = prose("""
-        # Cropping before training
-
-        Written by `python benchmarks/precropping.py --table`; do not edit.
-
-        Everything here is trained from scratch by one recipe (SGD with Nesterov's momentum, highest rate 0.1, cosine,
-        weight decay 5e-4, mirrored and shifted pictures), for as many passes as the table says; accuracies in percent
-        on the 10 000 test pictures, mean +- standard deviation (seeds). Masks are simulated: a masked network is as
-        dear as the dense one. Widths meet budgets of the whole network, batch norm included; masks are shares of the
-        weights alone.
-    """)
-    taken = [row for row in rows.rows if row["what"] == "accuracy"]
-    for name, epochs, steps in dict.fromkeys((r["network"], r["epochs"], r["steps"]) for r in taken):
-        here = [r for r in taken if (r["network"], r["epochs"], r["steps"]) == (name, epochs, steps)]
-        shrinks = sorted({r["shrink"] for r in here})
-        text += f"## {name}, {epochs} passes of {steps} steps\n\n"
-        lines = []
-        for arm, meaning in ARMS.items():
-            cells = []
-            for shrink in shrinks:
-                found = [r for r in here if r["arm"] == arm and (r["shrink"] == shrink or arm == "dense")]
-                counts = [f"{r['params'] / 1e3:.0f} k, {r['macs'] / 1e6:.1f} M" for r in found[:1] if r["params"]]
-                cells.append(
-                    f"{mean([r['accuracy'] for r in found])}; {counts[0] if counts else 'masked'}" if found else "-"
-                )
-            if any(cell != "-" for cell in cells):
-                lines.append((arm, meaning, *cells))
-        heads = ("arm", "what", *(f"{shrink}x: accuracy; parameters, MACs" for shrink in shrinks))
-        text += table(heads, lines) + "\n\n"
-    found = [row for row in rows.rows if row["what"] == "structure"]
-    if found:
-        text += prose("""
-            ## Any structure, either budget
-
-            Shares of the dense network that stay, and what is left of the budget (less than one unit of any width);
-            time and memory of a training step, dense and cropped in turns. Memory on a GPU is the peak that was
-            allocated, on a CPU what is kept for the backward pass with weights, gradients and momentum.
-        """)
-        heads = (
-            "network",
-            "budget",
-            "parameters",
-            "MACs",
-            "unused",
-            "step, ms",
-            "ratio",
-            "memory, MB",
-            "ratio",
-            "device",
-        )
-        lines = [
-            (
-                r["network"],
-                f"{r['keep']} of {r['of']}",
-                f"{r['params_cropped'] / r['params_dense']:.4f}",
-                f"{r['macs_cropped'] / r['macs_dense']:.4f}",
-                f"{r['unused']:.0f}",
-                f"{r['step_ms']['dense']:.0f} -> {r['step_ms']['cropped']:.0f}",
-                f"{r['step_ms']['cropped'] / r['step_ms']['dense']:.2f}",
-                f"{r['step_bytes']['dense'] / 1e6:.0f} -> {r['step_bytes']['cropped'] / 1e6:.0f}",
-                f"{r['step_bytes']['cropped'] / r['step_bytes']['dense']:.2f}",
-                f"{r['device']}, batch {r['batch']}",
-            )
-            for r in found
-        ]
-        text += table(heads, lines) + "\n\nWidths, dense -> cropped, in the order of the groups:\n\n"
-        for r in found:
-            widths = ", ".join(f"{full}->{left}" for full, left in r["widths"].values())
-            text += f"- {r['network']}, {r['keep']} of {r['of']}: {widths}\n"
-        text += "\n"
-    rows.write(text)
-
-
 def options_of() -> argparse.Namespace:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -395,6 +334,7 @@ def options_of() -> argparse.Namespace:
         parser.add_argument("--limit", type=int, default=0, help="most steps of an epoch; 0 is all")
         parser.add_argument("--pictures", type=int, default=0, help="most test pictures; 0 is all")
         parser.add_argument("--batch", type=int, default=128)
+        parser.add_argument("--stride", type=int, choices=(1, 2), default=1, help="of the first convolution")
         parser.add_argument("--device", default="cpu")
         parser.add_argument("--keep", type=float, default=0.3, help="of the structures")
         parser.add_argument("--step-batch", type=int, default=32, help="of the structures' training step")
@@ -418,13 +358,9 @@ def main() -> None:
         if names:
             splits = niwaki.data.open(f"cifar10:{DATA}", normalisation="cifar10", seed=0, root=ROOT)
             task = Classification(splits, batch=options.batch, augment="flip_crop")
-        for seed in options.seeds if names else ():
-            for name in names:
-                for shrink in options.shrinks:
-                    for arm in options.arms:
-                        first = shrink == min(options.shrinks)
-                        if arm != "dense" or first:
-                            trained(rows, arm, name, shrink, seed, task, options)
+        for name, shrink, seed, arm in itertools.product(names, options.shrinks, options.seeds, options.arms):
+            if arm != "dense" or shrink == options.shrinks[0]:
+                trained(rows, arm, name, shrink if arm != "dense" else 1, seed, task, options)
         for name in STRUCTURES:
             if name in wanted and "structures" in options.stages:
                 for of in ("params", "macs"):
