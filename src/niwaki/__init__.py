@@ -48,6 +48,7 @@ _FOLDERS = (
     "evidence",
     "export",
     "graph",
+    "kv",
     "measure",
     "methods",
     "models",
