@@ -1,6 +1,6 @@
 """Which models' key/value caches can be compressed: read off the attention modules' structure, never their names.
 
-Written for the cache layers and the `AttentionInterface` of transformers 5.23, the only version that it was tested with.
+Written for the cache layers and the `AttentionInterface` of transformers 5.23, the only version tried.
 """
 
 import inspect
