@@ -215,7 +215,7 @@ def test_a_model_elsewhere_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if it were on a GPU: what is called and moved is a copy."""
     net, example = nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 2)), torch.zeros(1, 4)
     graph = niwaki.trace(net, example)
-    monkeypatch.setattr(sys.modules["niwaki.budgets.timed"], "device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr(sys.modules["niwaki.budgets.networks"], "device_of", lambda model: torch.device("cuda"))
     net.register_forward_hook(lambda module, *_: called.append(module is net))
     called: list[bool] = []
     assert "latency" in timed(net, example, graph, target=Target("pytorch")).costs

@@ -6,6 +6,7 @@ from niwaki.budgets.density_widths import DensityWidths
 from niwaki.budgets.equal_density import EqualDensity
 from niwaki.budgets.erk import ERK
 from niwaki.budgets.global_rank import GlobalRank
+from niwaki.budgets.measured import Choose, Measured, choose_measured
 from niwaki.budgets.pools import Pools, pools_of
 from niwaki.budgets.rule import Rule
 from niwaki.budgets.target_widths import TargetWidths
@@ -17,11 +18,13 @@ from niwaki.budgets.width_program import WidthProgram
 __all__ = [
     "ERK",
     "TIMES",
+    "Choose",
     "Density",
     "DensityWidths",
     "EqualDensity",
     "GlobalRank",
     "Layers",
+    "Measured",
     "Pools",
     "Rule",
     "TargetWidths",
@@ -29,6 +32,7 @@ __all__ = [
     "WaterFilling",
     "WidthProgram",
     "choose",
+    "choose_measured",
     "pools_of",
     "table_path",
     "timed",

@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -163,6 +163,14 @@ class Times(Cost):
                 steps[0, axis, i], steps[1, axis, i] = surface.steps[axis].rise, surface.steps[axis].extra
             ms[i, : len(surface.out), : len(surface.into)] = surface.ms
         object.__setattr__(self, "_arrays", (grids, lengths, ms, steps))
+
+    def corrected(self, factor: float, plus: float) -> "Times":
+        """The same times `factor` times as long, and `plus` milliseconds more for every plan. The last item is what is
+        the same for every plan."""
+        constant = float(self.surfaces[int(self.which[-1])].ms[0][0] * self.scale[-1])
+        surfaces = (*self.surfaces, Surface((1,), (1,), ((factor * constant + plus,),)))
+        which = np.append(self.which[:-1], len(self.surfaces))
+        return replace(self, surfaces=surfaces, which=which, scale=np.append(self.scale[:-1] * factor, 1.0))
 
     def values(self, items: np.ndarray, widths: np.ndarray) -> np.ndarray:
         grids, lengths, ms, (rise, extra) = self._arrays  # type: ignore[attr-defined]

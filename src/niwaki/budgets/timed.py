@@ -1,16 +1,15 @@
 """`timed`: what a plan takes in milliseconds on a target, from measured layers and a few whole networks."""
 
 import contextlib
-import copy
 import hashlib
 import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,20 +17,18 @@ from scipy.optimize import nnls
 from torch import nn
 
 from niwaki.budgets.choose import choose
+from niwaki.budgets.networks import Networks, Progress
 from niwaki.budgets.tables import PERIOD, Surface, Table, Times
 from niwaki.budgets.uniform import Uniform
 from niwaki.errors import BudgetError, InputError, NiwakiError, NothingChangedWarning
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.cost import Term, joined, resolved
 from niwaki.graph.layers import HEAVY, Layer, layers_of
-from niwaki.graph.plans import alive_of
-from niwaki.measure.measurement import evaluating
 from niwaki.measure.replay import alone
-from niwaki.measure.target import Target, at_batch, in_turns
+from niwaki.measure.target import Target
 from niwaki.plan import Plan
 from niwaki.scores.score import Scores
-from niwaki.surgery import cut
-from niwaki.units import Budget, device_of, map_tensors, tensors_in
+from niwaki.units import Budget, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +36,6 @@ SHARES = (0.6, 0.3)
 """Of the MACs, in networks that are narrowed evenly and measured whole."""
 CHOSEN = (0.7, 0.5)
 """Of the latency, in networks that are chosen by it and measured whole."""
-UNCUT = "uncut"
-RUNS = 12
-"""Of each of them, in turns; the shortest counts, as of a layer."""
-Progress = Callable[[int, int, str], None]
 
 
 def table_path(folder: Path, target: Target) -> Path:
@@ -80,11 +73,8 @@ def timed(
         InputError: a table of another machine or target; a network that the runtime can't take.
         FileDamagedError: `table` is no such file.
     """
-    target.need()
-    if device_of(model).type != "cpu":  # targets are; a model that will be trained elsewhere stays there
-        model = copy.deepcopy(model).cpu()
-    known = Table.open(None if table is None else Path(table), target.machine())
-    batched = map_tensors(at_batch(example, target.batch), lambda t: t.detach().cpu())
+    networks = Networks.of(model, example, graph, target=target, table=table, progress=progress)
+    known, batched, model = networks.known, networks.example, networks.model
     mine = graph if target.batch == _batch(graph) else trace(model, batched)
     if mine.units.count != graph.units.count:
         raise InputError(
@@ -92,7 +82,6 @@ def timed(
         )
     layers = layers_of(mine, fused=target.runtime != "pytorch")
     surfaces, untimed = _surfaces(layers, known, target, progress)
-    networks = _Networks(model, graph, batched, known, target, progress)
     points = networks.measured({f"even {share:g}": _narrowed(graph, share) for share in shares})
     fit = calibrated(mine, layers, surfaces, points)
     first = priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
@@ -140,53 +129,6 @@ def _timer(layer: Layer, target: Target) -> Callable[[int, int], float]:
         return seen[out, into]
 
     return timer
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Networks:
-    """Measures whole networks, in turns with the uncut one."""
-
-    model: nn.Module
-    graph: ChannelGraph
-    example: Any
-    known: Table
-    target: Target
-    progress: Progress | None
-
-    def measured(self, plans: Mapping[str, Plan | None]) -> list[tuple[np.ndarray, float]]:
-        """What stays, and milliseconds, of the uncut network and of each that there is a plan of.
-
-        The uncut network's first measurement counts; others are relative to it, so that the machine may have become
-        faster or slower in between.
-        """
-        key = f"{self.graph.fingerprint} {json.dumps([list(t.shape) for t in tensors_in(self.example)])}"
-        found: dict[str, float] = {
-            str(one["plan"]): float(one["ms"]) for one in self.known.networks.setdefault(key, []) if "plan" in one
-        }
-        wanted = {  # of other groups (protected ones, say) the same share is another network
-            f"{label} {_code(alive_of(self.graph, plan))}": plan for label, plan in plans.items() if plan is not None
-        }
-        if UNCUT not in found or not set(wanted) <= set(found):
-            with self.target.threaded(), evaluating(self.model):
-                calls = {UNCUT: self.target.open(self.model, self.example)}
-                for number, (label, plan) in enumerate(wanted.items()):
-                    if self.progress is not None:
-                        self.progress(number, len(wanted), f"whole network, {label}")
-                    calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
-                times = in_turns(calls, runs=RUNS, clock=self.target.clock)
-            now = min(times[UNCUT])
-            base = found.setdefault(UNCUT, now)
-            found |= {label: min(times[label]) / now * base for label in wanted}
-            self.known.networks[key] = [{"plan": label, "ms": ms} for label, ms in found.items()]
-            self.known.save()
-        points = [(alive_of(self.graph, plan), found[label]) for label, plan in wanted.items()]
-        return [(np.ones(self.graph.units.count, bool), found[UNCUT]), *points]
-
-
-def _code(alive: np.ndarray) -> str:
-    """Of the units that stay."""
-    return hashlib.sha256(np.packbits(alive).tobytes()).hexdigest()[:8]
 
 
 def _narrowed(graph: ChannelGraph, share: float) -> Plan | None:

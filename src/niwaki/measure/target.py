@@ -45,6 +45,11 @@ class Target:
     """Samples of a forward."""
     threads: int = 1
     """CPU threads inside an operation."""
+    tolerance: float = 0.05
+    """How far, as a share of it, the measured time of a network may be from a budget of latency: what is farther off
+    is chosen again, by a corrected table. Timers are no better than some hundredths."""
+    rounds: int = 5
+    """How often at most a network is chosen and measured for a budget of latency; 0 trusts the table."""
 
     @property
     def clock(self) -> Clock:
@@ -54,10 +59,13 @@ class Target:
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
             raise UnknownNameError.of("runtime", self.runtime, list(RUNTIMES))
-        for name in ("batch", "threads"):
+        for name, least in (("batch", 1), ("threads", 1), ("rounds", 0)):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"Target({name}={value!r})", found="not a count", do="give a whole number from 1")
+            if type(value) is not int or value < least:
+                do = f"give a whole number from {least}"
+                raise InputError(f"Target({name}={value!r})", found="not a count", do=do)
+        if isinstance(self.tolerance, bool) or not 0 < self.tolerance < 1:
+            raise InputError(f"Target(tolerance={self.tolerance!r})", found="no share", do="give one between 0 and 1")
 
     def need(self) -> None:
         """Refuse a runtime that is not there.

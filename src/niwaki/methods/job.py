@@ -197,6 +197,7 @@ class Outcome:
                 for s in self.stages
             ],
             "promised": dict(plan.promised),
+            "latency": dict(plan.decided_by.get("latency") or {}),
             "receipt": self.receipt.to_json(),
             "widths": widths,
             "groups": [

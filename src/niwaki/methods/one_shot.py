@@ -137,11 +137,8 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         )
         numbers = score(graph, seen, how=how)
         done("score")
-    graph = on_target(graph, job)
-    done("measure layers")
     if plan is None:
-        plan = method.choose(graph, numbers, job.budget)
-        done("choose")
+        plan, graph = planned(job, graph, lambda seen, budget: method.choose(seen, numbers, budget), done)
     small = cut(model, plan)
     done("cut")
     receipt = judged(job, model, small, plan)
@@ -275,13 +272,24 @@ def need_target(job: Job) -> None:
         job.target.need()
 
 
-def on_target(graph: ChannelGraph, job: Job) -> ChannelGraph:
-    """`graph` with the latency of any plan on the job's target, if it has one."""
+def planned(job: Job, graph: ChannelGraph, choose: budgets.Choose, done: Clock) -> tuple[Plan, ChannelGraph]:
+    """The plan by `choose`, and the graph with all costs that it was chosen by.
+
+    With a target the plan promises its latency; where a budget is of latency, what was chosen is measured there, and
+    chosen again until the budget is met.
+    """
     if job.target is None:
-        return graph
+        plan = choose(graph, job.budget)
+        done("choose")
+        return plan, graph
     steps = job.steps
     hear = None if steps is None else (lambda number, of, what: steps(number + 1, of, f"measuring {what}"))
-    return budgets.timed(job.model, job.example, graph, target=job.target, table=job.table, progress=hear)
+    where: dict[str, Any] = {"target": job.target, "table": job.table, "progress": hear}
+    graph = budgets.timed(job.model, job.example, graph, **where)
+    done("measure layers")
+    plan, found = budgets.choose_measured(job.model, job.example, graph, job.budget, choose, **where)
+    done("choose")
+    return plan, graph if found is None else found.graph
 
 
 def look(model: Any, job: Job) -> dict[str, Measurement]:

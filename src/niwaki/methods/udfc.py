@@ -16,7 +16,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.methods.job import Job, Method, Outcome, Stage, on_grid
-from niwaki.methods.one_shot import Clock, judged, look, need_target, on_target
+from niwaki.methods.one_shot import Clock, judged, look, need_target, planned
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
 from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
@@ -144,19 +144,17 @@ class UDFC(Method):
             graph, structure.sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
         )
         done("score")
-        graph = on_target(graph, job)
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
             rule = budgets.GlobalRank(normalise="none" if self.select == "elimination" else "sum")
         with warnings.catch_warnings():
             if rounds:  # then something changes in any case
                 warnings.simplefilter("ignore", NothingChangedWarning)
-            planned = choose(graph, numbers, job.budget, how=rule)
-        alive = alive_of(graph, planned)
-        done("choose")
+            first_plan, graph = planned(job, graph, lambda seen, budget: choose(seen, numbers, budget, how=rule), done)
+        alive = alive_of(graph, first_plan)
         work, alive, found, rounding = self.rewritten(job, graph, structure, alive, self.solver())
         chosen = {"name": self.select, "space": self.space, "bias_weight": self.bias_weight}
-        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**planned.decided_by, "score": chosen})
+        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**first_plan.decided_by, "score": chosen})
         done("reconstruct")
         stages = []
         if job.task is not None and self.solve != "none":  # the same channels, the same grid

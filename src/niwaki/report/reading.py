@@ -41,6 +41,7 @@ SHAPE: dict[str, Any] = {
     ],
     "left_whole": dict,
     "promised": dict,
+    "latency": {"limit": float, "off": float, "tolerance": float, "rounds": [{"promised": float, "measured": float}]},
     "history": {"epochs": [dict]},
     "exports": dict,
     "unknown": [{"operation": str, "module": str, "where": str}],
