@@ -1,7 +1,7 @@
 """Accuracy after recovery, with and without the uncut network as teacher, beside Torch-Pruning's best importance.
 
 The same share of MACs, steps, learning rates, data order, augmentation and re-estimated batch norm for both; several
-seeds. The peer's importance is chosen on validation pictures (`--choose`), test pictures are for the report alone.
+seeds. What each side ranks by is chosen on validation pictures (`--choose`), test pictures are for the report alone.
 """
 
 import argparse
@@ -25,20 +25,33 @@ from niwaki.train import Recovery
 NETWORKS = ("resnet56", "vgg16_bn")
 KEEPS = (0.47, 0.39)
 """2.13 and 2.55 times fewer MACs: the points that the peer publishes for ResNet-56."""
-OURS = "niwaki L2"
-TAUGHT = "niwaki L2, logits"
-PEER = "Torch-Pruning"
+OURS, PEER, TAUGHT = "niwaki", "Torch-Pruning", ", logits"
+RULES: dict[str, dict[str, Any]] = {
+    "L2, all widths": {},
+    "L2, inner widths": {"protect": STREAMS},
+    "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
+    "UDFC": {"udfc": True},
+}
+"""What our side is chosen from, on the same validation pictures as the peer's importance."""
 IMPORTANCES = ("L2", "L1", "LAMP", "BN scale", "Taylor")
 STEPS = 400
 """Most steps of the peer's pruner on its way to the budget: fine enough to stop within half a percent of it."""
+FRESH = 10
+"""Of so many of these steps one takes new gradients of 4 batches, where the importance needs them."""
 TEACHING = Weighted(Logits(4.0), 1.0)
 
 
-def cut(name: str, keep: float, task: Classification) -> nn.Module:
-    """Ours: L2 norms, one ranking over the network."""
-    graph, how = niwaki.trace(model := network(name), task.example()), niwaki.scores.Magnitude(p=2)
-    scores = niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
-    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=keep, of="macs"), how=niwaki.budgets.GlobalRank())
+def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
+    """Ours: L2 norms and one ranking over the network, or the closed form that chooses by elimination."""
+    model, settings = network(name), dict(RULES[rule])
+    budget = niwaki.Budget(keep=keep, of="macs")
+    if settings.pop("udfc", False):
+        method = niwaki.methods.UDFC(solve="activation", select="elimination", share="error")
+        return niwaki.compress(model, task.example(), method=method, budget=budget).model
+    protect = settings.pop("protect", ()) if name not in TRAINED else ()
+    graph, score = niwaki.trace(model, task.example(), protect=protect), niwaki.scores.Magnitude(p=2)
+    scores = niwaki.score(graph, niwaki.collect(model, graph, score.needs), how=score)
+    plan = niwaki.choose(graph, scores, budget, how=settings.pop("how", niwaki.budgets.GlobalRank()))
     return niwaki.cut(model, plan)
 
 
@@ -72,8 +85,8 @@ def pruned(name: str, keep: float, importance: str, task: Classification) -> nn.
         ignored_layers=ignored,
     )
     aim = keep * niwaki.measure.Macs()(model, example).value
-    for _ in range(STEPS):
-        if importance == "Taylor":
+    for step in range(STEPS):
+        if importance == "Taylor" and step % FRESH == 0:  # in between the pruner cuts the gradients with the weights
             model.zero_grad()
             for batch in task.calibration(4, 0):
                 task.loss(model, batch).backward()
@@ -85,7 +98,9 @@ def pruned(name: str, keep: float, importance: str, task: Classification) -> nn.
 
 
 def made(name: str, keep: float, who: str, task: Classification) -> nn.Module:
-    model = pruned(name, keep, who.removeprefix(f"{PEER} "), task) if who.startswith(PEER) else cut(name, keep, task)
+    """The cut network of one side, its batch norms estimated again."""
+    side, _, rest = who.removesuffix(TAUGHT).partition(": ")
+    model = pruned(name, keep, rest, task) if side == PEER else cut(name, keep, rest, task)
     repair_(model, task, seed=0)
     return model
 
@@ -105,7 +120,7 @@ def run(
     macs = niwaki.measure.Macs()(model, task.example()).value
     before = task.evaluate(model.to(device), split="val", limit=2000).value
     taught: Any = task
-    if who == TAUGHT:
+    if who.endswith(TAUGHT):
         taught = Distilled(task, network(name).to(device), (TEACHING,))
     how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed)
     model = model.to(device, memory_format=torch.channels_last).train()
@@ -131,9 +146,15 @@ def run(
     rows.add(key, values, seed=seed, threads=options.threads)
 
 
-def best(rows: Rows, name: str, keep: float) -> str | None:
-    """The peer's importance that is best on validation pictures."""
-    tried = [r for r in rows.rows if r["network"] == name and r["keep"] == keep and r["key"].endswith("choosing")]
+def best(rows: Rows, name: str, keep: float, side: str) -> str | None:
+    """What is best on validation pictures, of one side."""
+    tried = [
+        row
+        for row in rows.rows
+        if row["key"].endswith("choosing")
+        and (row["network"], row["keep"]) == (name, keep)
+        and row["who"].startswith(side)
+    ]
     return max(tried, key=lambda row: row["val"])["who"] if tried else None
 
 
@@ -146,8 +167,8 @@ def page(rows: Rows) -> None:
         CIFAR-10 test accuracy in percent, mean over seeds (spread: lowest to highest). Both sides get the same share of
         MACs, steps, batches of 128 in the same order, augmentation, learning rates (cosine from a highest rate, short
         warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's softened
-        scores (temperature 4, weight 1). The peer's importance is the one of five with the best validation accuracy
-        after a recovery (`--choose`).
+        scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy after a
+        short recovery (`--choose`), of five importances of the peer and four rules of ours.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
@@ -164,7 +185,7 @@ def page(rows: Rows) -> None:
     text += table(heads, lines) + "\n\n"
     chosen = [row for row in rows.rows if row["key"].endswith("choosing")]
     if chosen:
-        text += "## Which importance of the peer\n\n"
+        text += "## Which ranking\n\n"
         lines = [(r["network"], f"{r['keep']:.2f}", r["passes"], r["who"], f"{r['val']:.2f}") for r in chosen]
         text += table(("network", "keep", "epochs x steps", "who", "validation, after"), lines) + "\n\n"
     rows.write(text)
@@ -178,7 +199,7 @@ def main() -> None:
         parser.add_argument("--lr", type=float, default=0.01, help="highest learning rate (default: %(default)s)")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
-        parser.add_argument("--choose", action="store_true", help="try the peer's importances, on validation pictures")
+        parser.add_argument("--choose", action="store_true", help="try both sides' rankings, on validation pictures")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
     options = arguments((__doc__ or "").splitlines()[0], cases=NETWORKS, threads=1, more=more)
@@ -195,12 +216,15 @@ def main() -> None:
                 continue
             for keep in options.keeps:
                 if options.choose:
-                    for importance in IMPORTANCES:
-                        run(rows, name, keep, f"{PEER} {importance}", options.seeds[0], task, options)
+                    for who in (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES)):
+                        run(rows, name, keep, who, options.seeds[0], task, options)
                     continue
-                peer = best(rows, name, keep)
+                ours, peer = best(rows, name, keep, OURS), best(rows, name, keep, PEER)
+                if ours is None or peer is None:
+                    print(f"{name}, keep {keep}: nothing chosen yet (--choose)", flush=True)
+                    continue
                 for seed in options.seeds:
-                    for who in (OURS, TAUGHT, *([peer] if peer else [])):
+                    for who in (ours, ours + TAUGHT, peer, peer + TAUGHT):
                         run(rows, name, keep, who, seed, task, options)
     page(rows)
 
