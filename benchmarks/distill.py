@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from cifar import network, task_of
-from llama2c import Vocabulary, read_llama
+from llama2c import Vocabulary
 from rows import ROOT, Rows, arguments, prose, table
 
 import niwaki
@@ -55,7 +55,8 @@ def case(name: str, options: argparse.Namespace) -> tuple[Any, Task, niwaki.meth
     """The trained network, its task, the method that cuts it, and the settings of its recovery."""
     if name == "resnet20":
         return network(name), task_of(options), niwaki.methods.Magnitude(p=2), {}
-    model = read_llama(DATA / "lm/stories260k/stories260K.bin")
+    model = niwaki.models.load(f"llama2c:{DATA / 'lm/stories260k/stories260K.bin'}").model
+    model.config.use_cache = False
     settings = {"optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0}
     return model, stories(options), niwaki.methods.Taylor(), settings
 

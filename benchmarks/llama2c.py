@@ -1,4 +1,4 @@
-"""A llama2.c file as a Llama of transformers, and its vocabulary as a tokenizer: what the benchmarks read of them."""
+"""The vocabulary of a llama2.c model as a tokenizer."""
 
 import itertools
 import re
@@ -6,57 +6,7 @@ import struct
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 BOS, FIRST_BYTE = 1, 3
-HEADER = struct.Struct("7i")
-"""Width, hidden width, layers, heads, key/value heads, vocabulary, context."""
-
-
-def read_llama(file: Path) -> nn.Module:
-    """The network of a llama2.c checkpoint, output tied to the embedding.
-
-    There, rotary positions turn neighbouring pairs of a head's channels; in transformers a channel and the one half a
-    head further on: rows of queries and keys are put in that order.
-    """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    content = file.read_bytes()
-    dim, hidden, layers, heads, pairs, words, context = HEADER.unpack_from(content)
-    numbers = torch.from_numpy(np.frombuffer(content, np.float32, offset=HEADER.size).copy())
-    config = LlamaConfig(
-        vocab_size=abs(words), hidden_size=dim, intermediate_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=pairs, max_position_embeddings=context, rms_norm_eps=1e-5,
-        tie_word_embeddings=True, use_cache=False, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    model, size = LlamaForCausalLM(config).eval(), dim // heads
-    at = 0
-
-    def take(*shape: int) -> Tensor:
-        nonlocal at
-        at += int(np.prod(shape))
-        return numbers[at - int(np.prod(shape)) : at].view(*shape)
-
-    def turned(weight: Tensor, count: int) -> Tensor:
-        return weight.view(count, size // 2, 2, dim).transpose(1, 2).reshape(count * size, dim)
-
-    body = model.model
-    parts: list[tuple[str, tuple[int, ...]]] = [
-        ("input_layernorm", (dim,)), ("self_attn.q_proj", (dim, dim)), ("self_attn.k_proj", (pairs * size, dim)),
-        ("self_attn.v_proj", (pairs * size, dim)), ("self_attn.o_proj", (dim, dim)),
-        ("post_attention_layernorm", (dim,)), ("mlp.gate_proj", (hidden, dim)), ("mlp.down_proj", (dim, hidden)),
-        ("mlp.up_proj", (hidden, dim)),
-    ]  # fmt: skip
-    with torch.no_grad():
-        body.embed_tokens.weight.copy_(take(abs(words), dim))
-        for name, shape in parts:
-            for layer, weight in zip(body.layers, take(layers, *shape), strict=True):
-                turn = {"self_attn.q_proj": heads, "self_attn.k_proj": pairs}.get(name)
-                layer.get_submodule(name).weight.copy_(turned(weight, turn) if turn else weight)
-        body.norm.weight.copy_(take(dim))
-    return model
 
 
 class Vocabulary:

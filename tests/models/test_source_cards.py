@@ -24,7 +24,10 @@ BLOCKS = {
         "classification": niwaki.tasks.Classification,
         "custom": niwaki.tasks.Custom,
         "language_modelling": niwaki.tasks.LanguageModelling,
+        "long_text": niwaki.tasks.LongText,
         "multitask": niwaki.tasks.Multitask,
+        "needle": niwaki.tasks.Needle,
+        "retrieval": niwaki.tasks.Retrieval,
     },
     "train": {"recovery": niwaki.train.Recovery, "checkpoints": niwaki.train.Checkpoints},
 }

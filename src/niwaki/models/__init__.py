@@ -19,6 +19,7 @@ from niwaki.units import Example
 # isort: split
 from niwaki.models.darknet import Darknet
 from niwaki.models.hf import HuggingFace
+from niwaki.models.llama2c import Llama2c
 from niwaki.models.python_factory import PythonFactory
 from niwaki.models.timm import Timm
 from niwaki.models.torchvision import Torchvision
@@ -45,6 +46,7 @@ SOURCES: dict[str, type[ModelSource]] = {
     "python": PythonFactory,
     "ultralytics": Ultralytics,
     "darknet": Darknet,
+    "llama2c": Llama2c,
 }
 
 
@@ -77,10 +79,10 @@ def load(
     """The network that `source` names, with random weights by `seed` or with those of `checkpoint`; never downloads.
 
     Sources: "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_CONFIG" (a folder's own weights are used),
-    "ultralytics:NAME.yaml", "darknet:FILE.cfg", and "python:package.module:factory" or "python:file.py:factory".
-    Arguments follow a question mark, "&" between them, values in JSON ("torchvision:resnet18?num_classes=10");
-    `config` adds more. `shape` is that of one input without the batch, where the usual one (3 x 224 x 224 for pictures)
-    does not fit.
+    "ultralytics:NAME.yaml", "darknet:FILE.cfg", "llama2c:FILE", and "python:package.module:factory" or
+    "python:file.py:factory". Arguments follow a question mark, "&" between them, values in JSON
+    ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without the batch, where
+    the usual one (3 x 224 x 224 for pictures) does not fit.
 
     Raises:
         UnknownNameError: an unknown source or model.

@@ -6,17 +6,28 @@ from niwaki.tasks.task import Task
 # isort: split
 from niwaki.tasks.classification import Classification
 from niwaki.tasks.custom import Custom
+from niwaki.tasks.facts import Facts
 from niwaki.tasks.language_modelling import LanguageModelling
+from niwaki.tasks.long_text import LongText
 from niwaki.tasks.multitask import Multitask
+from niwaki.tasks.needle import Needle
+from niwaki.tasks.reading import Cached, Whole
+from niwaki.tasks.retrieval import Retrieval
 
 __all__ = [
+    "Cached",
     "Classification",
     "Custom",
     "Depth",
+    "Facts",
     "Head",
     "LanguageModelling",
+    "LongText",
     "Multitask",
+    "Needle",
     "Normals",
+    "Retrieval",
     "Segmentation",
     "Task",
+    "Whole",
 ]
