@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import niwaki
+from budgets.clocks import clocked, thousandths
 from budgets.costed import chain, graph_of, scored
 from niwaki.budgets import choose_measured
 from niwaki.budgets.measured import line
-from niwaki.budgets.tables import Surface
-from niwaki.budgets.timed import priced_by
 from niwaki.errors import BudgetError, InputError
-from niwaki.graph.layers import layers_of
 from niwaki.measure import Target
 
 WIDTH = 64
@@ -28,16 +25,9 @@ def setup(monkeypatch: pytest.MonkeyPatch, clock: Callable[[int], float]) -> Cal
     """64 -> h -> 16, of which the table says 0.08 h ms: 64 h and 16 h in microseconds. It takes `clock(h)` ms."""
     net = chain(64, WIDTH, 16)
     graph = graph_of(net, 1, 64)
-    layers = layers_of(graph, fused=True)
-    surfaces = [Surface.measured(one.full, lambda out, into: out * into / 1000) for one in layers]
-    graph = priced_by(graph, layers, surfaces, scale=(1.0, 1.0), constant=0.0)
+    graph = thousandths(graph)
     scores = scored(net, graph, [list(np.arange(float(WIDTH)))])
-
-    def times(calls: dict[str, nn.Sequential], **_: Any) -> dict[str, list[float]]:
-        return {name: [clock(model[0].out_features) + 1, clock(model[0].out_features)] for name, model in calls.items()}
-
-    monkeypatch.setattr("niwaki.budgets.networks.in_turns", times)
-    monkeypatch.setattr(Target, "open", lambda self, model, example: model)
+    clocked(monkeypatch, lambda model: clock(model[0].out_features))
 
     def run(*budgets: niwaki.Budget, **settings: Any) -> Any:
         table = settings.pop("table", None)

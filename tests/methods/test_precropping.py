@@ -150,7 +150,7 @@ def test_budgets_that_fit_or_cannot_be_met() -> None:
         assert cropped(network(), keep=1.0).plan.kept == {}
     with pytest.raises(BudgetError, match="the least that"):
         cropped(network(), keep=0.001)
-    with pytest.raises(BudgetError, match="params, macs or bytes"):
+    with pytest.raises(BudgetError, match="params, macs, bytes, latency"):
         cropped(network(), of="memory")
     both = (niwaki.Budget(keep=0.9, of="params"), niwaki.Budget(keep=0.3, of="macs"))
     result = niwaki.compress(network(), EXAMPLE, method=PreCropping(), budget=both)

@@ -1,7 +1,7 @@
 """Channels cropped before training, by the densities of layers."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final, get_args
 
 import numpy as np
@@ -16,13 +16,14 @@ from niwaki.budgets.pools import to_limits
 from niwaki.errors import BudgetError, InputError
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.weights import streams, weights_of
-from niwaki.methods.job import Job, Method, Outcome, Stage
-from niwaki.methods.one_shot import Clock, judged, look, recovered
+from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.scores import Scores, Seen, WeightScore, masks
-from niwaki.scores.score import describe, known
-from niwaki.surgery import cut, renew_, surgery_of
+from niwaki.scores.score import known
+from niwaki.surgery import renew_
 from niwaki.surgery.renew import Start
+from niwaki.units import Budget
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ BATCHES = 8
 """Batches that scores with data look at."""
 SEEN = ("params", "macs", "bytes")
 """Budgets that are sums of products of widths."""
+TOLD = "precropping"
+"""What the plan and the report call what was found."""
 ATTENTION = ("softmax", "scaled_dot_product")
 
 
@@ -94,48 +97,23 @@ class PreCropping(Method):
         Raises:
             InputError: a trained network; one without convolutions and linear layers; a score that needs data, or a
                 recovery, without a task; teaching, by a teacher that knows nothing.
-            BudgetError: of something else than params, macs or bytes, or one that can't be met.
+            BudgetError: of something else than params, macs, bytes or a measured time, or one that can't be met.
         """
         self._refuse(job)
-        done = Clock(job)
+        steps = Steps(job, self)
         graph = trace(job.model, job.example, protect=job.protect)
-        done("trace")
-        before = look(job.model, job)
-        done("measure before")
-        plan, found = self.plan(job, graph)
-        done("choose")
-        small = cut(job.model, plan)
-        done("cut")
-        receipt = judged(job, job.model, small, plan)
-        done("verify")
-        surgery = surgery_of(small)
+        steps.done("trace")
+        steps.look_before()
+        plan, graph = steps.planned(graph, lambda _: self.choosing(job))
+        small = steps.cut(job.model, plan)
         renewed = renew_(small, job.model, graph.shapes, how=self.start, seed=job.seed)
         if self.start == "reset" and renewed["rescaled"]:
             log.info("rescaled, having no reset_parameters of their module: %s", ", ".join(renewed["rescaled"]))
-        done("renew")
-        stages = [Stage("cropped", look(small, job))]
-        done("measure cropped")
-        history: dict[str, Any] | None = None
-        if job.recovery is not None:
-            history = recovered(job, small, plan)
-            done("train")
-            stages.append(Stage("training", look(small, job)))
-            done("measure trained")
-        return Outcome(
-            model=small,
-            plan=plan.with_mends(surgery.mends, surgery.door),
-            receipt=receipt,
-            before=before,
-            after=stages[-1].measurements,
-            stages=tuple(stages),
-            graph=graph,
-            method=describe(self),
-            job=job,
-            surgery=surgery,
-            history=history,
-            seconds=done.seconds,
-            details={"precropping": {**found, "start": {what: list(names) for what, names in renewed.items()}}},
-        )
+        steps.done("renew")
+        steps.look("cropped", small, "measure cropped")
+        history = steps.recover(small, plan, stage="training", steps=("train", "measure trained"))
+        found = {**plan.decided_by[TOLD], "start": {what: list(names) for what, names in renewed.items()}}
+        return steps.outcome(small, plan, graph, history=history, details={TOLD: found})
 
     def _refuse(self, job: Job) -> None:
         why = trained(job)
@@ -151,18 +129,49 @@ class PreCropping(Method):
         if job.recovery is not None and job.task is None:
             raise InputError("training without data", found="no task", do="give a task (--data on the command line)")
         for budget in job.budget:
-            if budget.of not in SEEN:
-                raise BudgetError(
-                    f"PreCropping by {budget.of}", found=f"known: {', '.join(SEEN)}", do="use params, macs or bytes"
-                )
+            if budget.of not in (*SEEN, *budgets.TIMES):
+                known = ", ".join((*SEEN, *budgets.TIMES))
+                raise BudgetError(f"PreCropping by {budget.of}", found=f"known: {known}", do="use one of them")
 
-    def plan(self, job: Job, graph: ChannelGraph) -> tuple[Plan, dict[str, Any]]:
-        """The plan, and what is to be told of it.
+    def choosing(self, job: Job) -> budgets.Choose:
+        """What chooses plans, by widths that the first call finds; see `widths_of` for what is raised."""
+        found: list[tuple[TargetWidths, Scores, dict[str, Any]]] = []
+
+        def choosing(graph: ChannelGraph, asked: tuple[Budget, ...]) -> Plan:
+            graph = priced(graph, asked)
+            if not found:
+                found.append(self.widths_of(job, graph, asked))
+            how, neutral, told = found[0]
+            plan = choose(graph, neutral, asked, how=how)
+            self._warn(graph, plan)
+            promised = plan.promised
+            used = {one: promised[one.of] / max(one.limit(promised[f"{one.of}_before"]), 1e-9) for one in asked}
+            told |= {
+                "kept": {name: promised[name] / promised[f"{name}_before"] for name in ("params", "macs")},
+                "binding": max(used, key=used.__getitem__).of,
+                "fixed": dict(plan.decided_by["left_whole"]),
+            }
+            return replace(plan, decided_by={**plan.decided_by, TOLD: dict(told)})
+
+        return choosing
+
+    def widths_of(
+        self, job: Job, graph: ChannelGraph, asked: tuple[Budget, ...]
+    ) -> tuple[TargetWidths, Scores, dict[str, Any]]:
+        """The widths to go to, scores for the groups that may, and what is to be told.
+
+        A share of a measured time is taken as one of the MACs; all widths then go on together until the time fits.
 
         Raises:
             InputError, BudgetError: see `__call__`.
         """
-        graph = priced(graph, job.budget)
+        before = graph.cost(np.ones(graph.units.count, bool))
+        summed = tuple(
+            replace(b, of="macs", keep=min(1.0, b.limit(before[b.of]) / before[b.of]), absolute=False)
+            if b.of in budgets.TIMES
+            else b
+            for b in asked
+        )
         weights = weights_of(graph)
         if not weights:
             raise InputError(
@@ -170,7 +179,7 @@ class PreCropping(Method):
                 found="no convolution or linear layer",
                 do="give a network with weights",
             )
-        names = tuple(dict.fromkeys(budget.of for budget in job.budget))
+        names = tuple(dict.fromkeys(budget.of for budget in summed))
         allowed = self._allowed(graph)
         neutral = Scores(
             {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups if g.name in allowed},
@@ -178,14 +187,13 @@ class PreCropping(Method):
         )
         atoms, _ = make_atoms(graph, neutral, grids="rows", exact_only=False, bundle="mean")
         pools = budgets.pools_of(graph, atoms, weights, names)
-        before = graph.cost(np.ones(graph.units.count, bool))
-        limits = {name: min(budget.limit(before[name]) for budget in job.budget if budget.of == name) for name in names}
+        limits = {name: min(budget.limit(before[name]) for budget in summed if budget.of == name) for name in names}
         ones = np.ones(pools.sizes.size)
         densities: np.ndarray | None = None
         if not pools.sizes.size:
             shares = ones
         elif self.rule == "program":
-            floors = [b.floor if isinstance(b.floor, float) else b.floor / pools.sizes for b in job.budget]
+            floors = [b.floor if isinstance(b.floor, float) else b.floor / pools.sizes for b in summed]
             least = np.minimum(1.0, np.maximum.reduce([atoms.least / pools.sizes, *(ones * floor for floor in floors)]))
             shares = WidthProgram()(pools, limits, least=least)
         else:
@@ -193,17 +201,11 @@ class PreCropping(Method):
             rough = DensityWidths(self.rule, one_sided=self.inside)(pools, densities)  # type: ignore[arg-type]
             shares = to_limits(pools, np.maximum(rough, 1e-4), limits, ones)
         how = TargetWidths(tuple(np.maximum(shares, 1e-6).tolist()))
-        plan = choose(graph, neutral, job.budget, how=how)
-        self._warn(graph, plan)
-        left = {name: limits[name] - plan.promised[name] for name in names}
-        told = {
+        told: dict[str, Any] = {
             "densities": None if densities is None else dict(zip(pools.names, densities.tolist(), strict=True)),
             "shares": {name: float(share) for name, share in zip(atoms.pools, shares, strict=True)},
-            "kept": {name: plan.promised[name] / plan.promised[f"{name}_before"] for name in ("params", "macs")},
-            "binding": min(left, key=lambda name: left[name] / max(limits[name], 1.0)),
-            "fixed": dict(plan.decided_by["left_whole"]),
         }
-        return plan, told
+        return how, neutral, told
 
     @property
     def rule(self) -> str:

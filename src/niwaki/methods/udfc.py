@@ -15,15 +15,16 @@ from niwaki.errors import InputError, NothingChangedWarning
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
-from niwaki.methods.job import Job, Method, Outcome, Stage, on_grid
-from niwaki.methods.one_shot import Clock, judged, look, need_target, planned
+from niwaki.measure import Measurement
+from niwaki.methods.job import Job, Method, Outcome, on_grid
+from niwaki.methods.steps import Steps
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
 from niwaki.repair.reconstruction import Rounding, Solver, Work, reconstruct_network
 from niwaki.repair.sites import Layer, Site, Structure, structure_of
 from niwaki.repair.solvers import How, solver
-from niwaki.scores.score import describe, known
-from niwaki.surgery import cut, surgery_of
+from niwaki.scores.score import known
+from niwaki.surgery import cut
 from niwaki.units import Group
 
 log = logging.getLogger(__name__)
@@ -126,67 +127,49 @@ class UDFC(Method):
                 found="it trains nothing, and training would move rounded weights off their grid",
                 do="leave the recovery out (--recover), or use a method that is trained after its cut",
             )
-        need_target(job)
-        done = Clock(job)
+        steps = Steps(job, self)
         model = job.model
         rounds = any(bits not in (0, FLOAT) for bits in (self.bits, self.first_bits, self.last_bits))
         graph, refused = _traced(job, rounds=rounds)
-        done("trace")
-        before = look(model, job)
-        done("measure before")
+        steps.done("trace")
+        steps.look_before()
         if self.bits < LOW:
             log.warning("%d bits: below %d the closed forms may hurt; compare with solve=none", self.bits, LOW)
         structure = structure_of(graph)
-        # where all layers keep the same share, any order says how many of each; which ones, each says in its turn
-        first: Choice = "folded_norm" if self.share == "uniform" and self.solve != "none" else self.select
-        judges = self.fitted and first == self.select
-        numbers = channel_scores(
-            graph, structure.sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
-        )
-        done("score")
         rule: budgets.Rule = budgets.Uniform()
         if self.share == "error":
             rule = budgets.GlobalRank(normalise="none" if self.select == "elimination" else "sum")
+
+        def scored(graph: ChannelGraph) -> budgets.Choose:
+            # where all layers keep the same share, any order says how many of each; which, each says in its turn
+            first: Choice = "folded_norm" if self.share == "uniform" and self.solve != "none" else self.select
+            judges = self.fitted and first == self.select
+            numbers = channel_scores(
+                graph, structure.sites, Work(model, judges), first, space=self.space, bias_weight=self.bias_weight
+            )
+            return lambda now, budget: choose(now, numbers, budget, how=rule)
+
         with warnings.catch_warnings():
             if rounds:  # then something changes in any case
                 warnings.simplefilter("ignore", NothingChangedWarning)
-            first_plan, graph = planned(job, graph, lambda seen, budget: choose(seen, numbers, budget, how=rule), done)
-        alive = alive_of(graph, first_plan)
-        work, alive, found, rounding = self.rewritten(job, graph, structure, alive, self.solver())
+            widths, graph = steps.planned(graph, scored)
+        work, alive, found, rounding = self.rewritten(job, graph, structure, alive_of(graph, widths), self.solver())
         chosen = {"name": self.select, "space": self.space, "bias_weight": self.bias_weight}
-        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**first_plan.decided_by, "score": chosen})
-        done("reconstruct")
-        stages = []
+        plan = plan_of(graph, alive, budgets=job.budget, decided_by={**widths.decided_by, "score": chosen})
+        measured = {name: value for name, value in widths.promised.items() if name.startswith("latency")}
+        plan = replace(plan, promised={**plan.promised, **measured})
+        steps.done("reconstruct")
         if job.task is not None and self.solve != "none":  # the same channels, the same grid
             plain, _, _, _ = self.rewritten(job, graph, structure, alive, None)
-            stages.append(Stage("cut, not repaired", look(cut(plain, plan), job)))
-            done("measure unrepaired")
-        small = cut(work, plan)
-        done("cut")
-        receipt = judged(job, work, small, plan)
-        done("verify")
-        surgery = surgery_of(small)
-        after = look(small, job)
+            steps.look("cut, not repaired", cut(plain, plan), "measure unrepaired")
+        small = steps.cut(work, plan)
+        codes: dict[str, Measurement] = {}
         if rounding.codes:
             state = {name: tensor.detach() for name, tensor in small.state_dict().items()}
-            after["packed_bytes"] = packed_sizes(state, on_grid(state, rounding.codes))["packed_bytes"]
-        stages.append(Stage("reconstruction" if self.solve != "none" else "cut", after))
-        done("measure")
-        return Outcome(
-            model=small,
-            plan=plan.with_mends(surgery.mends, surgery.door),
-            receipt=receipt,
-            before=before,
-            after=stages[-1].measurements,
-            stages=tuple(stages),
-            graph=graph,
-            method=describe(self),
-            job=job,
-            surgery=surgery,
-            seconds=done.seconds,
-            quantised=rounding.codes,
-            details={"repaired": [vars(one) for one in found], "left_whole": refused},
-        )
+            codes["packed_bytes"] = packed_sizes(state, on_grid(state, rounding.codes))["packed_bytes"]
+        steps.look("reconstruction" if self.solve != "none" else "cut", small, "measure", more=codes)
+        told = {"repaired": [vars(one) for one in found], "left_whole": refused}
+        return steps.outcome(small, plan, graph, quantised=rounding.codes, details=told)
 
     @property
     def fitted(self) -> bool:
