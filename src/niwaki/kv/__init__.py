@@ -42,28 +42,53 @@ attention, learned sinks, cross-attention, shared keys, linear or chunked layers
 
 from niwaki.kv.attention import Call, Inputs, attend
 from niwaki.kv.cache import How, KVCache, Session, cache_bytes, compressed
+from niwaki.kv.channels import Channels
+from niwaki.kv.compression import Compression
 from niwaki.kv.dense import Dense, Rows
+from niwaki.kv.eviction import Eviction, Tokens
+from niwaki.kv.h2o import H2O
+from niwaki.kv.kivi import KIVI
 from niwaki.kv.layer import KVLayer
+from niwaki.kv.observation import Observation
+from niwaki.kv.packed import Grid, Packed
 from niwaki.kv.segments import Part, Segment
 from niwaki.kv.sizes import storage_bytes
+from niwaki.kv.snapkv import SnapKV
+from niwaki.kv.streaming_llm import StreamingLLM
 from niwaki.kv.support import Site, UnsupportedModelError, sites
+from niwaki.kv.thin import ThinKCache, think
+from niwaki.kv.think import ThinK
 
 __all__ = [
+    "H2O",
+    "KIVI",
     "Call",
+    "Channels",
+    "Compression",
     "Dense",
+    "Eviction",
+    "Grid",
     "How",
     "Inputs",
     "KVCache",
     "KVLayer",
+    "Observation",
+    "Packed",
     "Part",
     "Rows",
     "Segment",
     "Session",
     "Site",
+    "SnapKV",
+    "StreamingLLM",
+    "ThinK",
+    "ThinKCache",
+    "Tokens",
     "UnsupportedModelError",
     "attend",
     "cache_bytes",
     "compressed",
     "sites",
     "storage_bytes",
+    "think",
 ]

@@ -73,19 +73,21 @@ def seen(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def attend(call: Call, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+def attend(
+    call: Call, parts: Sequence[Part], *, sums: bool = False, counted: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
     """Softmax attention of the call's queries over parts that stand one behind the other, the new tokens in the last.
 
-    Returns `[batch, new, query heads, head_dim]`, and each part's weights summed over the new tokens and the group,
-    float32 `[batch, heads, tokens]`. Logits are scaled by the call's own scaling however many channels are left;
-    softmax is in float32, as in transformers' eager attention.
+    Returns `[batch, new, query heads, head_dim]`, and with `sums` each part's weights summed over the new tokens (over
+    those that are `counted`, bool `[batch, new]`) and the group, float32 `[batch, heads, tokens]`. Logits are scaled
+    by the call's own scaling however many channels are left; softmax is in float32, as in eager attention.
     """
     batch, heads, new, _ = call.query.shape
     kv_heads = call.keys.shape[1]
     query = call.query.view(batch, kv_heads, heads // kv_heads, new, -1)
     total = sum(part.tokens for part in parts)
     step = max(1, MOST_LOGITS // max(1, batch * heads * total))
-    outputs, sums = [], [torch.zeros((), device=query.device)] * len(parts)
+    outputs, summed = [], [query.new_zeros((), dtype=torch.float32)] * (len(parts) if sums else 0)
     for at in range(0, new, step):
         part_queries = query[..., at : at + step, :]
         logits = torch.cat([part.logits(part_queries) for part in parts], dim=-1) * call.scaling
@@ -97,10 +99,13 @@ def attend(call: Call, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
         split = weights.to(query.dtype).split([part.tokens for part in parts], dim=-1)
         mixed = [part.mix(piece) for part, piece in zip(parts, split, strict=True)]
         outputs.append(torch.stack(mixed).sum(dim=0) if len(mixed) > 1 else mixed[0])
-        pieces = weights.detach().split([part.tokens for part in parts], dim=-1)
-        sums = [known + piece.sum(dim=(2, 3)) for known, piece in zip(sums, pieces, strict=True)]
+        if sums:
+            if counted is not None:
+                weights = weights * counted[:, None, None, at : at + step, None]
+            pieces = weights.sum(dim=(2, 3)).split([part.tokens for part in parts], dim=-1)
+            summed = [known + piece for known, piece in zip(summed, pieces, strict=True)]
     output = torch.cat(outputs, dim=-2).reshape(batch, heads, new, -1)
-    return output.transpose(1, 2).contiguous(), sums
+    return output.transpose(1, 2).contiguous(), summed
 
 
 def _hidden(call: Call, parts: Sequence[Part], at: int, rows: int) -> Tensor | None:

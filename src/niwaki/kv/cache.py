@@ -84,10 +84,12 @@ def layers_of(found: Sequence[Site], how: How) -> list[Any]:
     if all(site.sliding is not None for site in found):
         why = f"every layer looks back {found[0].sliding} tokens only, and keeps no more"
         raise InputError("compress a key/value cache", found=why, do="use a model with layers that see all tokens")
-    return [
+    layers = [
         how.layer(site) if site.sliding is None else DynamicSlidingWindowLayer(sliding_window=site.sliding)
         for site in found
     ]
+    next(layer for layer in layers if isinstance(layer, KVLayer)).speaks = True
+    return layers
 
 
 def cache_bytes(cache: Any) -> int:

@@ -33,6 +33,8 @@ class KVLayer(CacheLayerMixin):
         super().__init__()
         self.parts: tuple[Part, ...] = ()
         self.seen = 0
+        self.speaks = False
+        """Whether this layer gives the warnings that hold for the whole cache; the first one does."""
         self.inputs: Inputs | None = None
         self._waiting = False
 

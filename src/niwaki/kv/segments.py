@@ -98,6 +98,19 @@ class Segment:
             joined = torch.cat((joined, positions), dim=-1)
         return replace(self, keys=self.keys.append(keys), values=self.values.append(values), positions=joined)
 
+    def stretch(self, begin: int, end: int) -> "Segment":
+        """Tokens `begin` to `end`, as views of whole, dense rows: to be copied, never to be kept."""
+        keys, values = (Dense(rows.read()[..., begin:end, :]) for rows in (self.keys, self.values))
+        positions = None if self.positions is None else self.positions[..., begin:end]
+        return replace(self, keys=keys, values=values, positions=positions, start=self.start + begin)
+
+    def compact(self) -> "Segment":
+        """A copy that keeps no longer tensor alive."""
+        keys, values = Dense.of(self.keys.read()), Dense.of(self.values.read())
+        return replace(
+            self, keys=keys, values=values, positions=None if self.positions is None else self.positions.clone()
+        )
+
     def first(self, count: int) -> "Segment":
         positions = None if self.positions is None else self.positions[..., :count].clone()
         return replace(self, keys=self.keys.first(count), values=self.values.first(count), positions=positions)

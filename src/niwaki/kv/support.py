@@ -35,6 +35,8 @@ class Site:
     kv_heads: int
     """Heads of keys and values; divides `heads`."""
     head_dim: int
+    rotated: int
+    """Channels of a head that rotate with the position; the rest stand still."""
     sliding: int | None
     """Tokens it looks back at; None where it sees all. Sliding layers are left to transformers."""
 
@@ -89,6 +91,7 @@ def sites(model: nn.Module) -> tuple[Site, ...]:
             heads=_heads(module),
             kv_heads=_heads(module) // int(module.num_key_value_groups),  # type: ignore[arg-type]
             head_dim=int(module.head_dim),  # type: ignore[arg-type]
+            rotated=_rotated(module),
             sliding=kinds[int(module.layer_idx)],  # type: ignore[arg-type, index]
         )
         for name, module in sorted(found, key=lambda item: int(item[1].layer_idx))  # type: ignore[arg-type]
@@ -150,6 +153,12 @@ def _reason(module: nn.Module) -> str:
         return "its positions are not rotary"
     lacking = [name for name in ("head_dim", "num_key_value_groups", "config") if not hasattr(module, name)]
     return f"it does not say its {lacking[0]}" if lacking else ""
+
+
+def _rotated(module: Any) -> int:
+    factor = getattr(module.config, "partial_rotary_factor", None)
+    rope = getattr(module.config, "rope_parameters", None) or {}
+    return int(int(module.head_dim) * (factor or rope.get("partial_rotary_factor") or 1.0))
 
 
 def _heads(module: Any) -> int:
