@@ -1,7 +1,9 @@
 """Files and folders that are there whole or not at all, and who of several processes writes them."""
 
+import difflib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.errors import InputError, RunExistsError, making
+
+REPORT, SETTINGS, SURGERY = "report.json", "settings.json", "surgery.json"
+"""What a run leaves: settings, where it can be resumed from its beginning on; a report at its end; what it cut."""
+PARTIAL = ".partial"
+UNENDED = "a run that did not end"
 
 
 def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) -> Path:
@@ -100,7 +107,45 @@ def synced(path: Path) -> None:
 def partial_of(folder: Path) -> Path:
     """Where a run that is written whole at its end keeps what it needs until then."""
     place = folder.absolute()
-    return place.parent / (place.name + ".partial")
+    return place.parent / (place.name + PARTIAL)
+
+
+def unended(folder: Path) -> Path | None:
+    """Where the run of `folder` is under way if it did not end: the folder itself, or the partial one beside it."""
+    return next((place for place in (folder, partial_of(folder)) if _under_way(place)), None)
+
+
+def _under_way(folder: Path) -> bool:
+    if (folder / REPORT).is_file() or not (folder / SETTINGS).is_file():
+        return False
+    try:
+        return "arguments" in json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def resume_words(place: Path) -> str:
+    """What goes on with the run that is under way at a place."""
+    return f"niwaki resume {shlex.quote(str(place).removesuffix(PARTIAL))}"
+
+
+def refuse_unended(folder: Path, asked: str) -> None:
+    """Refuse a folder without a report whose run was killed, or is still at work.
+
+    Raises:
+        InputError: names how to go on with it.
+    """
+    place = unended(folder)
+    if place is not None and not (folder / REPORT).is_file():
+        do = f"{resume_words(folder)} goes on with it, if it is not at work still"
+        raise InputError(asked, found=UNENDED, where=str(place), do=do)
+
+
+def nearest(path: Path) -> list[str]:
+    """Places beside a path that is not there whose names are much like its own, the nearest first."""
+    parent = path.parent
+    there = sorted(place.name for place in parent.iterdir()) if parent.is_dir() else []
+    return [str(parent / name) for name in difflib.get_close_matches(path.name, there, n=3)]
 
 
 def first_process() -> bool:

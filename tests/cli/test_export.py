@@ -99,12 +99,12 @@ WRONG = {
     "no target": ((MODEL, "--out", "o"), "give --to"),
     "unknown target": ((MODEL, "--to", "tflite", "--out", "o"), "unknown export target 'tflite'; found: known: onnx"),
     "unknown second": ((MODEL, "--to", "onnx", "tflite", "--out", "o"), "unknown export target 'tflite'"),
-    "no place": ((MODEL, "--to", "pt2"), "give --out DIR"),
+    "no place": ((MODEL, "--to", "pt2"), "say where the files go: --out DIR"),
     "batch": ((MODEL, "--to", "pt2", "--out", "o", "--batch", "many"), "neither dynamic nor a number"),
     "a file for a folder": ((MODEL, "--to", "pt2", "--out", "nets.py"), "found: a file"),
     "a folder without a run": (("empty", "--to", "pt2"), "a folder without a run"),
-    "checkpoint of a run": (("empty", "--to", "pt2", "--checkpoint", "w.pt"), "the run brings its own weights"),
-    "nothing there": (("nowhere", "--to", "pt2", "--out", "o"), "unknown source of models"),
+    "no run": (("nets.py", "--to", "pt2", "--out", "o"), "a file, neither a run's folder"),
+    "nothing there": (("nowhere", "--to", "pt2", "--out", "o"), "no such file or folder, and no source of models"),
 }
 
 

@@ -32,7 +32,7 @@ WRONG = {
     "no run": (("report", "."), "no report.json in it or below"),
     "no folder": (("report", "runs"), "no such folder"),
     "no plan": (("verify", "python:nets.py:small", "runs"), "no plan there"),
-    "a run without a name": (("measure", "."), "give --model SOURCE"),
+    "no run either": (("measure", "."), "a folder without a run"),
     "threads": (("measure", "python:nets.py:small", "--threads", "0"), "--threads"),
 }  # fmt: skip
 

@@ -124,8 +124,12 @@ def test_report(here: Path, run: Run) -> None:
     assert not (here / "runs" / "report.html").exists()
     run("report", "runs", "--no-page")
     assert not (here / "runs" / "report.html").exists()
-    (folder / "report.json").write_text('{"model"')
-    assert run("report", "runs/a").code == 2
+    (here / "runs/b").mkdir()
+    (here / "runs/b/report.json").write_text('{"model"')
+    said = run("report", "runs", "--no-page", "--json")
+    assert said.code == 0 and "warning: left out: runs/b: damaged" in said.err
+    assert list(said.data["left_out"]) == ["runs/b"] and len(said.data["runs"]) == 1
+    assert run("report", "runs/b").code == 2
 
 
 def test_small_grammars() -> None:

@@ -16,7 +16,7 @@ LEVELS = (
     {"search", "train", "sparse", "dynamic", "kv", "sidechannel", "tasks", "data", "models", "sensitivity"},
     {"methods"},
     {"sweep"},
-    {"export", "report", "bench"},
+    {"export", "report", "bench", "opening"},
     {"cli"},
 )
 """From the bottom up; a file may import from lower levels, from its own folder's type, and from its own level."""

@@ -1,6 +1,5 @@
 """What a report refuses to read: every damage, what is said, and that the files stay."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 import pytest
 
+import niwaki.report
 from niwaki.errors import FileDamagedError, InputError
-from niwaki.report.reading import read
+from niwaki.report.reading import read, read_all
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -129,11 +129,26 @@ def test_no_folder_no_run(tmp_path: Path) -> None:
             read(tmp_path / place)
 
 
-def test_damage_in_one_of_several_names_the_file(save: Callable[..., Path]) -> None:
+def test_damage_in_one_of_several_leaves_that_one_out(save: Callable[..., Path]) -> None:
     save("many/a")
-    bad = save("many/b") / "report.json"
-    bad.write_text("{")
-    with pytest.raises(FileDamagedError) as caught:
-        read(bad.parent.parent)
-    assert caught.value.where == str(bad)
-    assert json.loads((bad.parent.parent / "a" / "report.json").read_text())
+    bad = save("many/b")
+    (bad / "report.json").write_text("{")
+    killed = save("many/c")
+    (killed / "report.json").unlink()
+    (killed / "settings.json").write_text('{"arguments": ["train"]}')
+    (save("many/d") / "report.json").unlink()  # settings of something else
+    found = read_all(bad.parent)
+    assert [run.name for run in found.runs] == ["a"]
+    assert list(found.left_out) == [str(killed), str(bad)]
+    assert found.left_out[str(killed)].endswith(f"niwaki resume {killed} goes on with it")
+    assert "damaged: read report.json: no readable JSON" in found.left_out[str(bad)]
+    page = niwaki.report.html(bad.parent)
+    assert "<h2>Left out</h2>" in page and str(bad) in page and "1 run side by side" in page
+    assert niwaki.report.data(bad.parent)["left_out"] == found.left_out
+    for asked in (bad, [bad, bad.parent / "a"]):  # named themselves, they are asked for
+        with pytest.raises(FileDamagedError):
+            read(asked)
+    (bad.parent / "a/report.json").write_text("{")
+    with pytest.raises(FileDamagedError) as caught:  # none is left
+        read(bad.parent)
+    assert caught.value.where == str(bad.parent / "a/report.json")

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from niwaki.errors import InputError
-from niwaki.export.opening import open_network
 from niwaki.export.pt2_archive import read_pt2
 from niwaki.export.runtimes import unreadable
+from niwaki.files import nearest
 from niwaki.measure import Macs, Params, measure
+from niwaki.opening import open_network
 from niwaki.units import Example, map_tensors, tensors_in
 
 FILES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
@@ -92,7 +93,9 @@ def open_item(name: str, *, shape: tuple[int, ...] | None, seed: int) -> Item:
     if kind is not None and (path.exists() or ":" not in name):
         size = float(sum(part.stat().st_size for part in parts_of(path) if part.exists()))
         if not path.is_file():
-            raise InputError(f"bench {name}", found="no such file", do="give a run's folder, a file or a model")
+            near = nearest(path)
+            found = "no such file" + (f"; near: {', '.join(near)}" if near else "")
+            raise InputError(f"bench {name}", found=found, where=str(path.absolute().parent), do="check the path")
         if kind == "onnx":
             example, params = _onnx(path)
             return Item(name, kind, name, None, params, size, example, shape)
@@ -101,17 +104,11 @@ def open_item(name: str, *, shape: tuple[int, ...] | None, seed: int) -> Item:
         program = read_pt2(path)
         arguments, named = program.example_inputs or ((), {})
         return Item(name, kind, name, None, None, size, named or tuple(arguments), shape, program.module())
-    if not path.exists() and ":" not in name:
-        raise InputError(
-            f"bench {name}",
-            found="no such file or folder, and no source of models",
-            do="give a run's folder, an .onnx, .xml or .pt2 file, or a model such as torchvision:resnet18",
-        )
     network = open_network(name, shape=shape, seed=seed)
-    folder = path if path.is_dir() else None
-    on_disk = float((folder / "model.safetensors").stat().st_size) if folder is not None else None
-    label = name.rstrip("/") if folder is not None else name
-    return Item(label, "model" if folder is None else "run", name, bytes=on_disk, example=network.example, shape=shape,
+    if network.run is None:
+        return Item(name, "model", name, example=network.example, shape=shape, opened=network.model)
+    on_disk = float(sum(part.stat().st_size for part in path.glob("*.safetensors")))
+    return Item(name.rstrip("/"), "run", name, bytes=on_disk, example=network.example, shape=shape,
                 opened=network.model)  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from niwaki.cli.runs import (
     clear,
     cleared_unless_begun,
     keep_recovery,
+    refuse_itself,
     refuse_under_way,
     resumed,
     same_place,
@@ -61,7 +62,7 @@ def compress(
     shape: Input = None,
     data: Data = None,
     normalisation: Normalisation = None,
-    split_seed: SplitSeed = 0,
+    split_seed: SplitSeed = None,
     method: Annotated[str, typer.Option(help="See `niwaki methods`.")] = "magnitude",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A setting of the method (repeat).")
@@ -133,6 +134,7 @@ def compress(
     """Make a model smaller. Scores, cuts, verifies, repairs, recovers, measures, and saves the run to DIR."""
     partial = partial_of(out)
     same_place(partial)
+    refuse_itself(model, out)
     refuse_under_way(out, force=force)
     force = force or resumed.get() is not None
     _refuse_place(out, force=force)
@@ -224,7 +226,7 @@ def compress(
             progress=hear,
             steps=step,
             partial=None if recovery is None else partial,
-            source=model,
+            source=asked.loaded.source,
             weights=asked.loaded.weights,
             command=context.obj,
         )

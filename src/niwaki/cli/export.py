@@ -41,12 +41,16 @@ def export(
     if not names:
         raise InputError("export", found="no target", do=f"give --to, one or more of {', '.join(EXPORTS)}")
     length = _batch(batch)
-    folder = Path(model) if Path(model).is_dir() else None
-    if folder is not None and checkpoint is not None:
-        raise InputError("--checkpoint with a run's folder", found=str(folder), do="the run brings its own weights")
+
+    from niwaki.opening import open_network, saved_run
+
+    run = saved_run(model)
+    folder = None if run is None else run.folder
     place = out or folder
     if place is None:
-        raise InputError(f"export {model}", found="no folder for the files", do="give --out DIR")
+        raise InputError(
+            f"export {model}", found="a model by its name, and no --out", do="say where the files go: --out DIR"
+        )
     if place.exists() and not place.is_dir():
         raise InputError(f"export to {place}", found="a file", do="give a folder")
     there = in_the_way(names, place)
@@ -55,8 +59,6 @@ def export(
             f"export to {place}", found=f"{there[0]} exists", do="choose another --out, or give --force"
         )
     need(names)
-
-    from niwaki.export.opening import open_network
 
     found = open_network(model, factory=factory, checkpoint=checkpoint, shape=shape_of(shape), seed=seed)
     if found.weights == "random":
@@ -78,7 +80,7 @@ def export(
     finally:
         if made and not any(place.iterdir()):
             place.rmdir()
-    if folder is not None and found.record and place.resolve() == folder.resolve():
+    if run is not None and folder is not None and run.record and place.resolve() == folder.resolve():
         import niwaki.report
         from niwaki.methods.job import note_export
 

@@ -5,14 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from niwaki.cli.options import AsJson, CheckDevice, Input, Model
+from niwaki.cli.options import AsJson, CheckDevice, Input
 from niwaki.cli.talk import show
-from niwaki.errors import FileDamagedError
+from niwaki.errors import FileDamagedError, InputError
 
 
 def load_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder.")],
-    model: Model,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="What the run was made from; its own record unless said.")
+    ] = None,
     shape: Input = None,
     device: CheckDevice = None,
     as_json: AsJson = False,
@@ -21,9 +23,12 @@ def load_check(
 
     Another device computes other bits: on one they are not compared.
     """
-    from niwaki.report.reading import read
+    from niwaki.opening import saved_run
 
-    record = read(folder)[0].data.get("digest")
+    saved = saved_run(folder)
+    if saved is None:
+        raise InputError(f"load-check {folder}", found="no folder", do="give the folder that a run was saved to")
+    record = saved.record.get("digest")
     if record is not None and not (isinstance(record, dict) and isinstance(record.get("sha256"), str)):
         raise FileDamagedError(
             "read report.json", found="a digest without sha256", where=str(folder), do="save the run again"
@@ -31,8 +36,7 @@ def load_check(
 
     import torch
 
-    import niwaki
-    from niwaki.cli.sources import ask, device_here, shape_text
+    from niwaki.cli.sources import ask, device_here
     from niwaki.methods.job import digest
     from niwaki.plan import encode_example
     from niwaki.units import device_of, run, tensors_in
@@ -41,13 +45,13 @@ def load_check(
     recorded = record.get("example")
     there = record.get("device")
     asked = ask(
-        model,
-        shape=shape or shape_text(recorded),
+        str(folder),
+        factory=model,
+        shape=shape,
         threads=record.get("threads"),
         device=device or device_here(there),
-        own_weights=False,
     )
-    small = niwaki.load(str(folder), asked.loaded.factory).eval().to(device_of(asked.loaded.model))
+    small = asked.loaded.model
     here = str(device_of(small))
     with torch.no_grad():
         outputs = tensors_in(run(small, asked.example))

@@ -14,7 +14,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG, ultralytics:NAME.yaml, darknet:FILE.cfg, llama2c:FILE, "
-        "python:file.py:factory or python:pkg.mod:factory; arguments after '?' as name=JSON, joined by &.",
+        "python:file.py:factory or python:pkg.mod:factory; arguments after '?' as name=JSON, joined by &. "
+        "Or a run's folder, of `niwaki train` or `niwaki compress`.",
     ),
 ]
 Checkpoint = Annotated[
@@ -76,7 +77,12 @@ TableFile = Annotated[
         "--table", help="File that keeps measured layers; one in the cache folder unless said.", metavar="FILE"
     ),
 ]
-SplitSeed = Annotated[int, typer.Option(help="Of the data split; keep it for the whole life of a model.")]
+SplitSeed = Annotated[
+    int | None,
+    typer.Option(
+        help="Of the data split; keep it for the whole life of a model. A run's own unless said, of others 0."
+    ),
+]
 
 Distill = Annotated[
     list[str] | None,

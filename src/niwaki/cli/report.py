@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from niwaki.cli.options import AsJson
-from niwaki.cli.talk import say, show
+from niwaki.cli.talk import say, show, warn
 
 
 def report(
@@ -26,6 +26,8 @@ def report(
 
     asked = folders[0] if len(folders) == 1 else folders
     data, drawn = niwaki.report.data(asked), niwaki.report.terminal(asked)
+    for folder, why in data.get("left_out", {}).items():
+        warn(f"left out: {folder}: {why}")
     wanted = html is not None or (page and len(folders) == 1)
     written = niwaki.report.write(asked, html) if wanted else None
     show(drawn, data=data | {"page": written and str(written)}, as_json=as_json)

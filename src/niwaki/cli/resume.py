@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from niwaki.cli.options import AsJson
-from niwaki.cli.runs import REPORT, going_on, read_record
+from niwaki.cli.runs import going_on, read_record
 from niwaki.cli.talk import say
 from niwaki.errors import FileDamagedError
-from niwaki.files import partial_of
+from niwaki.files import REPORT, partial_of
 
 RESUMABLE = ("train", "compress")
 

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import FileDamagedError, InputError, RunExistsError, making
-from niwaki.files import first_process, partial_of, write_json
-
-SETTINGS, REPORT = "settings.json", "report.json"
+from niwaki.files import SETTINGS, first_process, nearest, partial_of, write_json
 
 
 @final
@@ -49,6 +47,20 @@ def refuse_under_way(out: Path, *, force: bool) -> None:
     if there and resumed.get() is None and not force and first_process():
         do = f"niwaki resume {shlex.quote(str(out))} goes on with it; --force starts again"
         raise RunExistsError(f"write a run to {out}", found="one that did not end", where=str(partial_of(out)), do=do)
+
+
+def refuse_itself(model: str, out: Path) -> None:
+    """Refuse to replace the run that the new one is made from.
+
+    Raises:
+        InputError: the model is what lies at `out`.
+    """
+    same = False
+    with contextlib.suppress(OSError):  # no such places, or names that are none
+        same = out.samefile(model)
+    if same:
+        do = "choose another --out: the run that it is made from has to stay"
+        raise InputError(f"write a run to {out}", found=f"the model {model} is that folder", do=do)
 
 
 def begin(folder: Path, spoken: str | None, **more: Any) -> None:
@@ -108,7 +120,8 @@ def read_record(folder: Path) -> Record:
     places = [partial_of(folder), folder]
     place = next((p for p in places if (p / SETTINGS).is_file()), None)
     if place is None:
-        found = "no run" if folder.exists() else "no such folder"
+        near = nearest(folder)
+        found = "no run" if folder.exists() else "no such folder" + (f"; near: {', '.join(near)}" if near else "")
         do = "give the --out of `niwaki train`, or of `niwaki compress` with --recover"
         raise InputError(f"resume {folder}", found=found, where=str(folder), do=do)
     try:

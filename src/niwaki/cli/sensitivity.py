@@ -37,7 +37,7 @@ def sensitivity(
     shape: Input = None,
     data: Data = None,
     normalisation: Normalisation = None,
-    split_seed: SplitSeed = 0,
+    split_seed: SplitSeed = None,
     shares: Annotated[str, typer.Option(help="Of each group, what stays.", metavar="SHARES")] = "0.75,0.5,0.25",
     score: Annotated[str, typer.Option(help=f"What goes first: {', '.join(SCORES)}.")] = "magnitude",
     protect: Protect = None,

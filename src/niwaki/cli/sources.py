@@ -1,17 +1,19 @@
 """From the command line's words to a model, an example and data. Imports torch, so commands import this late."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, final
 
 import torch
 
-from niwaki import data, models
+from niwaki import data
 from niwaki.cli.options import pairs_of, shape_of
-from niwaki.cli.talk import say
+from niwaki.cli.talk import say, warn
 from niwaki.data import Splits, TextSplits
 from niwaki.errors import InputError, UnknownNameError
-from niwaki.measure.latency import at_batch
 from niwaki.models import Loaded
+from niwaki.opening import Network, SavedRun, open_network, saved_run
 from niwaki.tasks import Classification, LanguageModelling, Task
 from niwaki.units import map_tensors
 
@@ -28,27 +30,29 @@ class Asked:
     loaded: Loaded
     example: Any
     splits: Splits | TextSplits | None
+    run: SavedRun | None = None
+    """The run whose network it is."""
 
 
 def ask(
     source: str,
     *,
+    factory: str | None = None,
     checkpoint: str | None = None,
     shape: str | None = None,
     spec: str | None = None,
-    normalisation: str | tuple[Any, Any] | None = None,
-    split_seed: int = 0,
+    normalisation: str | None = None,
+    split_seed: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     device: str | None = None,
-    own_weights: bool = True,
 ) -> Asked:
     """The model, an example, and the data if a `spec` is given.
 
     Of a text (`text:FILE`) the example is its first block. Otherwise the example's shape is `shape` if given, then that
-    of the data's pictures, then the model's usual one.
-    Pictures are normalised as the option says, else as the model's source does, else as the data's source does.
-    `own_weights` is False where the model's weights do not matter because others replace them.
+    of the run whose network it is, then that of the data's pictures, then the model's usual one.
+    Pictures are normalised as the option says, else as the run saw them, else as the model's source does, else as the
+    data's source does; they are split as the run split its own.
     """
     if normalisation is not None and spec is None:
         raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
@@ -56,22 +60,40 @@ def ask(
         torch.set_num_threads(threads)
     place = device_named(device)
     wanted = shape_of(shape)
+    opened = partial(open_network, source, factory=factory, checkpoint=checkpoint, seed=seed)
     if spec is not None and spec.startswith(TEXT):
-        return _reading(source, checkpoint, spec, place, seed=seed, asked=(shape, normalisation), own=own_weights)
+        return _reading(opened, spec, place, asked=(shape, normalisation))
+    run = saved_run(source)
+    split = _split_seed(split_seed, run)
+    if wanted is None and run is not None and (spec is None or _square(run.shape)):
+        wanted = run.shape
     splits = None
     if spec is not None and wanted is None:
-        splits = _data(spec, None, normalisation, split_seed)
-    inner = wanted[1:] if wanted else splits.shape if splits is not None else None
-    loaded = models.load(source, checkpoint=checkpoint, seed=seed, shape=inner)
-    if spec is not None and (splits is None or (normalisation is None and loaded.normalisation is not None)):
-        splits = _data(spec, wanted or inner, normalisation or loaded.normalisation, split_seed)
-    example = loaded.example if not wanted or wanted[0] == 1 else at_batch(loaded.example, wanted[0])
-    return _placed(Asked(loaded, example, splits), place, own=own_weights)
+        splits = _data(spec, None, normalisation, split)
+        wanted = (1, *splits.shape)
+    network = opened(shape=wanted)
+    usual = network.loaded.normalisation
+    if spec is not None and (splits is None or (normalisation is None and usual is not None)):
+        splits = _data(spec, wanted, normalisation or usual, split)
+    return _placed(Asked(network.loaded, network.example, splits, run), place)
 
 
-def _placed(asked: Asked, place: torch.device | None, *, own: bool) -> Asked:
+def _square(shape: tuple[int, ...] | None) -> bool:
+    """Whether it is that of a batch of square pictures."""
+    return shape is not None and len(shape) == 4 and shape[-1] == shape[-2]
+
+
+def _split_seed(asked: int | None, run: SavedRun | None) -> int:
+    """The seed that data are split by: the run's own, or pictures that it was trained on would be tested on."""
+    own = None if run is None else run.split_seed
+    if asked is not None and own is not None and asked != own:
+        warn(f"--split-seed {asked}, the run's was {own}: pictures that it was trained on may be among the test")
+    return asked if asked is not None else own or 0
+
+
+def _placed(asked: Asked, place: torch.device | None) -> Asked:
     """Model and example where they are to be."""
-    if own and asked.loaded.weights == "random":
+    if asked.loaded.weights == "random":
         say(f"{asked.loaded.source}: the weights are random (no --checkpoint)")
     if place is None:
         return asked
@@ -80,14 +102,11 @@ def _placed(asked: Asked, place: torch.device | None, *, own: bool) -> Asked:
 
 
 def _reading(
-    source: str,
-    checkpoint: str | None,
+    opened: Callable[[], Network],
     spec: str,
     place: torch.device | None,
     *,
-    seed: int,
     asked: tuple[Any, Any],
-    own: bool,
 ) -> Asked:
     """A language model, and the text that it reads: `text:FILE?length=128&tokenizer=FOLDER&mask=103`."""
     for option, value in zip(("--input", "--normalisation"), asked, strict=True):
@@ -100,7 +119,8 @@ def _reading(
         raise UnknownNameError.of("setting of a text", unknown[0], ["length", "tokenizer", "mask", "val", "test"])
     if not file:
         raise InputError(f"data {spec!r}", found="nothing after the colon", do=f"write {TEXT}FILE")
-    loaded = models.load(source, checkpoint=checkpoint, seed=seed)
+    network = opened()
+    loaded = network.loaded
     context = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
     settings.setdefault("length", min(CONTEXT, context) if isinstance(context, int) else CONTEXT)
     splits = data.open_text(file, **settings)
@@ -111,8 +131,8 @@ def _reading(
         example = tokens
     else:
         do = "return (model, tokens [1, length]) from the factory, or use a language model of hf:"
-        raise InputError(f"{source} on a text", found=f"an example of type {type(example).__name__}", do=do)
-    return _placed(Asked(loaded, example, splits), place, own=own)
+        raise InputError(f"{loaded.source} on a text", found=f"an example of type {type(example).__name__}", do=do)
+    return _placed(Asked(loaded, example, splits, network.run), place)
 
 
 def task_of(asked: Asked, *, batch: int = 128, augment: str = "none", label_smoothing: float = 0.0) -> Task | None:

@@ -41,6 +41,11 @@ def say(text: str) -> None:
     logging.getLogger("niwaki.cli").info(text)
 
 
+def warn(text: str) -> None:
+    """One line that --quiet leaves."""
+    logging.getLogger("niwaki.cli").warning("warning: %s", text)
+
+
 @contextmanager
 def warnings_said() -> Iterator[None]:
     """Inside, niwaki's own warnings are talk, each time; the others are shown as Python shows them."""
@@ -50,7 +55,7 @@ def warnings_said() -> Iterator[None]:
 
         def say_it(message: Any, category: Any, *where: Any, **more: Any) -> None:
             if issubclass(category, NothingChangedWarning):
-                logging.getLogger("niwaki.cli").warning("warning: %s", message)
+                warn(str(message))
             else:
                 shown(message, category, *where, **more)
 

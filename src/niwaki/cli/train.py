@@ -19,18 +19,17 @@ from niwaki.cli.options import (
     training_of,
 )
 from niwaki.cli.runs import (
-    REPORT,
-    SETTINGS,
     begin,
     clear,
     cleared_unless_begun,
+    refuse_itself,
     refuse_under_way,
     resumed,
     same_place,
 )
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, RunExistsError, making
-from niwaki.files import first_process, partial_of, take_place
+from niwaki.files import REPORT, SETTINGS, first_process, partial_of, take_place
 
 RATES = {"sgd": 0.1, "adamw": 0.001}
 """Of networks that know nothing yet."""
@@ -45,7 +44,7 @@ def train(
     checkpoint: Checkpoint = None,
     shape: Input = None,
     normalisation: Normalisation = None,
-    split_seed: SplitSeed = 0,
+    split_seed: SplitSeed = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; 0.1 (adamw: 0.001) unless said.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
@@ -77,6 +76,7 @@ def train(
     """
     place = _place(out, force=force)
     same_place(place)
+    refuse_itself(model, out)
     refuse_under_way(out, force=force)
     _refuse_place(out, force=force)
     if data is None:
@@ -108,7 +108,7 @@ def train(
         task,
         how,
         limit=limit_test,
-        source=model,
+        source=asked.loaded.source,
         weights=asked.loaded.weights,
         command=context.obj,
         home=out,

@@ -12,7 +12,13 @@ from niwaki.errors import InputError
 
 def verify(
     model: Model,
-    plan: Annotated[Path, typer.Argument(metavar="FOLDER_OR_PLAN", help="A run's folder, or its plan.json.")],
+    plan: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER_OR_PLAN]",
+            help="A run's folder, or its plan.json. Alone, a run's folder is judged by the model that it names.",
+        ),
+    ] = None,
     checkpoint: Checkpoint = None,
     shape: Input = None,
     seed: Seed = 0,
@@ -24,11 +30,12 @@ def verify(
     The weights are MODEL's. Of a run's folder it is said how many tensors of its file are MODEL's, cut, and how many
     are not (repaired, rounded or trained since, or of another checkpoint); `niwaki load-check` tries that file.
     """
+    if plan is None:
+        plan = Path(model)
+        model, checkpoint, seed = _made_from(plan, checkpoint, seed)
     file = plan / "plan.json" if plan.is_dir() else plan
     if not file.is_file():
-        raise InputError(
-            f"verify {plan}", found="no plan there", where=str(file), do="give a run's folder or a plan.json"
-        )
+        raise _no_plan(plan, file)
     import niwaki
     from niwaki.cli.sources import ask, shape_text
 
@@ -58,6 +65,39 @@ def verify(
     show(table, data=data, as_json=as_json)
     if not receipt.passed:
         raise typer.Exit(1)
+
+
+def _made_from(folder: Path, checkpoint: str | None, seed: int) -> tuple[str, str | None, int]:
+    """Model, weights and seed that the run in a folder says it was made from."""
+    from niwaki.opening import saved_run
+
+    if folder.is_file() or (run := saved_run(folder)) is None:
+        raise InputError(f"verify {folder}", found="no run's folder", do="niwaki verify MODEL FOLDER_OR_PLAN")
+    if run.kind != "cut":
+        raise _no_plan(folder, folder / "plan.json")
+    if not run.source:
+        do = "niwaki verify MODEL FOLDER"
+        raise InputError(f"the model of {folder}", found="the run does not name it", do=do)
+    weights = str(run.settings.get("weights") or "")
+    if checkpoint is not None or weights in ("", "stored with the model"):
+        return run.source, checkpoint, seed
+    if weights == "random":
+        drawn = run.settings.get("seed")
+        return run.source, None, drawn if isinstance(drawn, int) else seed
+    return (weights, None, seed) if Path(weights).is_dir() else (run.source, weights, seed)
+
+
+def _no_plan(plan: Path, file: Path) -> InputError:
+    from niwaki.files import nearest, refuse_unended
+    from niwaki.methods.trained import is_training
+
+    refuse_unended(plan, f"verify {plan}")
+    found, do = "no plan there", "give a run's folder or a plan.json"
+    if plan.is_dir() and is_training(plan):
+        found, do = "a training, which cuts nothing", f"niwaki load-check {plan} tries its weights"
+    elif not plan.exists() and (near := nearest(plan)):
+        found += f"; near: {', '.join(near)}"
+    return InputError(f"verify {plan}", found=found, where=str(file), do=do)
 
 
 def _weights(small: Any, file: Path) -> dict[str, int] | None:

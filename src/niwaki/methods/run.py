@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from niwaki.distill import Weighted
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
+from niwaki.files import refuse_unended
 from niwaki.graph.skeleton import copy_with, identity, shared
 from niwaki.graph.trace import fingerprint, passing_buffers
 from niwaki.measure import Meter, Target
 from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.trained import fill_trained_, is_training
 from niwaki.plan import Plan
 from niwaki.quantize import Quantised, unpacked_state
 from niwaki.surgery.cut import redo
@@ -115,13 +117,16 @@ def compress(
 
 
 def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
-    """The small model of a saved run; `factory()` gives the uncut architecture (weights do not matter).
+    """The model of a saved run; `factory()` gives the architecture it was made from (weights do not matter).
+
+    Of a run of `niwaki train` that is the model itself, of the others the uncut one.
 
     Nothing is traced and no pickle is read. Tensors that were shared are shared again, whether `factory` shares them or
     not. Of a folder that `cut_stored` wrote, the weights are read when they are first used, and `factory` may leave
     parameters on the meta device (`niwaki.models.outline`).
 
     Raises:
+        InputError: a run that did not end, or no factory.
         FileDamagedError: a file is missing, truncated or tampered with.
         PlanMismatchError: `factory` makes another model, or one that shares tensors which were saved apart.
     """
@@ -132,8 +137,11 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
             found="not a factory",
             do="pass a function that makes the uncut model, e.g. lambda: Net()",
         )
+    refuse_unended(folder, f"load {folder}")
     made = factory()
     model = made[0] if isinstance(made, tuple) else made
+    if is_training(folder):
+        return fill_trained_(model, folder)
     plan = Plan.from_json(_text(folder / "plan.json"))
     plan.bound(model, fingerprint(model))
     try:

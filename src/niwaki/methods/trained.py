@@ -1,6 +1,7 @@
 """A training from scratch as a run in a folder: weights, history, checkpoints and a report."""
 
 import datetime
+import json
 import os
 import platform
 import sys
@@ -14,13 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from niwaki.files import write_json
+from niwaki.files import REPORT, SURGERY, write_json
 from niwaki.measure import COUNTS, Measurement, measure
 from niwaki.methods.job import describe_example, digest, settings_of
+from niwaki.models import load_checkpoint_
 from niwaki.tasks import Task
 from niwaki.train import Recovery
 from niwaki.train.checkpoints import save_weights
 from niwaki.train.history import HISTORY
+
+NAME = "train"
+"""What a training calls its method in its report."""
+WEIGHTS = "model.safetensors"
 
 
 @final
@@ -83,7 +89,7 @@ class Training:
         done("measure after")
         assert self.how.folder is not None
         folder = Path(self.how.folder)
-        save_weights(self.model, folder / "model.safetensors")
+        save_weights(self.model, folder / WEIGHTS)
         history = replace(history, settings=self._at_home(history.settings))
         write_json(folder / HISTORY, history.to_json())
         report = {
@@ -91,7 +97,7 @@ class Training:
             "command": self.command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "model": {"source": self.source, "class": type(self.model).__name__},
-            "method": {"name": "train"},
+            "method": {"name": NAME},
             "before": _plain(before),
             "after": _plain(after),
             "validation": _plain(held),
@@ -107,7 +113,7 @@ class Training:
             "digest": digest(self.model, self.example),
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
         }
-        write_json(folder / "report.json", report)
+        write_json(folder / REPORT, report)
         return report
 
     def _at_home(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +123,28 @@ class Training:
         """Counts, and the task's metrics on the test split."""
         found = measure(self.model, self.example, meters=COUNTS)
         return found | self.task.metrics(self.model, limit=self.limit)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether the run in a folder is a training that ended, as far as its report can be read."""
+    if (folder / SURGERY).is_file() or not (folder / REPORT).is_file():
+        return False
+    try:
+        method = json.loads((folder / REPORT).read_text(encoding="utf-8")).get("method")
+    except (OSError, ValueError, AttributeError):
+        return (folder / HISTORY).is_file()  # damaged: whoever reads it says so
+    return isinstance(method, dict) and method.get("name") == NAME
+
+
+def fill_trained_(model: nn.Module, folder: Path) -> nn.Module:
+    """`model` with the weights of the training in `folder`, all of them or, with an error, none.
+
+    Raises:
+        InputError: the weights are another model's, or are not there.
+        FileDamagedError: they can't be read.
+    """
+    load_checkpoint_(model, folder / WEIGHTS)
+    return model
 
 
 def _plain(measurements: dict[str, Measurement]) -> dict[str, Any]:

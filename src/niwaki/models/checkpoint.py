@@ -18,6 +18,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # left by data-parallel wrappers and by torch.compile
 UNPICKLED = re.compile(r"(Unsupported [a-z]+:? [^\n]+?)(?: was not an allowed| Please|\n|$)")
 SHOWN = 6
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""Files of weights that folders usually have."""
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
@@ -32,6 +34,9 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
         FileDamagedError: truncated, not a checkpoint, or holding anything but tensors.
     """
     path = Path(file).expanduser()
+    if path.is_dir():
+        inside = next((path / name for name in WEIGHTS if (path / name).is_file()), path / "FILE")
+        raise InputError("read a checkpoint", found="a folder", where=str(path), do=f"name the file: {inside}")
     if not path.is_file():
         raise InputError("read a checkpoint", found="no such file", where=str(path), do="name a file with weights")
     if path.name.endswith(".index.json"):

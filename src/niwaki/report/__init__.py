@@ -28,10 +28,13 @@ def terminal(folder: "Folders") -> "RenderableType":
         FileDamagedError: a file of the run is truncated, tampered with or contradicts another.
     """
     from niwaki.report import console, sweeps
-    from niwaki.report.reading import read
+    from niwaki.report.reading import read_all
 
     place = _sweep(folder)
-    return console.terminal_of(read(folder)) if place is None else sweeps.terminal_of(sweeps.read_sweep(place))
+    if place is not None:
+        return sweeps.terminal_of(sweeps.read_sweep(place))
+    found = read_all(folder)
+    return console.terminal_of(found.runs, left_out=found.left_out)
 
 
 def html(folder: "Folders") -> str:
@@ -42,18 +45,19 @@ def html(folder: "Folders") -> str:
         FileDamagedError: a file of the run is truncated, tampered with or contradicts another.
     """
     from niwaki.report import page, sweeps
-    from niwaki.report.reading import read
+    from niwaki.report.reading import read_all
 
     place = _sweep(folder)
     if place is not None:
         return sweeps.page_of(sweeps.read_sweep(place), heading=f"niwaki sweep: {place.resolve().name}")
-    runs = read(folder)
-    if len(runs) == 1:
+    found = read_all(folder)
+    runs = found.runs
+    if len(runs) == 1 and not found.left_out:
         source, kind = (runs[0].get("model").get(key) or "" for key in ("source", "class"))
         model = (kind if len(source) > _SHORT and kind else source or kind) or "a model"
         return page.page_of(runs, heading=f"niwaki: {model}, {runs[0].get('method').get('name', '?')}")
     name = Path(folder).resolve().name if isinstance(folder, (str, Path)) else f"{len(runs)} runs"
-    return page.page_of(runs, heading=f"niwaki: {name}")
+    return page.page_of(runs, heading=f"niwaki: {name}", left_out=found.left_out)
 
 
 def write(folder: "Folders", file: str | Path | None = None) -> Path:
@@ -73,14 +77,18 @@ def write(folder: "Folders", file: str | Path | None = None) -> Path:
 
 
 def data(folder: "Folders") -> dict[str, Any]:
-    """The same as plain data: `runs`, or `trials` and `fronts` of a sweep."""
+    """The same as plain data: `runs` and what was `left_out`, or `trials` and `fronts` of a sweep."""
     from niwaki.report import sweeps
-    from niwaki.report.reading import read
+    from niwaki.report.reading import read_all
 
     place = _sweep(folder)
     if place is not None:
         return sweeps.data_of(sweeps.read_sweep(place))
-    return {"runs": [{"folder": str(run.folder), **run.data} for run in read(folder)]}
+    found = read_all(folder)
+    return {
+        "runs": [{"folder": str(run.folder), **run.data} for run in found.runs],
+        "left_out": found.left_out,
+    }
 
 
 def _sweep(folder: "Folders") -> Path | None:

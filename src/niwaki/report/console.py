@@ -1,6 +1,6 @@
 """The report for the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -19,6 +19,7 @@ from niwaki.report.tables import (
     facts,
     groups,
     headline,
+    missing,
     promises,
     receipt,
     repaired,
@@ -37,15 +38,15 @@ def drawn(table: Table) -> RenderableType:
     return Padding(made, (0, 0, 1, 0), expand=False)
 
 
-def terminal_of(runs: Sequence[Run]) -> RenderableType:
-    """One run in full, or several side by side."""
-    if len(runs) == 1:
+def terminal_of(runs: Sequence[Run], *, left_out: Mapping[str, str] | None = None) -> RenderableType:
+    """One run in full, or several side by side, with what was left out."""
+    if len(runs) == 1 and not left_out:
         run = runs[0]
         tables = [before_after(run), stages(run), candidates(run), groups(run), repaired(run)]
         tables += [receipt(run), promises(run), exports(run), uncounted(run), facts(run)]
         head = headline(run)
     else:
-        tables, head = [comparison(runs)], f"{len(runs)} runs"
+        tables, head = [comparison(runs), missing(left_out or {})], f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     tables.append(definitions(runs))
     notes = [Text(table.note) for table in tables if table.note]
     return Group(Text(head, style="bold"), *(drawn(table) for table in tables if table.rows), *notes)

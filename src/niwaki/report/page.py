@@ -1,6 +1,6 @@
 """The report as one HTML page that needs nothing from anywhere: no script, no font, no picture from outside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from niwaki.report.curves import training
@@ -18,6 +18,7 @@ from niwaki.report.tables import (
     facts,
     groups,
     headline,
+    missing,
     promises,
     receipt,
     repaired,
@@ -74,9 +75,9 @@ def trade(runs: Sequence[Run]) -> str:
     return f"<section>{head}{figure(plot + legend(found))}</section>"
 
 
-def page_of(runs: Sequence[Run], *, heading: str) -> str:
-    """The page for one run in full or for several side by side."""
-    if len(runs) == 1:
+def page_of(runs: Sequence[Run], *, heading: str, left_out: Mapping[str, str] | None = None) -> str:
+    """The page for one run in full or for several side by side, with what was left out."""
+    if len(runs) == 1 and not left_out:
         run = runs[0]
         lead = headline(run)
         body = [
@@ -98,8 +99,8 @@ def page_of(runs: Sequence[Run], *, heading: str) -> str:
             drawn(settings(run), search="settings", fold=True),
         ]
     else:
-        lead = f"{len(runs)} runs side by side."
-        body = [drawn(comparison(runs), search="runs"), trade(runs)]
+        lead = f"{len(runs)} run{'s' if len(runs) > 1 else ''} side by side."
+        body = [drawn(comparison(runs), search="runs"), drawn(missing(left_out or {})), trade(runs)]
         body.append(drawn(widths_beside(runs), search="layers", fold=True))
         for run in runs:
             parts = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import FileDamagedError, InputError
+from niwaki.files import REPORT, SETTINGS, UNENDED, nearest, refuse_unended, resume_words, unended
 
 # What report.json holds: key -> type; nested keys for the lists of records. Keys may be missing, never of another type.
 SHAPE: dict[str, Any] = {
@@ -134,7 +135,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     Raises:
         FileDamagedError: a file is truncated, has parts of another kind, or contradicts the plan beside it.
     """
-    path = folder / "report.json"
+    path = folder / REPORT
     data = read_json(path)
     missing = [key for key in NEEDED if key not in data]
     if missing:
@@ -152,49 +153,81 @@ def read_run(folder: Path, name: str = "") -> Run:
     plan = folder / "plan.json"
     if plan.is_file():
         _agrees(data, read_json(plan), plan)
-    settings = folder / "settings.json"
+    settings = folder / SETTINGS
     return Run(folder, name or folder.resolve().name, data, read_json(settings) if settings.is_file() else {})
 
 
 Folders = str | Path | Sequence[str | Path]
 
 
+@final
+@dataclass(frozen=True)
+class Runs:
+    """The runs of some folders."""
+
+    runs: tuple[Run, ...]
+    left_out: dict[str, str]
+    """Folders below those asked for whose run is damaged or did not end, with what was found."""
+
+
 def read(folders: Folders) -> tuple[Run, ...]:
+    """The runs that `read_all` finds."""
+    return read_all(folders).runs
+
+
+def read_all(folders: Folders) -> Runs:
     """The run in a folder, or all runs in the folders below it, by name; of several folders one after the other.
 
     Raises:
-        InputError: no such folder, or no run in it.
+        InputError: no such folder, or no run in it; a run that did not end, where it is named itself.
+        FileDamagedError: a run that is named itself, or every run below a folder, is damaged.
     """
     if isinstance(folders, (str, Path)):
         return _below(folders)
     found: list[Run] = []
+    left: dict[str, str] = {}
     for folder in folders:
         root = Path(folder)
-        runs = _below(root)
-        alone = len(runs) == 1 and runs[0].folder == root
-        found += [replace(run, name=str(root) if alone else str(root / run.name)) for run in runs]
+        below = _below(root)
+        alone = len(below.runs) == 1 and below.runs[0].folder == root
+        found += [replace(run, name=str(root) if alone else str(root / run.name)) for run in below.runs]
+        left |= below.left_out
     if not found:
         raise InputError("a report", found="no folder", do="give the folder that a run was saved to")
     found = list({run.folder.resolve(): run for run in found}.values())
     short = [run.folder.resolve().name for run in found]
     if len(set(short)) == len(found):  # the whole path only where it tells two runs apart
         found = [replace(run, name=name) for run, name in zip(found, short, strict=True)]
-    return tuple(found)
+    return Runs(tuple(found), left)
 
 
-def _below(folder: str | Path) -> tuple[Run, ...]:
+def _below(folder: str | Path) -> Runs:
     folder = Path(folder)
+    if (folder / REPORT).is_file():
+        return Runs((read_run(folder),), {})
+    refuse_unended(folder, f"report on {folder}")
+    do = "give the folder that a run was saved to"
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "no such folder"
-        raise InputError(f"report on {folder}", found=found, do="give the folder that a run was saved to")
-    if (folder / "report.json").is_file():
-        return (read_run(folder),)
-    below = sorted(path.parent for path in folder.rglob("report.json"))
-    if not below:
-        raise InputError(
-            f"report on {folder}", found="no report.json in it or below", do="give the folder that a run was saved to"
-        )
-    return tuple(read_run(path, path.relative_to(folder).as_posix()) for path in below)
+        near = nearest(folder)
+        found = "a file" if folder.exists() else "no such folder" + (f"; near: {', '.join(near)}" if near else "")
+        raise InputError(f"report on {folder}", found=found, where=str(folder.absolute()), do=do)
+    places = sorted(path.parent for path in folder.rglob(REPORT))
+    waiting = sorted({path.parent for path in folder.rglob(SETTINGS) if unended(path.parent) == path.parent})
+    left = {str(place): f"{UNENDED}: {resume_words(place)} goes on with it" for place in waiting}
+    found_runs, errors = [], []
+    for place in places:
+        try:
+            found_runs.append(read_run(place, place.relative_to(folder).as_posix()))
+        except FileDamagedError as error:
+            errors.append(error)
+            left[str(place)] = f"damaged: {error.asked}: {error.found}"
+    if errors and not found_runs:
+        raise errors[0]
+    if not found_runs:
+        found = f"{len(waiting)} runs below it, none of which ended" if waiting else f"no {REPORT} in it or below"
+        do = f"{resume_words(waiting[0])} goes on with the first" if waiting else do
+        raise InputError(f"report on {folder}", found=found, where=str(folder.absolute()), do=do)
+    return Runs(tuple(found_runs), left)
 
 
 def _damaged(path: Path, found: str) -> FileDamagedError:

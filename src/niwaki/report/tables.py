@@ -1,6 +1,6 @@
 """The tables of a report as plain rows; the terminal and the page draw the same ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -262,6 +262,11 @@ def comparison(runs: Sequence[Run]) -> Table:
         )
     heads = ("run", "method", "budget", "MACs", "parameters", "latency", "accuracy", "judge")
     return Table("Runs side by side", heads, tuple(rows), frozenset({3, 4, 5, 6}))
+
+
+def missing(left_out: Mapping[str, str]) -> Table:
+    """Runs that could not be read."""
+    return Table("Left out", ("run", "why"), tuple(left_out.items()))
 
 
 def facts(run: Run, *, command: bool = True) -> Table:

@@ -142,6 +142,9 @@ def _contents(options: Mapping[str, Any]) -> dict[str, str]:
             found["checkpoint"] = _sum(path)
     kind, _, rest = str(options["model"]).partition(":")
     code = Path(rest.partition(":")[0])
+    weights = Path(str(options["model"])) / "model.safetensors"
+    if not rest and weights.is_file():  # the folder of a run
+        found["run"] = _sum(weights)
     if kind == "python" and code.suffix == ".py" and code.is_file():
         found["model"] = _sum(code)
     return found
