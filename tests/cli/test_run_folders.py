@@ -139,7 +139,7 @@ def test_an_ended_run_with_another_one_under_way(at: Path, run: Run) -> None:
 
 WRONG = {
     "a bare name": ("resnet18", "torchvision:resnet18, timm:resnet18"),
-    "misspelt": ("runs/tt", "darknet:...); near: runs/t"),
+    "misspelt": ("runs/tt", "); near: runs/t"),
     "several runs": ("runs", "runs below it: runs/t"),
     "a file": ("nets.py", "a file, neither a run's folder nor a source of models"),
     "another kind": ("nope:x", "unknown source of models 'nope:x'"),
