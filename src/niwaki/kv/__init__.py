@@ -41,7 +41,7 @@ attention, learned sinks, cross-attention, shared keys, linear or chunked layers
 """
 
 from niwaki.kv.attention import Call, Inputs, attend
-from niwaki.kv.cache import How, KVCache, Session, cache_bytes, compressed
+from niwaki.kv.cache import How, KVCache, Load, Session, cache_bytes, compressed
 from niwaki.kv.channels import Channels
 from niwaki.kv.compression import Compression
 from niwaki.kv.dense import Dense, Rows
@@ -51,6 +51,7 @@ from niwaki.kv.kivi import KIVI
 from niwaki.kv.layer import KVLayer
 from niwaki.kv.observation import Observation
 from niwaki.kv.packed import Grid, Packed
+from niwaki.kv.plan import CachePlan, plan
 from niwaki.kv.segments import Part, Segment
 from niwaki.kv.sizes import storage_bytes
 from niwaki.kv.snapkv import SnapKV
@@ -62,6 +63,7 @@ from niwaki.kv.think import ThinK
 __all__ = [
     "H2O",
     "KIVI",
+    "CachePlan",
     "Call",
     "Channels",
     "Compression",
@@ -72,6 +74,7 @@ __all__ = [
     "Inputs",
     "KVCache",
     "KVLayer",
+    "Load",
     "Observation",
     "Packed",
     "Part",
@@ -88,6 +91,7 @@ __all__ = [
     "attend",
     "cache_bytes",
     "compressed",
+    "plan",
     "sites",
     "storage_bytes",
     "think",

@@ -5,6 +5,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,19 @@ from niwaki.kv.sizes import storage_bytes
 from niwaki.kv.support import Site
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a cache shall hold: the same for every sequence of a batch, which counts no padding."""
+
+    prompt: int
+    """Tokens that come at once, first."""
+    generated: int = 0
+    """Tokens that come one by one behind them and are stored (the last one that `generate` gives is not)."""
+    batch: int = 1
+    element: int = 2
+    """Bytes of one number as the model computes: 2 for bfloat16 and float16, 4 for float32."""
+
+
 class How(ABC):
     """A way to compress a cache: says which layer stores what one attention module produces."""
 
@@ -27,6 +41,19 @@ class How(ABC):
         Raises:
             InputError: settings that its heads or channels cannot have.
         """
+
+    def layer_bytes(self, site: Site, load: Load) -> int:
+        """Bytes that such a layer will hold, to the byte, by arithmetic alone.
+
+        Raises:
+            InputError: this way does not say.
+        """
+        do = "run it and measure"
+        raise InputError("plan a cache", found=f"{type(self).__name__} does not say its bytes", do=do)
+
+    def extra_bytes(self, site: Site, element: int) -> int:
+        """Bytes of weights that the model needs besides its own; none unless said otherwise."""
+        return 0
 
 
 class KVCache(DynamicCache):

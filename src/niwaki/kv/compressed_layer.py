@@ -95,7 +95,8 @@ class CompressedLayer(KVLayer):
                 raise NotFiniteError("score tokens", found="attention that is not finite", where=self.site.name, do=do)
         batch, heads = seen.call.keys.shape[:2]
         places = torch.arange(prompt, device=seen.call.keys.device).expand(batch, heads, -1)
-        index = policy.choose(_tokens(places, weights, seen.real, prompt, policy.budget(prompt)))
+        budget = policy.budget(prompt)
+        index = policy.choose(_tokens(places, weights, seen.real, prompt, budget), budget)
         if policy.ongoing and weights is not None:
             self._weights = weights.gather(-1, index)
         return replace(
@@ -172,13 +173,14 @@ class CompressedLayer(KVLayer):
         if policy is None or not policy.ongoing or self.old is None or self.whole is None:
             return
         seen = self.seen + call.new
-        budget = max(0, policy.budget(seen) - self.whole.tokens)
-        if self.old.tokens <= budget:
+        budget = policy.budget(seen)
+        stays = max(0, budget - self.whole.tokens)
+        if self.old.tokens <= stays:
             return
         assert self.old.positions is not None
         old = self.old.tokens
         weights = None if self._weights is None else self._weights[..., :old]
-        index = policy.choose(_tokens(self.old.positions.long(), weights, call.real(), seen, budget))
+        index = policy.choose(_tokens(self.old.positions.long(), weights, call.real(), seen, budget), stays)
         self.old = replace(
             self.old,
             keys=self.old.keys.take(index),

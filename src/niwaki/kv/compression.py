@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import final
 
 from niwaki.errors import InputError, NothingChangedWarning
-from niwaki.kv.cache import How
+from niwaki.kv.arithmetic import settings_bytes
+from niwaki.kv.cache import How, Load
 from niwaki.kv.channels import Channels
 from niwaki.kv.compressed_layer import CompressedLayer
 from niwaki.kv.eviction import Eviction
@@ -77,6 +78,9 @@ class Compression(How):
             )
             warnings.warn(message, UserWarning, stacklevel=4)
         return CompressedLayer(self._settings(), site)
+
+    def layer_bytes(self, site: Site, load: Load) -> int:
+        return settings_bytes(self._settings(), site, load)
 
     def _settings(self) -> Settings:
         return Settings(self.channels, self.tokens, self.bits, self.recent, self._flush)

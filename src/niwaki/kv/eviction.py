@@ -25,7 +25,7 @@ class Tokens:
     seen: int
     """Tokens that came so far, with padding."""
     budget: int
-    """How many of them may stay."""
+    """How many of all the tokens seen may stay."""
 
 
 class Eviction(ABC):
@@ -68,10 +68,10 @@ class Eviction(ABC):
                 f"{name}(keep={self.keep})", found="not in (0, 1]", do="give a share, or a count as an int"
             )
 
-    def choose(self, tokens: Tokens) -> Tensor:
-        """Which tokens stay, as places in `tokens`: int64 `[batch, heads, budget]`, ascending; padding goes first."""
+    def choose(self, tokens: Tokens, count: int) -> Tensor:
+        """Which `count` tokens stay, as places in `tokens`, ascending: int64 `[batch, heads, count]`."""
         scores = self.scores(tokens)
         if tokens.real is not None:
             scores = scores.masked_fill(~tokens.real, -torch.inf)
         order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
-        return order[..., : tokens.budget].sort(dim=-1).values
+        return order[..., :count].sort(dim=-1).values

@@ -1,0 +1,116 @@
+"""What a compressed cache will take, before anything is run: bytes per token, and from which length on it pays."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from niwaki.kv.cache import How, Load
+from niwaki.kv.support import Site
+
+LONGEST = 2**24
+"""Tokens up to which a break-even length is looked for."""
+NOTICED = 0.05
+"""Share of weights and cache together from which a saving is worth speaking of."""
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Bytes of a model's cache, whole and compressed; what is not of the layers that see all tokens is in both."""
+
+    sites: tuple[Site, ...]
+    how: How
+    element: int
+    """Bytes of one number as the model computes."""
+    weights: int
+    """Bytes of the model's parameters and buffers."""
+
+    def full_bytes(self, load: Load) -> int:
+        """Keys and values of all layers, whole; sliding layers keep one token less than they look back."""
+        return sum(_full(site, load, self.element) for site in self.sites)
+
+    def bytes(self, load: Load) -> int:
+        """The same compressed, to the byte."""
+        known = Load(load.prompt, load.generated, load.batch, self.element)
+        return sum(
+            self.how.layer_bytes(site, known) if site.sliding is None else _full(site, load, self.element)
+            for site in self.sites
+        )
+
+    @property
+    def extra(self) -> int:
+        """Bytes of weights that compression adds to the model."""
+        return sum(self.how.extra_bytes(site, self.element) for site in self.sites if site.sliding is None)
+
+    def per_token(self, *, at: int = 2**16) -> tuple[float, float]:
+        """Bytes that a token of a long prompt takes, whole and compressed: the slope between `at` and twice as many."""
+        loads = Load(at), Load(2 * at)
+        full, ours = ((count(loads[1]) - count(loads[0])) / at for count in (self.full_bytes, self.bytes))
+        return full, ours
+
+    def break_even(self) -> int | None:
+        """Tokens from which on cache and extra weights take fewer bytes than the whole cache; None: never."""
+        return self._first(lambda load: self.bytes(load) + self.extra < self.full_bytes(load))
+
+    def noticed(self) -> int | None:
+        """Tokens from which on the saving is 5 % of the weights and the whole cache together; None: never."""
+
+        def enough(load: Load) -> bool:
+            full = self.full_bytes(load)
+            return full - self.bytes(load) - self.extra >= NOTICED * (self.weights + full)
+
+        return self._first(enough)
+
+    def _first(self, true: Any) -> int | None:
+        """The smallest length from which on it is true: doubled, then halved between (savings grow with length)."""
+        end = 1
+        while end <= LONGEST and not true(Load(end)):
+            end *= 2
+        if end > LONGEST:
+            return None
+        low, high = end // 2, end
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if true(Load(middle)) else (middle, high)
+        return high
+
+    def facts(self, lengths: Sequence[int] = (1024, 4096, 16384, 65536)) -> dict[str, Any]:
+        """Everything as plain numbers, for tables and JSON."""
+        full, ours = self.per_token()
+        return {
+            "layers": len(self.sites),
+            "layers that slide": sum(site.sliding is not None for site in self.sites),
+            "weights_bytes": self.weights,
+            "extra_weights_bytes": self.extra,
+            "bytes_per_token": full,
+            "compressed_bytes_per_token": ours,
+            "break_even_tokens": self.break_even(),
+            "saving_5_percent_tokens": self.noticed(),
+            "lengths": [
+                {"tokens": n, "bytes": self.full_bytes(Load(n)), "compressed_bytes": self.bytes(Load(n))}
+                for n in lengths
+            ],
+        }
+
+
+def plan(model: Any, how: How) -> CachePlan:
+    """What `how` will do to a model's cache; the model may lie on the meta device.
+
+    Raises:
+        UnsupportedModelError: a model that is not handled, with the reason.
+        InputError: settings that its heads cannot have, or every layer slides.
+    """
+    from niwaki.kv.cache import layers_of
+    from niwaki.kv.support import sites
+
+    found = sites(model)
+    layers_of(found, how)
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    weights = sum(one.numel() * one.element_size() for one in tensors.values())
+    return CachePlan(found, how, next(model.parameters()).element_size(), weights)
+
+
+def _full(site: Site, load: Load, element: int) -> int:
+    tokens = load.prompt + load.generated
+    if site.sliding is not None:
+        tokens = min(tokens, site.sliding - 1)
+    return 2 * load.batch * site.kv_heads * tokens * site.head_dim * element
