@@ -383,7 +383,7 @@ def page(rows: Rows) -> None:
         of the MACs was found before and is not timed. *To the budget*: its loop of steps, after each of which its
         own counter of operations is asked, until half of the MACs are left; this is the same task as ours. The bar is
         to be 5 times faster. Runs alternate in one process, medians, one thread for both. Our time includes making the
-        new model; the peer cuts in place and its copy is not timed. Our cut includes its check by a second trace.
+        new model; the peer cuts in place and its copy is not timed. Our cut includes its check by a second forward.
         Within one trace, kernels on the meta device run once for each shape; between runs nothing is kept but
         what operators are (their arguments, the types of their results). Tracing and cutting pause Python's
         search for cycles. The peer's settings are those of its README, for ViT-B/16 those of its example for

@@ -377,8 +377,8 @@ def test_integers_far_from_a_hopeless_call_are_hardly_tried(monkeypatch: pytest.
 
     model, x = nn.Sequential(*(Mendable(8 + i) for i in range(12)), Hopeless(6)).eval(), torch.randn(5, 4)
     tried, module = [], sys.modules["niwaki.surgery.cut"]
-    check = module.retrace
-    monkeypatch.setattr(module, "retrace", lambda *given, **named: tried.append(1) or check(*given, **named))
+    check = module.replays
+    monkeypatch.setattr(module, "replays", lambda *given: tried.append(1) or check(*given))
     plan = keeping(model, x, {f"{i}.a": [0, 1, 5] for i in range(12)})
     small = niwaki.cut(model, plan)
     assert len(tried) == 1 and [small[i].width for i in range(12)] == [3] * 12

@@ -266,8 +266,8 @@ class Recorder(TorchDispatchMode):
             result = self.hear(name, lambda: func(*args, **kwargs))
         else:
             result = self.kernels(func, args, kwargs)
-        outputs = _tensors(result)
-        given = _tensors((*args, *kwargs.values())) if kwargs else _tensors(args)
+        outputs = tensors_of(result)
+        given = tensors_of((*args, *kwargs.values())) if kwargs else tensors_of(args)
         inputs = [self.value(tensor) for tensor in given]
         if not outputs:
             if name in RULES:
@@ -360,7 +360,7 @@ class Recorder(TorchDispatchMode):
                 kwargs = {k: _swap(v, known) for k, v in call.kwargs.items()}
                 if "device" in kwargs and kwargs["device"] is not None:
                     kwargs["device"] = torch.device("cpu")
-                answers = _tensors(call.func(*args, **kwargs))
+                answers = tensors_of(call.func(*args, **kwargs))
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
@@ -413,7 +413,7 @@ def _among(tensor: Tensor, listed: list[Tensor]) -> bool:
     return id(tensor) in map(id, listed)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
     """Tensors among arguments or results of an operator, in order: those nest in lists and tuples only."""
     if isinstance(value, Tensor):
         return [value]
@@ -426,12 +426,12 @@ def _tensors(value: Any) -> list[Tensor]:
             if isinstance(item, Tensor):
                 found.append(item)
             elif isinstance(item, (list, tuple)):
-                found += _tensors(item)
+                found += tensors_of(item)
     return found
 
 
 def _swap(value: Any, following: Callable[[], Any]) -> Any:
-    """`value` with every tensor in it replaced by the following one of something, in the order of `_tensors`."""
+    """`value` with every tensor in it replaced by the following one of something, in the order of `tensors_of`."""
     kind = type(value)
     if kind is int or kind is bool or kind is float or value is None:
         return value
@@ -455,7 +455,7 @@ def _slots(func: Any) -> tuple[tuple[int | None, str], ...]:
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     found: list[Tensor] = []
     for place, name in _slots(func):
-        found += _tensors(kwargs.get(name, args[place] if place is not None and place < len(args) else None))
+        found += tensors_of(kwargs.get(name, args[place] if place is not None and place < len(args) else None))
     return found
 
 

@@ -1,10 +1,11 @@
 """Copies of a model that share nothing with it but what they are told to: the one way niwaki copies models."""
 
+import contextlib
 import copy
 import copyreg
 import functools
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ ATOMS = frozenset({int, float, bool, str, bytes, complex, type(None), type, torc
 """Types whose values are copies of themselves."""
 META = torch.device("meta")
 TABLES = frozenset({dict, OrderedDict, set, list})
-OWNED = frozenset({"_parameters", "_buffers", "_modules"})
+TENSORS = frozenset({"_parameters", "_buffers"})
+OWNED = frozenset({*TENSORS, "_modules"})
 """Tables of every module, from names to tensors and modules."""
 
 
@@ -74,11 +76,72 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
     try:
         return _copied(model, memo)
     except Exception as error:
-        raise CannotCutError(
-            f"copy a {type(model).__name__}",
-            found=f"{type(error).__name__}: {error}",
-            do="make the model's attributes copyable (copy.deepcopy must accept it)",
-        ) from error
+        raise _uncopied(model, error) from error
+
+
+@contextlib.contextmanager
+def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[nn.Module]:
+    """`model` itself, ready to be traced and without memory for as long as the block runs; then it is as it was.
+
+    What `copy_with` makes anew is made anew here too, but for the modules, which only get other attributes meanwhile.
+    `note` is told every tensor and its stand-in.
+
+    Raises:
+        CannotCutError: the model's Python objects can't be copied.
+    """
+    modules = [module for _, module in walk(model)]
+    own = [(module, vars(module)) for module in modules]
+    memo: dict[int, Any] = {id(module): module for module in modules}
+    made: dict[Any, Tensor] = {}
+    kept: list[Tensor] = []
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            kept.append(tensor)
+            key = identity(tensor)
+            if key not in made:
+                made[key] = to_meta(tensor)
+                note(tensor, made[key])
+            memo[id(tensor)] = made[key]
+        found: Tensor = memo[id(tensor)]
+        return found
+
+    odd: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for module, state in own:
+            lease: dict[str, Any] = {}
+            for name, value in state.items():
+                kind = type(value)
+                if kind in ATOMS or _flat(value):
+                    lease[name] = value
+                elif name in TENSORS and kind in TABLES:
+                    lease[name] = kind((k, None if t is None else stand_in(t)) for k, t in value.items())
+                elif kind in TABLES and (not value or name == "_modules"):
+                    lease[name] = kind(value)
+                else:
+                    lease[name] = value
+                    odd.append((lease, name, value))
+            object.__setattr__(module, "__dict__", lease)
+        for _, _, value in odd:
+            for tensor in _loose(value, 3):
+                stand_in(tensor)
+        try:
+            for lease, name, value in odd:
+                lease[name] = copy.deepcopy(value, memo)
+        except Exception as error:
+            raise _uncopied(model, error) from error
+        yield without_caches(without_hooks(model)).eval()
+    finally:
+        for module, state in own:
+            object.__setattr__(module, "__dict__", state)
+
+
+def _uncopied(model: nn.Module, error: Exception) -> CannotCutError:
+    return CannotCutError(
+        f"copy a {type(model).__name__}",
+        found=f"{type(error).__name__}: {error}",
+        do="make the model's attributes copyable (copy.deepcopy must accept it)",
+    )
 
 
 def _flat(value: Any) -> bool:

@@ -59,6 +59,7 @@ class ChannelGraph:
     costs: dict[str, Cost] = field(repr=False)
     records: tuple[Record, ...] = field(repr=False)
     outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    """Shapes of what it puts out."""
     example: Any = field(repr=False)
     """The example's structure on the meta device (enough to trace again)."""
     names: dict[str, tuple[str, ...]] = field(repr=False)
@@ -84,6 +85,8 @@ class ChannelGraph:
     """The other tensors that the model registers: how many elements, and bytes of one."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
+    results: tuple[Value, ...] = field(default=(), repr=False)
+    """The tensors that it puts out."""
     features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict, repr=False)
     """Module -> the first tensor that each of its calls put out."""
     exports: dict[bool, Any] = field(default_factory=dict, repr=False)
@@ -254,12 +257,13 @@ def _trace_once(
     fixed = np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])
     fix_unread(recorder, output, parameters)
     names = _all_names(model)
+    results = [recorder.value(tensor) for tensor in tensors_in(output)]
     blocks = find_blocks(
         recorder.calls,
         recorder.records,
         parameters,
         names=names,
-        outputs=[recorder.value(tensor) for tensor in tensors_in(output)],
+        outputs=results,
     )
     if protect:
         blocks = [block for block in blocks if not _shielded(model, protect, block.path)]
@@ -326,6 +330,7 @@ def _trace_once(
         costs=costs,
         records=tuple(recorder.records),
         outputs=tuple(tuple(t.shape) for t in tensors_in(output)),
+        results=tuple(results),
         example=map_tensors(example, lambda t: t.detach().to("meta")),
         names=names,
         shapes=shapes,

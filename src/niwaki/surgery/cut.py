@@ -24,6 +24,7 @@ from niwaki.surgery.mending import search
 from niwaki.surgery.modules import Mend, apply_mends, declare, options
 from niwaki.surgery.optimizer import cut_optimizer_
 from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
+from niwaki.surgery.replay import replays
 from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,8 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     def judge(given: list[Mend]) -> Retrace:
         extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
         apply_mends(small, given)
+        if replays(small, graph, alive, example, sizes):
+            return Retrace([], {}, None)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
     seen = search(found, judge, graph, sizes)

@@ -39,7 +39,7 @@ def moved(labels: np.ndarray, positions: np.ndarray, sizes: "Sizes") -> np.ndarr
 def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
     """Numbers of padded, skipped and picked positions that a call gives, each with what it becomes."""
     found = []
-    for value, axis, positions in _positions(record):
+    for value, axis, positions in positions_of(record):
         labels = along(value, axis)
         if labels is None or not positions.size:
             continue
@@ -52,7 +52,7 @@ def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
 
 def misplaced(was: Record, now: Record, sizes: "Sizes") -> bool:
     """Whether the call of the cut model picks or fills other positions than those that stay of the traced one's."""
-    before, after = _positions(was), _positions(now)
+    before, after = positions_of(was), positions_of(now)
     for (value, axis, positions), (_, _, found) in zip(before, after, strict=False):
         labels = along(value, axis)
         if labels is not None and not np.array_equal(moved(labels, positions, sizes), found):
@@ -60,7 +60,7 @@ def misplaced(was: Record, now: Record, sizes: "Sizes") -> bool:
     return len(before) != len(after)
 
 
-def _positions(record: Record) -> list[tuple[Value, int, np.ndarray]]:
+def positions_of(record: Record) -> list[tuple[Value, int, np.ndarray]]:
     """Tensor, axis and positions that a call of movement names by number."""
     if record.name == "constant_pad_nd":
         return _padded(record)

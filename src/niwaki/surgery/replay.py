@@ -1,0 +1,363 @@
+"""The quick check of a cut model: the very calls of the trace, on the same tensors, each cut down as the plan says.
+
+Where every call of the cut model's forward is the one that was traced, with the same settings, given the results of the
+same calls, and every result has the shape that the labels promise, then what each call gives is what it gave, cut down:
+so it is for the first call, and each call here keeps it so for the next. A call for which that is not plain by its kind
+ends the quick check, and the full one decides (`niwaki.surgery.check`): this one never finds fault, it only finds none.
+"""
+
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niwaki.graph import ChannelGraph
+from niwaki.graph.kernels import Kernels, like_input
+from niwaki.graph.recorder import NORMS, SILENT, TRAINED, Record, find_rule, tensors_of
+from niwaki.graph.rules import attention, pointwise, spatial
+from niwaki.graph.rules.indexing import picks_of
+from niwaki.graph.rules.registry import argument, signature
+from niwaki.graph.running import quiet
+from niwaki.graph.skeleton import lent, named_tensors
+from niwaki.graph.values import Value
+from niwaki.surgery.evidence import Sizes
+from niwaki.surgery.places import along, moved, positions_of
+from niwaki.units import map_tensors, run, tensors_in
+
+SIZED = {
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "expand"), ("size",)),
+    "native_layer_norm": ("normalized_shape",),
+    "split": ("split_size",),
+    "split_with_sizes": ("split_sizes",),
+    "slice": ("start", "end"),
+    "select": ("index",),
+    "constant_pad_nd": ("pad",),
+    "convolution": ("groups",),
+    "native_group_norm": ("C", "group"),
+    "as_strided_": ("size", "stride"),
+}
+"""Arguments that may follow a width: what they come to is seen by the shape of the result, or looked at by itself."""
+PLAIN = frozenset(
+    (
+        *("mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "dot", "mv"),
+        *("permute", "transpose", "t", "unsqueeze", "squeeze", "unbind", "split", "split_with_sizes", "expand"),
+        *("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy"),
+        *("clone", "contiguous", "_to_copy", "detach", "alias", "lift_fresh", "cat", "stack", "flip", "repeat"),
+        *("mean", "sum", "amax", "amin", "prod", "logsumexp", "var", "std", "var_mean", "std_mean"),
+        *("linalg_vector_norm", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "embedding", "glu"),
+        *("native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm", "_fused_rms_norm"),
+        *("zeros_like", "ones_like", "full_like", "empty_like", "_weight_norm_interface"),
+    )
+)
+"""Calls that do the same to what stays of an axis as they did to all of it, whichever positions stay."""
+PLACED = frozenset({"slice", "select", "constant_pad_nd"})
+"""Calls that name positions by number."""
+GROUPED = frozenset({"convolution", "native_group_norm"})
+
+
+class Departed(Exception):
+    """The forward does something else than the traced one, or something that has to be looked at in full."""
+
+
+def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes) -> bool:
+    """Whether the forward of `small` is plainly the traced one, every call cut down; False says nothing."""
+    if graph.device != "meta" or graph.data_reads or not regular(graph, alive):
+        return False
+    replay = Replay(graph, sizes)
+    try:
+        with lent(small, replay.note) as skeleton:
+            if not replay.seed(skeleton, graph):
+                return False
+            inputs = map_tensors(example, lambda t: t.to("meta"))
+            with quiet(skeleton), torch.no_grad(), replay:
+                output = run(skeleton, inputs)
+    except Exception:  # whatever it is, the full check meets it again and says where
+        return False
+    found = tensors_in(output)
+    return (
+        not replay.departed
+        and replay.done == len(graph.records)
+        and [tuple(t.shape) for t in found] == list(graph.outputs)
+        and all(replay.known.get(id(t)) is value for t, value in zip(found, graph.results, strict=True))
+    )
+
+
+def regular(graph: ChannelGraph, alive: np.ndarray) -> bool:
+    """Whether the units that stay are what a plan may keep: no block left out, nothing fixed gone, slabs with what they
+    span, and every block of an axis as wide as the others that stay."""
+    units = graph.units
+    if not all(alive[block.ids].all() for block in graph.blocks) or not alive[units.reason >= 0].all():
+        return False
+    slab, element = units.slabs
+    spans, lives = np.zeros(units.count, bool), np.zeros(units.count, bool)
+    spans[slab] = True
+    lives[slab[alive[element]]] = True
+    if (lives != alive)[spans].any():
+        return False
+    padded = np.append(alive, True)
+    if not all(padded[source].all() for _, source, _ in graph.tables):
+        return False
+    for axis in graph.axes:
+        if axis.blocks > 1:
+            counts = padded[axis.units].reshape(axis.blocks, -1).sum(1)
+            if (counts[counts > 0] != counts.max()).any():
+                return False
+    return True
+
+
+class Replay(TorchDispatchMode):
+    """Goes along the records of a trace, one for each call."""
+
+    def __init__(self, graph: ChannelGraph, sizes: Sizes) -> None:
+        super().__init__()
+        self.records = graph.records
+        self.sizes = sizes
+        self.done = 0
+        self.departed = False
+        self.kernels = Kernels()
+        self.known: dict[int, Value | None] = {}
+        """Tensors of this forward and what they were in the traced one."""
+        self.bound: dict[int, Tensor] = {}
+        """The same the other way; it keeps the tensors, so that no other takes their place."""
+        self.real: dict[int, Tensor] = {}
+        """Stand-ins on the meta device and the tensors they stand for."""
+        self.kept: list[Tensor] = []
+
+    def note(self, real: Tensor, stand_in: Tensor) -> None:
+        self.real[id(stand_in)] = real
+
+    def seed(self, skeleton: nn.Module, graph: ChannelGraph) -> bool:
+        """Bind registered tensors to the values they had, and see that they have the sizes of the plan."""
+        named: dict[str, Value] = {}
+        for record in graph.records:
+            for value in record.inputs:
+                if value.parameter is not None:
+                    named.setdefault(value.parameter.name, value)
+                elif value.table is not None:
+                    named.setdefault(value.table, value)
+        for listing in named_tensors(skeleton):
+            for name, tensor in listing:
+                if id(tensor) in self.known:
+                    continue
+                known = named.get(name)
+                if known is not None:
+                    if tuple(tensor.shape) != self.sizes.of(known) or id(known) in self.bound:
+                        return False
+                    self.bound[id(known)] = tensor
+                self.known[id(tensor)] = known
+                self.kept.append(tensor)
+        return True
+
+    # -- calls -------------------------------------------------------------------------------------------------
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name, kind, free = _of(func)
+        if name in SILENT:
+            return func(*args, **kwargs)
+        if self.departed or self.done == len(self.records):
+            self.leave()
+        record = self.records[self.done]
+        if record.func is not func or len(record.args) != len(args) or record.kwargs.keys() != kwargs.keys():
+            self.leave()
+        same = True
+        for place, (was, now) in enumerate(zip(record.args, args, strict=True)):
+            if not self.same(was, now):
+                if place not in free:
+                    self.leave()
+                same = False
+        for key, was in record.kwargs.items():
+            if not self.same(was, kwargs[key]):
+                self.leave()
+        before = args[0].stride() if kind == "strided" else ()
+        trains = name in TRAINED and len(args) > 5 and args[5]
+        if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains:
+            result: Any = like_input(args[0])
+        else:
+            result = self.kernels(func, args, kwargs)
+        self.take(record, result)
+        if kind == "strided":
+            same = same or walks_alike(args, before)
+        if kind != "plain" and not self.keeps(record, func, args, kind, same):
+            self.leave()
+        self.done += 1
+        return result
+
+    def leave(self) -> None:
+        self.departed = True
+        raise Departed
+
+    def same(self, was: Any, now: Any) -> bool:
+        """Whether an argument is the one that was given: the same result, or the same setting."""
+        if type(was) is Value:
+            known = self.known.get(id(now), self)
+            return known is was or (known is self and isinstance(now, Tensor) and self.meets(was, now))
+        if isinstance(was, (list, tuple)):
+            return (
+                isinstance(now, (list, tuple))
+                and len(was) == len(now)
+                and all(self.same(a, b) for a, b in zip(was, now, strict=True))
+            )
+        return type(was) is type(now) and bool(was == now)
+
+    def meets(self, was: Value, now: Tensor) -> bool:
+        """A tensor that no call made: the model's own constants, and its inputs."""
+        if was.parameter is not None or was.table is not None or id(was) in self.bound or id(was) in self.made:
+            return False
+        if tuple(now.shape) != was.shape or was.fields:
+            return False
+        real = self.real.get(id(now), now)
+        if was.constant is not None:
+            with torch.utils._python_dispatch._disable_current_modes():
+                mine = None if real.is_meta else real.detach().cpu()
+                if mine is None or mine.dtype != was.constant.dtype or not torch.equal(mine, was.constant):
+                    return False
+        self.known[id(now)] = was
+        self.bound[id(was)] = now
+        return True
+
+    @cached_property
+    def made(self) -> set[int]:
+        """Values that calls gave."""
+        return {id(value) for record in self.records for value in record.outputs}
+
+    def take(self, record: Record, result: Any) -> None:
+        """Bind results to what they were, each in the shape that the labels promise."""
+        tensors = [result] if type(result) is Tensor else tensors_of(result)
+        if len(tensors) != len(record.outputs):
+            self.leave()
+        for i, (tensor, value) in enumerate(zip(tensors, record.outputs, strict=True)):
+            if (i == 0 or value.fields or record.moves) and tuple(tensor.shape) != self.sizes.of(value):
+                self.leave()
+            known = self.known.get(id(tensor), self)
+            if known is self:
+                if id(value) in self.bound:
+                    self.leave()
+                self.known[id(tensor)] = value
+                self.bound[id(value)] = tensor
+            elif known is not value:
+                self.leave()
+
+    # -- kinds of calls ----------------------------------------------------------------------------------------
+    def keeps(self, record: Record, func: Any, args: tuple[Any, ...], kind: str, same: bool) -> bool:
+        """Whether the call does to what stays what it did to all: by the axes that are shorter now."""
+        if same and not any(self.cut_axes(value) for value in record.inputs):
+            return not any(self.cut_axes(value) for value in record.outputs)
+        if kind == "placed":
+            return self.in_place(record, args)
+        if kind == "windows":
+            return self.beside_windows(record, func, args)
+        if kind == "attention":
+            q, k = record.args[:2]
+            return len(q.shape) == len(k.shape) == 4 and q.shape[1] == k.shape[1] and 3 not in self.cut_axes(q)
+        if kind == "picked":
+            source, *indices = record.inputs
+            picks = picks_of([None if item is None else self.bound[id(item)] for item in record.args[1]])
+            return not any(map(self.cut_axes, indices)) and not picks.keys() & self.cut_axes(source)
+        if kind == "strided":
+            return same
+        if kind == "rolled":
+            source, dims = record.inputs[0], argument(func, record.args, record.kwargs, "dims")
+            return bool(dims) and not {d % len(source.shape) for d in dims} & self.cut_axes(source)
+        return False
+
+    def cut_axes(self, value: Value) -> set[int]:
+        """Axes of which something goes."""
+        now = self.sizes.of(value)
+        if now == value.shape:
+            return set()
+        return {axis for axis, (a, b) in enumerate(zip(value.shape, now, strict=True)) if a != b}
+
+    def in_place(self, record: Record, args: tuple[Any, ...]) -> bool:
+        """Whether the call names the positions that are left of those it named."""
+        swapped = tuple(Value(tuple(a.shape)) if isinstance(a, Tensor) else a for a in args)
+        outputs = [Value(self.sizes.of(value)) for value in record.outputs]
+        now = Record(record.name, record.func, "", swapped, record.kwargs, [], outputs, record.kind)
+        before, after = positions_of(record), positions_of(now)
+        if len(before) != len(after) or not before:
+            return False
+        for (value, axis, places), (_, _, found) in zip(before, after, strict=True):
+            labels, cut = along(value, axis), axis in self.cut_axes(value)
+            if cut and (labels is None or (places.size > 1 and places[1] != places[0] + 1)):
+                return False
+            if not np.array_equal(places if labels is None else moved(labels, places, self.sizes), found):
+                return False
+        return True
+
+    def beside_windows(self, record: Record, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether only channels go, and of grouped ones equally many of every group that stays."""
+        x, y = record.inputs[0], record.outputs[0]
+        batched = len(x.shape) == len(y.shape) and len(x.shape) > 2
+        if not batched or self.cut_axes(x) - {1} or self.cut_axes(y) - {1}:
+            return False
+        if record.name not in GROUPED:
+            return True
+        weight = argument(func, record.args, record.kwargs, "weight")
+        if record.name == "convolution":
+            if weight is None or len(weight.shape) != len(x.shape) or self.cut_axes(weight) - {0, 1}:
+                return False
+            if argument(func, record.args, record.kwargs, "transposed"):
+                return False
+        name = "groups" if record.name == "convolution" else "group"
+        old = int(argument(func, record.args, record.kwargs, name))
+        now = int(argument(func, args, {}, name))
+        if old == now == 1:
+            return True
+        inside, outside = self.rows(x, old), self.rows(y, old)
+        if inside is None or outside is None:
+            return False
+        return int(inside.sum()) == now and np.array_equal(inside, outside)
+
+    def rows(self, value: Value, groups: int) -> np.ndarray | None:
+        """Which groups of channels keep any; None where they do not all keep equally many."""
+        if value.shape[1] % groups:
+            return None
+        labels = along(value, 1)
+        if labels is None:
+            return None if 1 in self.cut_axes(value) else np.ones(groups, bool)
+        counts = self.sizes.stays[labels].any(1).reshape(groups, -1).sum(1)
+        live: np.ndarray = counts > 0
+        return live if (counts[live] == counts.max()).all() else None
+
+
+def walks_alike(args: tuple[Any, ...], before: tuple[int, ...]) -> bool:
+    """Whether a tensor of these steps is laid out anew as it was, but for axes of one position."""
+    tensor, size, stride, *offset = args
+    return (
+        offset in ([], [None], [tensor.storage_offset()])
+        and len(size) == len(before)
+        and all(n == 1 or a == b for n, a, b in zip(size, stride, before, strict=True))
+    )
+
+
+@cache
+def _of(func: Any) -> tuple[str, str, frozenset[int]]:
+    """Name of an operator, how what it does to an axis is looked at, and where its arguments may follow a width."""
+    name = func.overloadpacket.__name__
+    known = signature(func)
+    free = frozenset(
+        place for argued in SIZED.get(name, ()) if argued in known and (place := known[argued][0]) is not None
+    )
+    rule = find_rule(func, name)
+    module = "" if rule is None else rule.__module__
+    if name in PLACED:
+        kind = "placed"
+    elif name in GROUPED or module == spatial.__name__:
+        kind = "windows"
+    elif module == attention.__name__ and name != "embedding":
+        kind = "attention"
+    elif name in PLAIN or (rule is pointwise.meet and name not in ("tril", "triu", "tril_", "triu_", "copy", "isin")):
+        kind = "plain"
+    elif name in ("index", "_unsafe_index"):
+        kind = "picked"
+    elif name == "as_strided_":
+        kind = "strided"
+    elif name == "roll":
+        kind = "rolled"
+    else:
+        kind = "other"
+    return name, kind, free

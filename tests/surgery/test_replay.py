@@ -1,0 +1,129 @@
+"""The quick check of a cut: it holds where every call is the traced one cut down, and there the full one holds."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import niwaki
+from laws.common import closest, random_scores
+from niwaki.graph.plans import alive_of, plan_of
+from niwaki.surgery.check import example_of, retrace
+from niwaki.surgery.cut import sliced
+from niwaki.surgery.evidence import Sizes, stays_of
+from niwaki.surgery.replay import regular, replays
+from zoo import named
+
+
+class Halves(nn.Module):
+    """Eight channels, of which the second four are read: by a number that the module keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Linear(3, 8), nn.Linear(4, 2)
+        self.half = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.wide(x)[:, self.half :])
+
+
+def parts(model: nn.Module, example: Any, gone: list[int]) -> tuple[Any, ...]:
+    """The cut model as it is before its integers are mended, and what the quick check is given besides."""
+    graph = niwaki.trace(model, example)
+    alive = np.ones(graph.units.count, bool)
+    group = next(g for g in graph.groups if g.fixed is None)
+    alive[group.ids[gone]] = False
+    alive = alive_of(graph, plan_of(graph, alive))
+    return sliced(model, plan_of(graph, alive)), graph, alive, example_of(graph, model), Sizes(stays_of(graph, alive))
+
+
+def test_a_chain_is_the_traced_one() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    assert replays(*parts(model.eval(), torch.zeros(1, 3, 5, 5), [1, 3]))
+
+
+def test_integers_that_were_not_mended_end_it() -> None:
+    small, *rest = parts(Halves(), torch.zeros(1, 3), [1])
+    assert not replays(small, *rest)  # of eight channels one went: those from the fourth on would be others
+    small.half = 4 - int((~rest[1][rest[0].axes[0].units][:4]).sum())
+    small.out.in_features = small.out.weight.shape[1]
+    assert replays(small, *rest)
+
+
+def test_it_leaves_the_model_as_it_was() -> None:
+    small, *rest = parts(nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2)), torch.zeros(1, 3), [2])
+    small.train()
+    small.register_forward_hook(lambda *_: pytest.fail("a hook of the user ran"))
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in small.state_dict(keep_vars=True).items()}
+    assert replays(small, *rest)
+    after = small.state_dict(keep_vars=True)
+    assert before.keys() == after.keys()
+    assert all(id(after[name]) == at and torch.equal(after[name], was) for name, (at, was) in before.items())
+    assert all(module.training for module in small.modules())
+    assert len(small._forward_hooks) == 1
+
+
+def test_what_forward_writes_to_its_modules_is_taken_back() -> None:
+    class Counts(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x.shape)
+            self.last = super().forward(x)
+            return self.last
+
+    model = nn.Sequential(Counts(3, 4), nn.Linear(4, 2))
+    model[0].seen = [1]
+    small, *rest = parts(model, torch.zeros(1, 3), [0])
+    assert replays(small, *rest)
+    assert small[0].seen == [1]
+    assert not hasattr(small[0], "last")
+
+
+def test_another_scale_ends_it() -> None:
+    """Attention divides by the root of the head's width: the full check tells what that was."""
+    case = named("fused_call_attention")
+    model, example = case.make(), case.example()
+    graph = niwaki.trace(model, example)
+    plan, _ = closest(graph, random_scores(model, graph, 0), 0.5, of="units", grids="columns")
+    alive = alive_of(graph, plan)
+    sizes = Sizes(stays_of(graph, alive))
+    small = niwaki.cut(model, plan)
+    seen = retrace(small, graph, alive, example_of(graph, model), sizes=sizes)
+    assert seen.problem is None
+    assert seen.scales
+    assert not replays(small, graph, alive, example_of(graph, model), sizes)
+
+
+def test_slabs_without_what_they_span_are_not_regular() -> None:
+    case = named("grouped_convolution")
+    graph = niwaki.trace(case.make(), case.example())
+    alive = np.ones(graph.units.count, bool)
+    assert regular(graph, alive)
+    slab, _ = graph.units.slabs
+    alive[slab[0]] = False
+    assert not regular(graph, alive)
+
+
+@pytest.mark.parametrize(
+    "name", ["residual_add", "dense_concat", "grouped_convolution", "gpt", "llama", "split_glu", "unet", "depthwise"]
+)
+def test_where_it_holds_the_full_check_does(name: str) -> None:
+    """Whatever number of a module is set otherwise."""
+    case = named(name)
+    model, example = case.make(), case.example()
+    graph = niwaki.trace(model, example)
+    plan, _ = closest(graph, random_scores(model, graph, 1), 0.5, of="units")
+    alive, given = alive_of(graph, plan), example_of(graph, model)
+    sizes = Sizes(stays_of(graph, alive))
+    small = niwaki.cut(model, plan)
+    for module in (None, *small.modules()):
+        numbers = [k for k, v in vars(module).items() if type(v) is int and v > 1] if module is not None else [""]
+        for attribute in numbers:
+            if module is not None:
+                setattr(module, attribute, getattr(module, attribute) - 1)
+            if replays(small, graph, alive, given, sizes):
+                seen = retrace(small, graph, alive, given, sizes=sizes)
+                assert (seen.problem, seen.scales) == (None, ()), attribute
+            if module is not None:
+                setattr(module, attribute, getattr(module, attribute) + 1)
