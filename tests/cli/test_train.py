@@ -60,6 +60,17 @@ def test_a_run_has_all_its_files_and_its_weights_serve_elsewhere(run, here):
     assert weights(last) == weights(here / "r")  # nothing was averaged: the last checkpoint's are those
 
 
+def test_the_number_of_best_checkpoints_is_an_option(run, here):
+    words = (*WORDS[:5], "1", *WORDS[6:], "--keep-best", "3", "--set", "checkpoints.keep_last=1", "--set", "limit=1")
+    words = [word for word in words if word != "limit=6"]
+    words.remove("--set")
+    assert run(*words, "--out", "k").code == 0
+    settings = json.loads((here / "k/settings.json").read_text())
+    assert settings["training"]["checkpoints"] == {"every_steps": None, "keep_last": 1, "keep_best": 3}
+    said = run(*words, "--set", "checkpoints.keep_best=2", "--out", "twice")
+    assert said.code == 2 and "--keep-best as well" in said.err
+
+
 def test_it_goes_on_from_a_checkpoint(run, here):
     assert run(*WORDS, "--out", "a").code == 0
     said = run(*WORDS, "--out", "b", "--checkpoint", "a/model.safetensors", "--lr", "0.01", "--json")

@@ -12,6 +12,7 @@ from torch import nn
 from niwaki.errors import FileDamagedError, InputError, NotFiniteError, RunExistsError
 from niwaki.train import Checkpoints, Ema, Mix, Recovery, Speed, Validation
 from niwaki.train.checkpoints import listed, newest, prune, read_checkpoint, write_checkpoint
+from niwaki.train.loop import _position
 from niwaki.train.state import random_state, set_random_state
 
 
@@ -141,6 +142,92 @@ def test_the_last_and_the_best_stay(tmp_path):
     other = Recovery(epochs=3, lr=1e-4, folder=str(tmp_path / "x"), checkpoints=Checkpoints(keep_last=1))
     other(Line(), Squares())
     assert [path.name[-1] for path in listed(tmp_path / "x" / "checkpoints")] == ["3"]
+
+
+def kept(folder):
+    return [int(path.name.removeprefix("step-")) for path in listed(folder / "checkpoints")]
+
+
+VALUES = [3.0, 9.0, 1.0, 8.0, 7.0, 2.0, 8.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("count", "lower", "stays"),
+    [
+        (0, False, [7, 8]),
+        (1, False, [2, 7, 8]),
+        (3, False, [2, 4, 7, 8]),
+        (2, True, [3, 7, 8]),
+        (9, False, [*range(1, 9)]),
+    ],
+)
+def test_the_best_n_stay(tmp_path, count, lower, stays):
+    """One step an epoch. Of the two looks at 8 the earlier ranks first; the last two steps stay in any case."""
+    checkpoints = Checkpoints(keep_best=count)
+    how = Recovery(epochs=8, lr=1e-4, folder=str(tmp_path), validation=Validation(lower=lower), checkpoints=checkpoints)
+    how(Line(), Squares(values=list(VALUES)))
+    assert kept(tmp_path) == stays
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if not path.name.startswith("step-")]
+
+
+def test_going_on_knows_the_best(tmp_path):
+    """Killed in the fifth epoch; the second and the fourth are among the best three for good."""
+    how = Recovery(
+        epochs=8,
+        lr=1e-4,
+        folder=str(tmp_path),
+        validation=Validation(),
+        checkpoints=Checkpoints(keep_last=1, keep_best=3),
+    )
+    with pytest.raises(Killed):
+        how(Line(), Squares(values=VALUES[:4]), progress=stop_at(5))
+    assert kept(tmp_path) == [1, 2, 4]
+    how(Line(), Squares(values=VALUES[4:]), resume=True)
+    assert kept(tmp_path) == [2, 4, 7, 8]
+
+
+def test_a_checkpoint_is_written_where_it_ranks(tmp_path):
+    """Every 100 steps there would be none but the last; each look that ranks among the best two has one."""
+    checkpoints = Checkpoints(every_steps=100, keep_last=1, keep_best=2)
+    how = Recovery(epochs=5, lr=1e-4, folder=str(tmp_path), validation=Validation(), checkpoints=checkpoints)
+    how(Line(), Squares(values=[1.0, 5.0, 3.0, 4.0, 0.0]))
+    assert kept(tmp_path) == [2, 4, 5]
+
+
+def test_a_kill_while_one_is_removed_leaves_no_damaged_one(tmp_path, monkeypatch, caplog):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step, {"model": {}, "training": {}}, {})
+
+    def killed(path, **_):
+        raise Killed
+
+    with monkeypatch.context() as inside:
+        inside.setattr(
+            "niwaki.train.checkpoints.shutil.rmtree", lambda path, **_: killed(path) if path.exists() else None
+        )
+        with pytest.raises(Killed):
+            prune(tmp_path, last=1, best={2})
+    assert [path.name[-1] for path in listed(tmp_path)] == ["2", "3"] and len(list(tmp_path.iterdir())) == 3
+    assert newest(tmp_path).path.name.endswith("3") and not caplog.records
+    write_checkpoint(tmp_path, 4, {"model": {}, "training": {}}, {})  # clears up
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_checkpoints_of_before_know_their_best(tmp_path):
+    how = Recovery(epochs=2, lr=1e-4, folder=str(tmp_path), validation=Validation(), checkpoints=Checkpoints())
+    how(Line(), Squares(values=[5.0, 1.0]))
+    saved = newest(tmp_path / "checkpoints")
+    assert saved.state["position"]["looks"] == [[5.0, 1], [1.0, 2]]
+    old = {**saved.state["position"], "best_step": 1}
+    del old["looks"]
+    assert _position(old)["looks"] == [[5.0, 1]] and "best_step" not in _position(old)
+    assert "looks" not in _position({"epoch": 1, "best_step": None})
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5])
+def test_no_count_of_best_ones(wrong):
+    with pytest.raises(InputError, match="keep_best"):
+        Checkpoints(keep_best=wrong)
 
 
 def damage(path, how):
@@ -299,7 +386,7 @@ def test_pruning_keeps_what_it_is_told(tmp_path):
     for step in (1, 2, 3, 10):
         (tmp_path / f"step-{step:09d}").mkdir()
     (tmp_path / "step-notes").mkdir()
-    prune(tmp_path, last=1, best=2)
+    prune(tmp_path, last=1, best=[2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000002", "step-000000010", "step-notes"]
 
 

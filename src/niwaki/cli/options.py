@@ -160,7 +160,8 @@ def pairs_of(items: list[str] | None, option: str) -> dict[str, Any]:
 
 
 def training_of(texts: list[str] | None, option: str, shortcuts: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training from `--set field=value` or `group.field=value`, and from the options that stand for one.
+    """Settings of a training from `--set field=value` or `group.field=value`, and from the options that stand for one
+    (by the same names).
 
     Raises:
         InputError: a setting is given twice, or is not for the user to set.
@@ -169,10 +170,11 @@ def training_of(texts: list[str] | None, option: str, shortcuts: dict[str, Any])
     said = {name: value for name, value in shortcuts.items() if value is not None}
     for name in given:
         if name in said or name == "folder":
-            found = "the run's own" if name == "folder" else f"--{name.replace('_', '-')} as well"
+            option_of = name.rpartition(".")[2].replace("_", "-")
+            found = "the run's own" if name == "folder" else f"--{option_of} as well"
             raise InputError(f"{option} {name}=...", found=found, do="leave it out")
-    tree: dict[str, Any] = dict(said)
-    for name, value in given.items():
+    tree: dict[str, Any] = {}
+    for name, value in {**said, **given}.items():
         *groups, last = name.split(".")
         place = tree
         for group in groups:

@@ -52,6 +52,10 @@ def train(
     label_smoothing: Annotated[
         float, typer.Option(help="Share of the target spread over all classes; 0.1 is usual.")
     ] = 0.0,
+    keep_best: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="How many checkpoints of the best validation stay; 1 unless said."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,7 +85,8 @@ def train(
     _refuse_place(out, force=force)
     if data is None:
         raise InputError("train", found="no data", do="give --data")
-    fields = training_of(settings, "--set", {"epochs": epochs, "optimizer": optimizer, "seed": seed, "lr": lr})
+    own = {"epochs": epochs, "optimizer": optimizer, "seed": seed, "lr": lr, "checkpoints.keep_best": keep_best}
+    fields = training_of(settings, "--set", own)
     fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(place)}
 
     from niwaki.cli.sources import ask, task_of

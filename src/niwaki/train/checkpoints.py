@@ -1,11 +1,12 @@
 """Checkpoints on disk: written aside, fsynced and renamed; digests tell the whole from the damaged. No pickles."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -113,11 +114,18 @@ def listed(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdigit())
 
 
-def prune(folder: Path, *, last: int, best: int | None) -> None:
-    """Keep the `last` newest checkpoints and that of step `best`."""
+def prune(folder: Path, *, last: int, best: Collection[int]) -> None:
+    """Keep the `last` newest checkpoints and those of the steps in `best`.
+
+    What goes is renamed first: a kill in between leaves nothing that looks like a damaged checkpoint.
+    """
     for path in listed(folder)[:-last]:
-        if best is None or path.name != f"{PREFIX}{best:09d}":
-            shutil.rmtree(path, ignore_errors=True)
+        if int(path.name.removeprefix(PREFIX)) not in best:
+            aside = folder / f"{ASIDE}gone-{path.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rename(path, aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_asides(folder: Path) -> None:

@@ -75,9 +75,20 @@ class Position:
     bad: int = 0
     """Looks at the validation split in a row without a better value."""
     best: float | None = None
-    best_step: int | None = None
+    looks: list[list[float]] = field(default_factory=list)
+    """Value and step of every look at the validation split."""
     stopped: bool = False
     epochs: list[dict[str, float]] = field(default_factory=list)
+
+    def best_steps(self, count: int, *, lower: bool) -> set[int]:
+        """Steps of the best looks; of equal ones the earlier.
+
+        Examples:
+            >>> Position(looks=[[0.5, 10], [0.9, 20], [0.5, 30]]).best_steps(2, lower=False)
+            {10, 20}
+        """
+        ranked = sorted(self.looks, key=lambda look: (look[0] if lower else -look[0], look[1]))
+        return {int(step) for _, step in ranked[:count]}
 
 
 @final
@@ -163,14 +174,15 @@ class Loop:
         steps = math.ceil(len(self.losses) / self.how.accumulate)
         seconds = time.perf_counter() - started
         entry = {"epoch": at.epoch + 1, "loss": mean, "lr": rate, "steps": steps, "seconds": seconds}
-        due, better = self._due(), False
+        due = self._due()
         at.epoch, at.batch, self.losses, self.began = at.epoch + 1, 0, [], None
         if (watch := self.how.validation) and (at.epoch % watch.every == 0 or at.epoch == self.how.epochs):
             value = entry["validation"] = self._validate()
             better = at.best is None or (value < at.best if watch.lower else value > at.best)
             at.bad = 0 if better else at.bad + 1
             if better:
-                at.best, at.best_step = value, at.step
+                at.best = value
+            at.looks.append([value, at.step])
             at.stopped = watch.patience is not None and at.bad >= watch.patience
         at.epochs.append(entry)
         if self.log is not None:
@@ -178,8 +190,15 @@ class Loop:
         log.info("epoch %d of %d: loss %.4f%s, %.1f s", at.epoch, self.how.epochs, mean,
                  f", validation {entry['validation']:.4g}" if "validation" in entry else "", seconds)  # fmt: skip
         ended = at.stopped or at.epoch == self.how.epochs
-        if self.how.checkpoints and (due or better or ended or self.how.checkpoints.every_steps is None):
-            self._save()
+        if keep := self.how.checkpoints:
+            good = at.step in self._best()
+            if due or good or ended or keep.every_steps is None:
+                self._save()
+
+    def _best(self) -> set[int]:
+        """Steps of the checkpoints that stay for their validation."""
+        keep, watch = self.how.checkpoints, self.how.validation
+        return self.at.best_steps(keep.keep_best, lower=watch.lower) if keep and watch else set()
 
     def _step(self, group: list[Any], order: int) -> float:
         """One step of the optimiser over a few batches; its rate."""
@@ -291,8 +310,7 @@ class Loop:
                     **self._bound(),
                 }
                 write_checkpoint(self.folder, self.at.step, {"model": model, "training": tensors}, state)
-                best = self.at.best_step if self.how.checkpoints.keep_best else None
-                prune(self.folder, last=self.how.checkpoints.keep_last, best=best)
+                prune(self.folder, last=self.how.checkpoints.keep_last, best=self._best())
             self.processes.wait()
 
     def _bound(self) -> dict[str, Any]:
@@ -329,7 +347,7 @@ class Loop:
         if self.average is not None:
             for name, tensor in _below(tensors, "ema.").items():
                 self.average.state[name] = placed_like(tensor, self.average.live[name])
-        self.at = Position(**state["position"])
+        self.at = Position(**_position(state["position"]))
         self.losses = list(tensors["losses"][me].to(self.device)) if "losses" in tensors else []
         if "random_at_start_of_epoch" in tensors:
             self.began, self.now = tensors["random_at_start_of_epoch"][me], tensors["random"][me]
@@ -361,6 +379,14 @@ def whole_shapes(model: nn.Module) -> dict[str, Tensor]:
 def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide on the result."""
     return {name: value for name, value in settings.items() if name not in ("folder", "checkpoints")}
+
+
+def _position(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a position; older checkpoints name the best step alone."""
+    fields = {name: value for name, value in saved.items() if name != "best_step"}
+    if saved.get("best_step") is not None:
+        fields["looks"] = [[saved["best"], saved["best_step"]]]
+    return fields
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

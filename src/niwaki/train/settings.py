@@ -166,19 +166,23 @@ class Checkpoints:
     """What a killed run goes on from, in `checkpoints` of the training's folder; see `niwaki.train.checkpoints`.
 
     Raises:
-        InputError: a count below 1.
+        InputError: a count below 1, or fewer best ones than 0.
     """
 
     every_steps: int | None = None
     """Steps from one to the next, besides after the last epoch; None writes one after each epoch."""
     keep_last: int = 2
     """How many of the newest stay; two, so that one is left where the newest turns out damaged."""
-    keep_best: bool = True
-    """Whether that of the best validation stays, too."""
+    keep_best: int = 1
+    """How many of those with the best validation stay besides; 0 keeps none for being good."""
 
     def __post_init__(self) -> None:
-        right = self.every_steps is None or self.every_steps >= 1
-        limits = {"every_steps": (right, "of at least 1, or None"), "keep_last": (self.keep_last >= 1, "of at least 1")}
+        every, last, best = self.every_steps, self.keep_last, self.keep_best
+        limits = {
+            "every_steps": (every is None or every >= 1, "of at least 1, or None"),
+            "keep_last": (last >= 1, "of at least 1"),
+            "keep_best": (type(best) is int and best >= 0, "of 0 or more: how many stay"),
+        }
         in_range(self, limits)
 
 
