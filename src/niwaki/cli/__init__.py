@@ -9,6 +9,7 @@ import typer
 from niwaki.cli.bench import bench
 from niwaki.cli.compress import compress
 from niwaki.cli.export import export
+from niwaki.cli.kv import kv
 from niwaki.cli.listing import Listing
 from niwaki.cli.load_check import load_check
 from niwaki.cli.measure import measure
@@ -39,6 +40,7 @@ app.command()(methods)
 app.command()(verify)
 app.command()(measure)
 app.command()(report)
+app.command()(kv)
 app.command()(sensitivity)
 app.command()(sweep)
 app.command()(train)

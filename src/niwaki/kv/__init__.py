@@ -59,6 +59,7 @@ from niwaki.kv.streaming_llm import StreamingLLM
 from niwaki.kv.support import Site, UnsupportedModelError, sites
 from niwaki.kv.thin import ThinKCache, think
 from niwaki.kv.think import ThinK
+from niwaki.kv.trial import decoding
 
 __all__ = [
     "H2O",
@@ -91,6 +92,7 @@ __all__ = [
     "attend",
     "cache_bytes",
     "compressed",
+    "decoding",
     "plan",
     "sites",
     "storage_bytes",

@@ -71,16 +71,18 @@ class CompressedLayer(KVLayer):
             raise InputError("compress a prompt", found="padding on the right", where=self.site.name, do=do)
         kept = self._evicted(Observation(call, _everything(call), real))
         count = kept.tokens - self.settings.whole(kept.tokens)
-        self.whole = kept.stretch(count, kept.tokens).compact()
         self._just_chosen = kept.tokens < call.new
+        keys = values = None
         if not count:
             self._say_nothing_was_done(call.new)
-            return
-        keys = values = None
-        if self.settings.channels is not None:
+        elif self.settings.channels is not None:
             keys, values = self.settings.channels.choose(Observation(call, kept, real), self.site)
             self._just_chosen |= keys is not None or values is not None
-        self.old = self._stored(kept.stretch(0, count), keys, values)
+        if keys is None and values is None and self.settings.bits is None and kept.positions is None:
+            count = 0  # nothing is left out: one piece, which the model's own attention can read
+        self.whole = kept.stretch(count, kept.tokens).compact()
+        if count:
+            self.old = self._stored(kept.stretch(0, count), keys, values)
 
     def _evicted(self, seen: Observation) -> Segment:
         """The tokens of the prompt that stay."""

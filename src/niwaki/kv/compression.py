@@ -59,6 +59,11 @@ class Compression(How):
             raise InputError(f"flush_every={self._flush}", found=f"keys are packed by {self.bits.group} tokens", do=do)
 
     @property
+    def steady(self) -> bool:
+        """Whether nothing is chosen, packed or evicted while tokens are generated."""
+        return self._flush == 0
+
+    @property
     def _flush(self) -> int:
         if self.flush_every is not None:
             return self.flush_every

@@ -1,0 +1,92 @@
+"""`niwaki kv`: a key/value cache with fewer bytes, before and after; `niwaki kv plan`: what it will take."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from niwaki.cli.options import AsJson, Checkpoint, Device, Seed, Threads
+from niwaki.cli.talk import show
+from niwaki.errors import InputError, UnknownNameError
+
+METHODS = ("think",)
+POLICIES = ("snapkv", "h2o", "streaming_llm")
+"""Names that the command line knows before torch is imported."""
+
+
+def kv(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[plan] MODEL", help="`plan` and a model's source, or the source alone to measure it."),
+    ],
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "think",
+    keep: Annotated[float, typer.Option(help="Share of key channels that stay, in (0, 1].")] = 0.6,
+    values: Annotated[float, typer.Option(help="Share of value channels that stay, in (0, 1].")] = 1.0,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Tokens that stay, POLICY:KEEP ({', '.join(POLICIES)}; a count, or a share with a point).",
+            metavar="POLICY:KEEP",
+        ),
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="2, 4 or 8: what stays is packed.")] = None,
+    recent: Annotated[int, typer.Option(min=0, help="Newest tokens that are stored whole.")] = 32,
+    text: Annotated[Path | None, typer.Option(help="A text to judge by, and to time on.", metavar="FILE")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of its tokenizer; bytes unless said.", metavar="FOLDER")
+    ] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens in a window; the model's context, up to 2048, unless said.")
+    ] = None,
+    score: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of it told against the cache; a quarter unless said.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Windows to judge by.")] = 32,
+    lines: Annotated[int, typer.Option(min=0, help="Lines of a retrieval test; 0 leaves it out.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Decoded tokens that are timed.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a batch, in the timing and in the test.")] = 1,
+    checkpoint: Checkpoint = None,
+    threads: Threads = None,
+    device: Device = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compress a model's key/value cache and measure it. Bytes, perplexity, retrieval and time, before and after."""
+    planning = words[0] == "plan"
+    if len(words) != 1 + planning:
+        raise InputError(f"niwaki kv {' '.join(words)}", found=f"{len(words)} words", do="niwaki kv [plan] MODEL")
+    if method not in METHODS:
+        raise UnknownNameError.of("method for caches", method, METHODS)
+    if not planning and text is None:
+        raise InputError(f"niwaki kv {words[0]}", found="no text to judge by", do="give --text FILE, or niwaki kv plan")
+
+    from niwaki.cli.kv_run import judged, planned, policy_of
+    from niwaki.kv import KIVI, Compression, ThinK
+
+    how = Compression(
+        channels=None if keep == values == 1 else ThinK(keep=keep, values=values),
+        tokens=None if tokens is None else policy_of(tokens, POLICIES),
+        bits=None if bits is None else KIVI(bits=bits),
+        recent=recent,
+    )
+    if planning:
+        table, record = planned(words[1], how, batch=batch)
+    else:
+        assert text is not None
+        table, record = judged(
+            words[0],
+            how,
+            text=text,
+            tokenizer=tokenizer,
+            length=length,
+            score=score,
+            limit=limit,
+            lines=lines,
+            steps=steps,
+            batch=batch,
+            checkpoint=checkpoint,
+            threads=threads,
+            device=device,
+            seed=seed,
+        )
+    show(table, data=record, as_json=as_json)
