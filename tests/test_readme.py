@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -157,6 +158,20 @@ def test_the_code_of_the_plan_format_renumbers_tables():
     ours = niwaki.cut(model, plan).state_dict()
     theirs = space["cut_tensors"](model.state_dict(), json.loads(plan.to_json())["cuts"])
     assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+def test_the_code_of_the_plan_format_grows():
+    space: dict = {}
+    exec(compile(blocks(PLAN_FORMAT, "python")[0], "plan-format.md", "exec"), space)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 2))
+    graph = niwaki.trace(model, torch.rand(1, 3, 5, 5))
+    times = np.ones(graph.units.count, np.int64)
+    times[next(g.ids for g in graph.groups if g.fixed is None)[:2]] = (3, 2)
+    plan = niwaki.graph.plans.plan_of(graph, times)
+    ours = niwaki.cut(model, plan).state_dict()
+    theirs = space["cut_tensors"](model.state_dict(), json.loads(plan.to_json())["cuts"])
+    assert ours["2.weight"].shape == (2, 7 * 9)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_the_code_of_the_plan_format_does_every_network_of_the_zoo():

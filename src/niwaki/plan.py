@@ -12,6 +12,8 @@ from torch import Tensor
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
 
 FORMAT = "niwaki plan 1"
+GROWING = "niwaki plan 2"
+"""The same with groups that grow: numbers of units and positions that are listed more than once."""
 
 
 @final
@@ -24,12 +26,17 @@ class Plan:
     goes as a whole. `"mask": false` marks slices whose length cancels (the direction of a weight norm): masking leaves
     them.
     `"values"` (lists of positions, say a fixed permutation) are the numbers left after the selection, renumbered.
+
+    Where a group grows, a new unit is a copy of one that there is, and its number is listed again right behind it. Of a
+    cut axis, `"new"` are the places in the result that new units take; where `"zero"` is true, what is there is to be
+    zero: it weighs what they put out, and without it the network computes what it did.
     """
 
     fingerprint: str
     model: str
     kept: Mapping[str, tuple[int, ...]]
-    """Group -> numbers of the units that stay; groups that stay whole are not listed."""
+    """Group -> numbers of the units that stay, those with copies more than once; groups that stay as they are are not
+    listed."""
     units: Mapping[str, int]
     """Group -> how many units it had."""
     cuts: tuple[Mapping[str, Any], ...]
@@ -51,11 +58,17 @@ class Plan:
     graph: Any = field(default=None, repr=False)
     """The graph the plan was made from, when it was made in this process; never written to the file."""
 
+    @property
+    def grows(self) -> dict[str, int]:
+        """Groups with new units, and how many these are."""
+        found = {name: len(keep) - len(set(keep)) for name, keep in self.kept.items()}
+        return {name: count for name, count in found.items() if count}
+
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": GROWING if self.grows else FORMAT,
                 "model": {"class": self.model, "fingerprint": self.fingerprint},
                 "groups": {name: {"units": self.units[name], "keep": list(keep)} for name, keep in self.kept.items()},
                 "cuts": [dict(cut) for cut in self.cuts],
@@ -81,9 +94,11 @@ class Plan:
         """
         try:
             data = json.loads(text)
-            if data["format"] != FORMAT:
+            if data["format"] not in (FORMAT, GROWING):
                 raise FileDamagedError(
-                    "read a plan", found=f"format {data['format']!r}", do=f"this version reads {FORMAT!r}"
+                    "read a plan",
+                    found=f"format {data['format']!r}",
+                    do=f"this version reads {FORMAT!r} and {GROWING!r}",
                 )
             groups = data["groups"]
             plan = cls(
@@ -102,7 +117,7 @@ class Plan:
                 mends=None if data["mends"] is None else tuple(data["mends"]),
                 door=data["door"],
             )
-            plan._check()
+            plan._check(growing=data["format"] == GROWING)
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             if isinstance(error, FileDamagedError):
                 raise
@@ -111,7 +126,7 @@ class Plan:
             ) from error
         return plan
 
-    def _check(self) -> None:
+    def _check(self, *, growing: bool) -> None:
         for part in (self.promised, self.decided_by, self.inexact, self.dropped):
             if not isinstance(part, dict):
                 raise FileDamagedError("read a plan", found=f"{part!r} where a table is expected", do="make it again")
@@ -119,7 +134,7 @@ class Plan:
             if (
                 not keep
                 or any(type(i) is not int for i in keep)
-                or list(keep) != sorted(set(keep))
+                or list(keep) != sorted(keep if growing else set(keep))
                 or keep[0] < 0
                 or keep[-1] >= self.units[name]
             ):
@@ -132,6 +147,8 @@ class Plan:
             lists = cut["keep"] if cut.get("blocks", 1) > 1 else [cut["keep"]]
             if not isinstance(cut["tensor"], str) or type(cut["axis"]) is not int or cut["axis"] < 0:
                 raise FileDamagedError("read a plan", found="a cut without tensor or axis", do="make it again")
+            if "new" in cut:
+                lists = [_without_new(cut)] if growing else [[-1]]
             for keep in lists:
                 if (
                     any(not isinstance(i, int) for i in keep)
@@ -166,8 +183,25 @@ class Plan:
         return table
 
 
-def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tensor:
-    """`tensor` with only the positions that stay, by index_select."""
+def _without_new(cut: Mapping[str, Any]) -> list[int]:
+    """The positions that stay of a cut with copies.
+
+    Raises:
+        ValueError: places of copies that are none.
+    """
+    keep, new = cut["keep"], set(cut["new"])
+    old = [position for place, position in enumerate(keep) if place not in new]
+    if not new <= set(range(len(keep))) or not set(keep) <= set(old) or cut.get("blocks", 1) > 1:
+        raise ValueError(f"new places of {cut['tensor']} that copy nothing")
+    return old
+
+
+def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero: str = "reads") -> Tensor:
+    """`tensor` with only the positions that stay, by index_select, and with new ones.
+
+    Args:
+        zero: which new slices are zero: those that read what new units put out ("reads"), or "all" of them.
+    """
     rows = next((cut["keep"] for cut in cuts if cut["axis"] == 0 and cut.get("blocks", 1) == 1), None)
     for cut in cuts:
         axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
@@ -175,7 +209,7 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
             axis >= tensor.dim()
             or tensor.shape[0] % blocks
             or (blocks > 1 and len(keep) != blocks)
-            or (blocks == 1 and keep and keep[-1] >= tensor.shape[axis])
+            or (blocks == 1 and keep and max(keep) >= tensor.shape[axis])
         ):
             raise PlanMismatchError(
                 f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
@@ -185,6 +219,8 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
             continue
         if blocks == 1:
             tensor = tensor.index_select(axis, _positions(keep, tensor))
+            if cut.get("new") and (zero == "all" or cut.get("zero")):
+                tensor.index_fill_(axis, _positions(cut["new"], tensor), 0)
             continue
         per = tensor.shape[0] // blocks
         stay = range(tensor.shape[0]) if rows is None else rows
@@ -196,7 +232,7 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str) -> Tens
                 parts.append(part.index_select(axis, torch.tensor(columns, device=tensor.device)))
         tensor = torch.cat(parts, 0)
         cuts = [c for c in cuts if c is not cut and not (c["axis"] == 0 and c.get("blocks", 1) == 1)]
-        return apply_cuts(tensor, cuts, name) if cuts else tensor
+        return apply_cuts(tensor, cuts, name, zero=zero) if cuts else tensor
     return tensor
 
 

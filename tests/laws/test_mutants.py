@@ -14,6 +14,7 @@ from laws import (
     test_cost,
     test_cut_equals_mask,
     test_determinism,
+    test_growth,
     test_identity,
     test_optimizer,
     test_permutation,
@@ -22,11 +23,11 @@ from laws import (
     test_save_load,
     test_untouched,
 )
-from laws.mutants import choice, graph, surgery, travel
+from laws.mutants import choice, graph, growth, surgery, travel
 from laws.mutants.registry import MUTANTS, Mutant, Patch
 from zoo import Case, named
 
-PLANTED = (surgery, graph, choice, travel)  # importing them fills the list
+PLANTED = (surgery, graph, growth, choice, travel)  # importing them fills the list
 Law = Callable[[Case], Any]
 
 
@@ -53,6 +54,7 @@ LAWS: dict[str, Law] = {
     "adamw": partial(test_optimizer.law, kind="adamw"),
     "save and load": saved,
     "determinism": test_determinism.law,
+    "growth": test_growth.law,
     "untouched": test_untouched.law,
 }
 

@@ -158,8 +158,6 @@ def test_budgets_that_fit_or_cannot_be_met() -> None:
 
 
 def test_refused_settings(caplog: Any) -> None:
-    with pytest.raises(InputError, match="layers that grow"):
-        PreCropping(cap=4)
     with pytest.raises(InputError, match="without densities"):
         PreCropping(densities="erk", widths="program")
     with pytest.raises(InputError, match="known: reset"):

@@ -27,23 +27,26 @@ class WidthProgram:
     steps: int = 500
     """Most steps of the solver (sequential quadratic programs)."""
 
-    def __call__(self, pools: Pools, limits: Mapping[str, float], *, least: np.ndarray) -> np.ndarray:
-        """Share of every pool, at most 1; float64 `[pools]`.
+    def __call__(
+        self, pools: Pools, limits: Mapping[str, float], *, least: np.ndarray, most: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Share of every pool; float64 `[pools]`.
 
         Args:
             limits: cost -> the most that the network may cost.
             least: share of every pool that has to stay, above 0; where even that costs too much, it is the result.
+            most: the largest share of every pool, above 1 where it may grow; none means 1 for all.
         """
         free = pools.layers.may()
         worth = pools.slopes[free].sum(0)
         worth = np.maximum(worth, 1e-3)  # what no layer tells of (a scale alone) is worth keeping, but little
-        ones = np.ones(least.size)
+        most = np.ones(least.size) if most is None else most
         wanted = dict(limits)
-        if all(pools.costs[name](ones) <= limit for name, limit in wanted.items()):
-            return ones
+        if all(pools.costs[name](most) <= limit for name, limit in wanted.items()):
+            return most.copy()
         if any(pools.costs[name](least) > limit for name, limit in wanted.items()):
             return least.copy()
-        start = np.maximum(to_limits(pools, ones, wanted, ones), least)
+        start = np.maximum(to_limits(pools, np.ones(least.size), wanted, most), least)
 
         def room(x: np.ndarray) -> np.ndarray:
             shares = np.exp(x)
@@ -58,12 +61,12 @@ class WidthProgram:
             lambda x: -scale * float(worth @ x),
             np.log(start),
             jac=lambda x: -scale * worth,
-            bounds=[(low, 0.0) for low in np.log(least)],
+            bounds=list(zip(np.log(least), np.log(most), strict=True)),
             constraints=[{"type": "ineq", "fun": room, "jac": slopes}],
             method="SLSQP",
             options={"maxiter": self.steps, "ftol": 1e-12},
         )
-        shares = np.clip(np.exp(found.x), least, 1.0)
+        shares = np.clip(np.exp(found.x), least, most)
         if not found.success or not np.isfinite(shares).all():
             log.warning("the width program stopped early (%s): its shares may not be the best", found.message)
         return shares if np.isfinite(shares).all() else start

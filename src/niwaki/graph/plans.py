@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from niwaki.errors import BudgetError, InputError, PlanMismatchError
+from niwaki.graph.copies import HEARD, along, heard, refuse_rigid
 from niwaki.graph.groups import Axis
 from niwaki.graph.trace import ChannelGraph
 from niwaki.plan import Plan, encode_example
@@ -21,12 +22,17 @@ def plan_of(
     decided_by: dict[str, Any] | None = None,
     grids: str = "rows",
 ) -> Plan:
-    """The plan in which exactly the units flagged in `alive` (bool `[units]`) stay.
+    """The plan in which exactly the units flagged in `alive` (bool `[units]`) stay; or, of whole numbers, in which each
+    is there so often: what is there more than once grows.
 
     Raises:
         BudgetError: a group would be left with nothing.
+        InputError: a unit that is fixed would go or grow, or one of a grid would grow.
     """
-    alive = with_slabs(graph, alive.copy())
+    times = alive.astype(np.int64)
+    refuse_rigid(graph, times)
+    alive = with_slabs(graph, alive > 0)
+    times[~alive] = 0
     dropped = {
         graph.inside[block.name].path: graph.inside[block.name].puts_out
         for block in graph.blocks
@@ -39,35 +45,36 @@ def plan_of(
     sizes: dict[str, int] = {}
     inexact: dict[str, str] = {}
     for group in graph.groups:
-        stays = alive[group.ids]
-        if stays.all():
+        stays, often = alive[group.ids], times[group.ids]
+        if (often == 1).all():
             continue
         if not stays.any():
             raise BudgetError(f"cut group {group.name}", found="no unit of it would stay", do="keep at least one")
         if group.fixed is not None:
             raise InputError(f"cut group {group.name}", found=f"it is fixed: {group.fixed}", do="leave it whole")
-        kept[group.name] = tuple(np.flatnonzero(stays).tolist())
+        kept[group.name] = tuple(np.repeat(np.arange(group.units), often).tolist())
         sizes[group.name] = group.units
-        gone = group.ids[~stays]
-        kind = _manner(graph, gone, alive)
-        marks = graph.units.inexact[kind][gone]
+        kind = _manner(graph, group.ids[~stays], alive)
+        marks = graph.units.inexact[kind][group.ids[often != 1]]
         if (marks >= 0).any():
             inexact[group.name] = graph.units.inexact_reasons[int(marks.max())]
+    if (times > 1).any():
+        echoes = heard(graph) & (times > 1)
+        inexact |= {g.name: HEARD for g in graph.groups if g.name not in inexact and echoes[g.ids].any()}
     cuts: list[dict[str, Any]] = [
         {"tensor": every, "axis": 0, "keep": []}
         for name in sorted(gone_with)
         for every in graph.names[name]
         if graph.shapes[name]
     ]
-    padded = np.append(alive, True)
+    padded = np.append(times, 1)
     for axis in graph.axes:
-        stays = padded[axis.units]
-        if stays.all() or axis.tensor in gone_with:
+        if (padded[axis.units] == 1).all() or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
-            cuts.append(_entry(axis, name, stays))
+            cuts.append(_entry(axis, name, padded))
     for name, source, values in graph.tables:
-        stays = padded[source]
+        stays = padded[source] > 0
         if not stays.all():
             kept_at = np.flatnonzero(stays[values])
             cuts.extend(
@@ -80,7 +87,7 @@ def plan_of(
                 for every in graph.names[name]
                 if not any(cut["tensor"] == every for cut in cuts)
             )
-    after, before = graph.cost(alive), graph.cost(np.ones_like(alive))
+    after, before = graph.cost(times), graph.cost(np.ones_like(alive))
     return Plan(
         fingerprint=graph.fingerprint,
         model=graph.model,
@@ -105,12 +112,17 @@ def _record(budget: Budget) -> dict[str, Any]:
     return record
 
 
-def _entry(axis: Axis, name: str, stays: np.ndarray) -> dict[str, Any]:
-    """The cut of one axis of a tensor; `stays` is bool along it."""
+def _entry(axis: Axis, name: str, times: np.ndarray) -> dict[str, Any]:
+    """The cut of one axis of a tensor; `times` has a number for each unit, and 1 behind them."""
     entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
     if axis.blocks == 1:
-        entry["keep"] = np.flatnonzero(stays).tolist()
+        positions, copies = along(axis.units, times)
+        entry["keep"] = positions.tolist()
+        if copies.any():
+            entry["new"] = np.flatnonzero(copies).tolist()
+            entry["zero"] = axis.role == "in"
     else:
+        stays = times[axis.units] > 0
         entry["blocks"] = axis.blocks
         entry["keep"] = [np.flatnonzero(block).tolist() for block in stays.reshape(axis.blocks, -1)]
     if axis.role == "direction":
@@ -122,9 +134,7 @@ def cuts_of(graph: ChannelGraph, tensor: str, alive: np.ndarray) -> list[Mapping
     """What a plan that keeps the units `alive` (bool `[units]`) cuts of one tensor, as `Plan.by_tensor` lists it."""
     padded = np.append(alive, True)
     cuts: list[Mapping[str, Any]] = [
-        _entry(axis, tensor, padded[axis.units])
-        for axis in graph.axes
-        if axis.tensor == tensor and not padded[axis.units].all()
+        _entry(axis, tensor, padded) for axis in graph.axes if axis.tensor == tensor and not padded[axis.units].all()
     ]
     return sorted(cuts, key=lambda cut: cut.get("blocks", 1) == 1)
 
@@ -139,7 +149,14 @@ def _manner(graph: ChannelGraph, gone: np.ndarray, alive: np.ndarray) -> str:
 
 def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
     """Which units of the graph a plan keeps; bool `[units]`. Slabs go when all they span are gone."""
-    alive = np.ones(graph.units.count, bool)
+    return times_of(graph, plan) > 0
+
+
+def times_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
+    """How often each unit of the graph is there by a plan: 0 where it goes, more than 1 where its group grows; int64
+    `[units]`. Slabs go when all they span are gone.
+    """
+    times = np.ones(graph.units.count, np.int64)
     for name, keep in plan.kept.items():
         ids = graph.group(name).ids
         if len(ids) != plan.units[name] or keep[-1] >= len(ids):
@@ -148,8 +165,7 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
                 found=f"the model's has {len(ids)}",
                 do="use the model of the plan",
             )
-        alive[ids] = False
-        alive[ids[list(keep)]] = True
+        times[ids] = np.bincount(np.array(keep, np.int64), minlength=len(ids))
     blocks = {graph.inside[block.name].path: block for block in graph.blocks}
     for path in plan.dropped:
         if path not in blocks:
@@ -158,8 +174,9 @@ def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
                 found=f"the model's blocks are {', '.join(blocks) or 'none'}",
                 do="use the model of the plan",
             )
-        alive[blocks[path].ids] = False
-    return with_slabs(graph, alive)
+        times[blocks[path].ids] = 0
+    times[~with_slabs(graph, times > 0)] = 0
+    return times
 
 
 def with_slabs(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:

@@ -110,7 +110,8 @@ class ChannelGraph:
         return any(axis.buffer for axis in self.axes if axis.tensor == tensor)
 
     def cost(self, alive: np.ndarray) -> dict[str, float]:
-        """Every cost of the graph when only `alive` units stay; bool `[units]`. What is counted is exact."""
+        """Every cost of the graph when only `alive` units stay (bool `[units]`), or when each is there so often (int).
+        What is counted is exact."""
         counts = self.widths.counts(np.append(alive, True))
         return {name: cost.total(counts) for name, cost in self.costs.items()}
 

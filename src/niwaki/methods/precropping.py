@@ -1,6 +1,7 @@
 """Channels cropped before training, by the densities of layers."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final, get_args
 
@@ -13,8 +14,11 @@ from niwaki.budgets import DensityWidths, Pools, TargetWidths, WidthProgram, cho
 from niwaki.budgets.atoms import make_atoms
 from niwaki.budgets.choose import priced
 from niwaki.budgets.pools import to_limits
+from niwaki.budgets.resized import Near, may_grow, resized
+from niwaki.budgets.rule import Atoms
 from niwaki.errors import BudgetError, InputError
 from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.weights import streams, weights_of
 from niwaki.methods.job import Job, Method, Outcome
 from niwaki.methods.steps import Steps
@@ -22,6 +26,7 @@ from niwaki.plan import Plan
 from niwaki.scores import Scores, Seen, WeightScore, masks
 from niwaki.scores.score import known
 from niwaki.surgery import renew_
+from niwaki.surgery.cut import eager_door
 from niwaki.surgery.renew import Start
 from niwaki.units import Budget
 
@@ -31,6 +36,8 @@ Densities = Literal["synexp", "synflow", "snip", "grasp", "random", "erk", "unif
 Rule = Literal["auto", "program", "neighbours", "log_fit", "square_root"]
 FEW = 8
 """Channels of a layer below which the claim that densities decide is known to fail (paper page, section 6)."""
+MOST = 100.0
+"""The largest cap: ten times as wide. Without any, cheap layers would take the budget."""
 BATCHES = 8
 """Batches that scores with data look at."""
 SEEN = ("params", "macs", "bytes")
@@ -68,17 +75,18 @@ class PreCropping(Method):
     rounds: int = 100
     """Of synflow: how often weights are scored anew."""
     cap: float = 1.0
-    """The largest density. Above 1 layers would grow (PreConfig), which plans can't express: refused."""
+    """The largest density. Above 1 layers may grow where the budget is better spent there (PreConfig); 4 is double
+    width. New units are drawn anew like those of a new network. What lies in grids (heads, groups) does not grow."""
     insist: bool = False
     """Crop a trained network all the same; its training is lost."""
 
     def __post_init__(self) -> None:
         known(self, densities=get_args(Densities), widths=get_args(Rule), start=get_args(Start))
-        if self.cap != 1:
+        if type(self.cap) not in (int, float) or not 1 <= self.cap <= MOST:
             raise InputError(
                 f"PreCropping(cap={self.cap!r})",
-                found="plans say what stays of a network, and nothing of layers that grow",
-                do="leave cap at 1, or build the network wider and crop it",
+                found=f"no density from 1 to {MOST:g}",
+                do="give 1 (crop only), or more to let layers grow: 4 is double width",
             )
         if type(self.rounds) is not int or self.rounds < 1:
             raise InputError(f"PreCropping(rounds={self.rounds!r})", found="no count", do="give 1 or more")
@@ -106,7 +114,7 @@ class PreCropping(Method):
         steps.look_before()
         plan, graph = steps.planned(graph, lambda _: self.choosing(job))
         small = steps.cut(job.model, plan)
-        renewed = renew_(small, job.model, graph.shapes, how=self.start, seed=job.seed)
+        renewed = renew_(small, job.model, graph.shapes, how=self.start, seed=job.seed, plan=plan)
         if self.start == "reset" and renewed["rescaled"]:
             log.info("rescaled, having no reset_parameters of their module: %s", ", ".join(renewed["rescaled"]))
         steps.done("renew")
@@ -132,17 +140,20 @@ class PreCropping(Method):
             if budget.of not in (*SEEN, *budgets.TIMES):
                 known = ", ".join((*SEEN, *budgets.TIMES))
                 raise BudgetError(f"PreCropping by {budget.of}", found=f"known: {known}", do="use one of them")
+            if budget.of in budgets.TIMES and self.cap > 1:
+                found = "times are measured of widths up to the network's own"
+                raise BudgetError(f"growth by {budget.of}", found=found, do="take cap=1, or a budget of macs or params")
 
     def choosing(self, job: Job) -> budgets.Choose:
         """What chooses plans, by widths that the first call finds; see `widths_of` for what is raised."""
-        found: list[tuple[TargetWidths, Scores, dict[str, Any]]] = []
+        found: list[tuple[TargetWidths, Scores, dict[str, Any], Plan | None]] = []
 
         def choosing(graph: ChannelGraph, asked: tuple[Budget, ...]) -> Plan:
             graph = priced(graph, asked)
             if not found:
                 found.append(self.widths_of(job, graph, asked))
-            how, neutral, told = found[0]
-            plan = choose(graph, neutral, asked, how=how)
+            how, neutral, told, grown = found[0]
+            plan = choose(graph, neutral, asked, how=how) if grown is None else grown
             self._warn(graph, plan)
             promised = plan.promised
             used = {one: promised[one.of] / max(one.limit(promised[f"{one.of}_before"]), 1e-9) for one in asked}
@@ -157,8 +168,8 @@ class PreCropping(Method):
 
     def widths_of(
         self, job: Job, graph: ChannelGraph, asked: tuple[Budget, ...]
-    ) -> tuple[TargetWidths, Scores, dict[str, Any]]:
-        """The widths to go to, scores for the groups that may, and what is to be told.
+    ) -> tuple[TargetWidths, Scores, dict[str, Any], Plan | None]:
+        """The widths to go to, scores for the groups that may, what is to be told, and the plan where any grow.
 
         A share of a measured time is taken as one of the MACs; all widths then go on together until the time fits.
 
@@ -185,27 +196,68 @@ class PreCropping(Method):
             {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups if g.name in allowed},
             {"name": "none", "densities": self.densities, "widths": self.rule, "inside": self.inside},
         )
-        atoms, _ = make_atoms(graph, neutral, grids="rows", exact_only=False, bundle="mean")
+        atoms, skipped = make_atoms(graph, neutral, grids="rows", exact_only=False, bundle="mean")
         pools = budgets.pools_of(graph, atoms, weights, names)
         limits = {name: min(budget.limit(before[name]) for budget in summed if budget.of == name) for name in names}
-        ones = np.ones(pools.sizes.size)
         densities: np.ndarray | None = None
-        if not pools.sizes.size:
-            shares = ones
-        elif self.rule == "program":
-            floors = [b.floor if isinstance(b.floor, float) else b.floor / pools.sizes for b in summed]
-            least = np.minimum(1.0, np.maximum.reduce([atoms.least / pools.sizes, *(ones * floor for floor in floors)]))
-            shares = WidthProgram()(pools, limits, least=least)
-        else:
+        if pools.sizes.size and self.rule != "program":
             densities = self._densities(job, pools, {name: limits[name] / before[name] for name in names})
-            rough = DensityWidths(self.rule, one_sided=self.inside)(pools, densities)  # type: ignore[arg-type]
-            shares = to_limits(pools, np.maximum(rough, 1e-4), limits, ones)
-        how = TargetWidths(tuple(np.maximum(shares, 1e-6).tolist()))
-        told: dict[str, Any] = {
+        floors = [b.floor if isinstance(b.floor, float) else b.floor / pools.sizes for b in summed]
+        ones = np.ones(pools.sizes.size)
+        least = np.minimum(1.0, np.maximum.reduce([atoms.least / pools.sizes, *(ones * floor for floor in floors)]))
+        most = np.where(may_grow(graph, atoms), math.sqrt(self.cap), 1.0)
+        rigid: list[str] = []
+        while True:
+            shares, plan = self._shares(pools, densities, limits, least, most), None
+            if bool((shares <= 1).all()):
+                break
+            near = Near(pools, shares, least, most)
+            how = {"score": neutral.how, "rule": {"name": "resized", "cap": self.cap}, "grids": "rows"}
+            told = {**how, "exact_only": False, "left_whole": dict(sorted(skipped.items()))}
+            plan = resized(graph, atoms, near, asked, decided_by=told)
+            stuck = np.zeros(0, bool) if eager_door(job.model, plan) is None else self._stuck(job, graph, atoms, plan)
+            stuck = stuck & (least < most) if stuck.size else stuck
+            if not stuck.any():
+                break
+            rigid += [name for name, held in zip(atoms.pools, stuck, strict=True) if held]
+            least, most = np.where(stuck, 1.0, least), np.where(stuck, 1.0, most)
+        if rigid:
+            log.warning("left as wide as they are, since the forward holds their widths: %s", ", ".join(rigid))
+        found: dict[str, Any] = {
             "densities": None if densities is None else dict(zip(pools.names, densities.tolist(), strict=True)),
             "shares": {name: float(share) for name, share in zip(atoms.pools, shares, strict=True)},
+            "grown": {} if plan is None else plan.grows,
+            "rigid": rigid,
         }
-        return how, neutral, told
+        return TargetWidths(tuple(np.maximum(shares, 1e-6).tolist())), neutral, found, plan
+
+    def _shares(
+        self,
+        pools: Pools,
+        densities: np.ndarray | None,
+        limits: dict[str, float],
+        least: np.ndarray,
+        most: np.ndarray,
+    ) -> np.ndarray:
+        """The share of every pool, before it is rounded; float64 `[pools]`."""
+        if not pools.sizes.size:
+            return np.ones(0)
+        if densities is None:
+            return WidthProgram()(pools, limits, least=least, most=most)
+        rough = DensityWidths(self.rule, one_sided=self.inside)(pools, densities)  # type: ignore[arg-type]
+        return to_limits(pools, np.maximum(rough, 1e-4), limits, most)
+
+    def _stuck(self, job: Job, graph: ChannelGraph, atoms: Atoms, plan: Plan) -> np.ndarray:
+        """Pools that the eager door can't give their width in this plan, each tried alone; bool `[pools]`."""
+        wanted = times_of(graph, plan)
+        found = np.zeros(len(atoms.pools), bool)
+        for pool in range(found.size):
+            times = np.ones_like(wanted)
+            members = np.concatenate([atoms.units[number] for number in np.flatnonzero(atoms.pool == pool).tolist()])
+            times[members] = wanted[members]
+            if (times != 1).any():
+                found[pool] = eager_door(job.model, plan_of(graph, times)) is not None
+        return found
 
     @property
     def rule(self) -> str:
@@ -231,7 +283,7 @@ class PreCropping(Method):
         }
         limits = {"params" if name == "bytes" else name: limit for name, limit in limits.items()}
         closed: dict[str, budgets.Density] = {
-            "synexp": budgets.WaterFilling(), "erk": budgets.ERK(), "uniform": budgets.EqualDensity()
+            "synexp": budgets.WaterFilling(self.cap), "erk": budgets.ERK(), "uniform": budgets.EqualDensity()
         }  # fmt: skip
         if self.densities in closed:
             return closed[self.densities](pools.layers, limits)

@@ -101,7 +101,8 @@ def adapt_attention(small: nn.Module, graph: ChannelGraph, alive: np.ndarray) ->
     """Turn torch's attention modules whose inner width or input width was cut into `CutMultiheadAttention`."""
     mends: list[Mend] = []
     axes = {(axis.tensor, axis.axis): axis.units for axis in graph.axes}
-    padded = np.append(alive, True)
+    often = np.append(alive, True)
+    padded = often > 0
     for path, module in walk(small):
         if type(module) is not nn.MultiheadAttention or module.bias_k is not None or module.add_zero_attn:
             continue
@@ -109,7 +110,7 @@ def adapt_attention(small: nn.Module, graph: ChannelGraph, alive: np.ndarray) ->
         stacked = module.in_proj_weight is not None
         units = axes.get((f"{prefix}{'in_proj_weight' if stacked else 'q_proj_weight'}", 0))
         entry = axes.get((f"{prefix}{'in_proj_weight' if stacked else 'q_proj_weight'}", 1))
-        if units is None or (padded[units].all() and (entry is None or padded[entry].all())):
+        if units is None or ((often[units] == 1).all() and (entry is None or (often[entry] == 1).all())):
             continue
         queries = units[: module.embed_dim]
         stays = queries[padded[queries]]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from niwaki.graph import ChannelGraph
+from niwaki.graph.copies import along
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, fix_outputs, seed
@@ -164,11 +165,13 @@ def _calls(pairs: list[Pair], graph: ChannelGraph, sizes: Sizes) -> str | None:
     return None
 
 
-def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np.ndarray) -> str | None:
+def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, times: np.ndarray) -> str | None:
     """Whether calls get the units they got: a slice of the right length may still be another one.
 
-    `known` is the unit of every label of the cut model, -1 where there is none or more than one.
+    `known` is the unit of every label of the cut model, that of its first copy with the number of units added (and so
+    on), -1 where there is none or more than one.
     """
+    count = graph.units.count
     seen: set[tuple[int, int]] = set()
     for was, now, _ in pairs:
         if now.kind in ("", *MOVEMENT, *CONTRACTIONS):  # what is contracted meets, and ties tell
@@ -181,13 +184,15 @@ def _places(pairs: list[Pair], known: np.ndarray, graph: ChannelGraph, stays: np
             taken = [labels.ravel() for labels in (*value.fields, *value.picked)]
             for labels in small.picked:  # what is a single position now may have been several
                 unit = known[labels.ravel()[0]] if labels.size else -1
-                if unit >= 0 and taken and not any((graph.units.unit_of[part] == unit).any() for part in taken):
+                if unit >= 0 and taken and not any((graph.units.unit_of[part] == unit % count).any() for part in taken):
                     return f"{now.name} in {now.module or 'the model'} picks another unit than it picked"
             for labels in small.fields:
                 before = fields.get(varying(labels))
                 if before is None:
                     continue
-                meant = graph.units.unit_of[before.ravel()][stays[before.ravel()]]
+                units = graph.units.unit_of[before.ravel()]
+                positions, copies = along(units, times)
+                meant = np.where(units[positions] < 0, -1, units[positions] + count * copies)
                 found = known[labels.ravel()]
                 if meant.size == found.size and bool(((meant != found) & (meant >= 0) & (found >= 0)).any()):
                     return f"{now.name} in {now.module or 'the model'} gets other units than it got"
@@ -231,7 +236,7 @@ def _told(value: Value, sizes: Sizes) -> list[int]:
     so many boxes, times so many classes that all stay. Where movement differs, they may have followed a width (an
     index that was expanded).
     """
-    return [axis for labels in value.fields if not bool(sizes.stays[labels].all()) for axis in varying(labels)]
+    return [axis for labels in value.fields if bool((sizes.times[labels] != 1).any()) for axis in varying(labels)]
 
 
 def window(record: Record) -> tuple[Any, ...] | None:
@@ -248,11 +253,12 @@ def window(record: Record) -> tuple[Any, ...] | None:
 def _compare(
     space: LabelSpace, parameters: dict[str, Parameter], graph: ChannelGraph, alive: np.ndarray, made: list[Pair]
 ) -> str | None:
-    padded = np.append(alive, True)
-    labels, units, lone = [], [], []
+    padded, count = np.append(alive, True), graph.units.count
+    labels, units, numbers, lone = [], [], [], []
     for axis in graph.axes:
         parameter = parameters.get(axis.tensor)
-        kept = axis.units[padded[axis.units]]
+        positions, copies = along(axis.units, padded)
+        kept = axis.units[positions]
         if kept.size == 1 or (kept.size and parameter is None):  # what a left-out block tied need not hang together
             lone.append(kept[kept >= 0])
         if parameter is None or axis.axis not in parameter.seeds:
@@ -262,13 +268,14 @@ def _compare(
             return f"axis {axis.axis} of {axis.tensor} has {seeds.size} positions, the plan keeps {kept.size}"
         labels.append(seeds)
         units.append(kept)
+        numbers.append(copies)
     if not labels:
         return None
-    label, unit = np.concatenate(labels), np.concatenate(units)
+    label, unit, copy = np.concatenate(labels), np.concatenate(units), np.concatenate(numbers)
     rows_of_grids(space)
     component = components(space.count, space.strict)
     # what a column joins may meet directly once a single row is left, and what a row joins once a single column is
-    means = np.where(graph.units.in_column[unit], graph.units.column[unit] + graph.units.count, unit)
+    means = np.where(graph.units.in_column[unit], graph.units.column[unit] + count, unit) + 2 * count * copy
     wrong = _mixed(component[label], means)
     if wrong is not None:
         wrong = _scattered(component[label], means, unit, graph)
@@ -300,8 +307,8 @@ def _compare(
     if wrong is not None:
         return f"rows of a grid are mixed or split ({_tensor_at(graph, parameters, label[inside][wrong])})"
     known = np.full(component.max(initial=0) + 1, -1, dtype=np.int64)
-    known[component[label]] = unit
-    known[component[label[known[component[label]] != unit]]] = -1
+    known[component[label]] = unit + count * copy
+    known[component[label[known[component[label]] != unit + count * copy]]] = -1
     held = np.zeros(known.size, bool)
     held[component[np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])]] = True
     lost = np.flatnonzero(graph.held[unit] & ~held[component[label]])
@@ -310,7 +317,7 @@ def _compare(
     )  # what a block picks is not picked once it is left out
     if lost.size and whole:
         return f"what forward picks is not what it picked ({_tensor_at(graph, parameters, label[lost[0]])})"
-    return _places(made, known[component], graph, stays_of(graph, alive))
+    return _places(made, known[component], graph, padded)
 
 
 def _lone(graph: ChannelGraph, alive: np.ndarray) -> list[np.ndarray]:
@@ -320,7 +327,7 @@ def _lone(graph: ChannelGraph, alive: np.ndarray) -> list[np.ndarray]:
         for value in record.outputs:
             for labels in value.fields:
                 units = np.unique(graph.units.unit_of[labels])
-                kept = units[(units < 0) | alive[units]]
+                kept = units[(units < 0) | (alive[units] > 0)]
                 if kept.size == 1:
                     found.append(kept[kept >= 0])
     return found

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, PlanMismatchError
 from niwaki.graph import ChannelGraph, trace
-from niwaki.graph.plans import alive_of, plan_of
+from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, walk, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example
@@ -35,11 +35,16 @@ SHOWN = 4
 
 @uncollected()
 def cut(model: nn.Module, plan: Plan) -> nn.Module:
-    """A new, smaller model; the given one is left alone.
+    """A new, smaller model (or a wider one, where the plan grows groups); the given one is left alone.
 
     The eager door slices tensors and mends the integers that modules keep, so that the result is the user's own class.
     Where a forward hard-codes what can't be mended, the exported door rewrites the sizes in its `torch.export` graph.
     Both are checked at once against the trace. What depended on the old width keeps its value (attention's scale).
+    New units are copies that nothing listens to yet, by weights of zero: the wider network computes what the old one
+    did. Only the eager door grows.
+
+    Source: growth as in Chen, Goodfellow and Shlens 2016, arXiv:1511.05641 (Net2Net), sec. 2.2. Differs: a copy's
+    outgoing weights are zero, theirs are shared out between it and its original.
 
     Raises:
         PlanMismatchError: the plan is for another model.
@@ -51,12 +56,20 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         listed = "; ".join(map(str, graph.data_reads[:SHOWN])) + ("; ..." if len(graph.data_reads) > SHOWN else "")
         unseen = f" (never used: {', '.join(graph.unused[:SHOWN])})" if graph.unused else ""
         log.warning("forward reads numbers out of data, only the path of the example is judged%s: %s", unseen, listed)
-    alive = alive_of(graph, plan)
+    times = times_of(graph, plan)
+    alive = times if plan.grows else times > 0
     if plan.graph is None:
         _consistent(plan, graph, alive)
     small, problem = _eager(model, plan, graph, alive)
     if problem is None:
         return small
+    if plan.grows:
+        raise CannotCutError(
+            f"grow {type(model).__name__}",
+            found=f"eager: {problem}; the exported door does not grow",
+            where=", ".join(list(plan.grows)[:SHOWN]),
+            do="leave the groups of the module named as wide as they are (protect=[...])",
+        )
     log.info("the eager door does not open (%s); trying torch.export", problem)
     exported, reason = cut_exported(model, plan, graph, alive)
     if exported is None:
@@ -67,6 +80,11 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             do="protect the groups of that module (protect=[...]) or cut its grids the other way (grids=...)",
         )
     return exported
+
+
+def eager_door(model: nn.Module, plan: Plan) -> str | None:
+    """Why the eager door does not open for a plan made in this process, or None where it does."""
+    return _eager(model, plan, plan.graph, times_of(plan.graph, plan))[1]
 
 
 def _consistent(plan: Plan, graph: ChannelGraph, alive: np.ndarray) -> None:
@@ -150,7 +168,7 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     def judge(given: list[Mend]) -> Retrace:
         extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
         apply_mends(small, given)
-        if replays(small, graph, alive, example, sizes):
+        if not plan.grows and replays(small, graph, alive, example, sizes):  # it does not follow the order of copies
             return Retrace([], {}, None)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 

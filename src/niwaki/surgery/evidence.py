@@ -16,12 +16,14 @@ Changes = dict[str, dict[int, set[int]]]
 
 
 class Sizes:
-    """Sizes of traced tensors when only some labels stay."""
+    """Sizes of traced tensors when only some labels stay, or some are there more than once."""
 
-    def __init__(self, stays: np.ndarray, tables: frozenset[str] = frozenset()) -> None:
+    def __init__(self, times: np.ndarray, tables: frozenset[str] = frozenset()) -> None:
         self.tables = tables
         """Integer buffers that the plan renumbers."""
-        self.stays = stays
+        self.times = times
+        """How often each label is there; bool or int `[labels]`."""
+        self.stays = times > 0
         """Whether each label stays; bool `[labels]`."""
         self._known: dict[int, dict[int, int]] = {}
         self._shapes: dict[int, tuple[Value, tuple[int, ...]]] = {}
@@ -36,7 +38,7 @@ class Sizes:
         shape = list(value.shape)
         if value.parameter is not None:
             for axis, seeds in value.parameter.seeds.items():
-                keep = self.stays[seeds].reshape(value.parameter.blocks[axis], -1).sum(1)
+                keep = self.times[seeds].reshape(value.parameter.blocks[axis], -1).sum(1)
                 shape[axis] = int(keep.max())
             return tuple(shape)
         for labels in value.fields:
@@ -49,15 +51,15 @@ class Sizes:
         key = id(labels)
         if key not in self._known:
             axes = varying(labels)
-            keep = self.stays[labels]
+            keep = self.times[labels]
             if len(axes) == 1:
                 self._known[key] = {axes[0]: int(keep.sum())}
             else:
                 found = {}
                 while len(varying(labels)) > 1:  # columns of every row, rows of every grid, grids of a stack
                     axis = column_axis(labels)
-                    found[axis] = int(keep.sum(axis).max())
-                    keep = keep.any(axis, keepdims=True)
+                    found[axis] = int((keep > 0).sum(axis).max())  # grids do not grow
+                    keep = keep.max(axis, keepdims=True)
                     labels = np.take(labels, [0], axis=axis)
                 found[varying(labels)[0]] = int(keep.sum())
                 self._known[key] = found
@@ -65,12 +67,12 @@ class Sizes:
 
     def rows(self, labels: np.ndarray, groups: int, axis: int) -> int:
         """How many of `groups` runs along `axis` keep anything."""
-        flat = np.moveaxis(self.stays[labels], axis, 0).reshape(groups, -1)
-        return int(flat.any(1).sum())
+        flat = np.moveaxis(self.times[labels], axis, 0).reshape(groups, -1)
+        return int(flat.max(1).sum())
 
 
 def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
-    """Whether each label of the graph's trace stays; labels of no unit always do."""
+    """Whether each label of the graph's trace stays, or how often it is there; labels of no unit stay."""
     return np.append(alive, True)[graph.units.unit_of]
 
 

@@ -15,10 +15,10 @@ from niwaki.units import tensors_in
 def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, plan: Plan) -> None:
     """Point `optimizer` (made for `model`) at the parameters of `small`, slicing its state by `plan`, in place.
 
-    State tensors with the parameter's shape (momentum, second moments) are cut like it; single numbers (step counts)
-    stay. Where `model` has several parameters on one storage, `small` has one: it stays in the group of the first, with
-    the state of the first. A bias that folded constants gave a layer joins the group of its weight. With an error
-    nothing has changed.
+    State tensors with the parameter's shape (momentum, second moments) are cut like it, and are zero for new units;
+    single numbers (step counts) stay. Where `model` has several parameters on one storage, `small` has one: it stays in
+    the group of the first, with the state of the first. A bias that folded constants gave a layer joins the group of
+    its weight. With an error nothing has changed.
 
     Raises:
         InputError: the optimiser holds a parameter that is not the model's, or state whose cut the plan does not tell:
@@ -60,7 +60,7 @@ def cut_optimizer_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn
         if old in optimizer.state and young not in state:
             _refuse_other_state(optimizer, old, name, cut=name in cuts)
             state[young] = {
-                key: apply_cuts(value, cuts[name], name).clone()
+                key: apply_cuts(value, cuts[name], name, zero="all").clone()
                 if isinstance(value, Tensor) and value.shape == old.shape and name in cuts
                 else value
                 for key, value in optimizer.state[old].items()

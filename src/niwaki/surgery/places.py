@@ -31,7 +31,12 @@ def along(value: Value, axis: int) -> np.ndarray | None:
 
 def moved(labels: np.ndarray, positions: np.ndarray, sizes: "Sizes") -> np.ndarray:
     """Where those of the positions that stay lie after the cut; `labels` are those along the axis, `[size, rest]`."""
-    stays = sizes.stays[labels].any(1)
+    often = sizes.times[labels].max(1)
+    if int(often.max(initial=0)) > 1:
+        asked = np.zeros(often.size, bool)
+        asked[positions] = True
+        return np.flatnonzero(np.repeat(asked, often))
+    stays = often > 0
     places: np.ndarray = (np.cumsum(stays) - 1)[positions[stays[positions]]]
     return places
 
@@ -43,7 +48,7 @@ def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
         labels = along(value, axis)
         if labels is None or not positions.size:
             continue
-        stays = np.concatenate([[0], np.cumsum(sizes.stays[labels].any(1))])  # how many of the first n stay
+        stays = np.concatenate([[0], np.cumsum(sizes.times[labels].max(1))])  # what becomes of the first n
         first, end = int(positions[0]), int(positions[-1]) + 1
         found += [(first, int(stays[first])), (end, int(stays[end])), (end - first, int(stays[end] - stays[first]))]
         found.append((len(labels) - end, int(stays[-1] - stays[end])))

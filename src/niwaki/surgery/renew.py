@@ -5,16 +5,23 @@ from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, UnknownNameError
 from niwaki.graph.skeleton import identity, walk
+from niwaki.plan import Plan
 
 Start = Literal["reset", "rescale", "slice"]
 
 
 def renew_(
-    small: nn.Module, model: nn.Module, shapes: Mapping[str, tuple[int, ...]], *, how: Start, seed: int
+    small: nn.Module,
+    model: nn.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    how: Start,
+    seed: int,
+    plan: Plan | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """Give `small`, cut from the untrained `model`, weights to start from; in place.
 
@@ -23,11 +30,15 @@ def renew_(
     "rescale" keeps the kept weights, times the root of old over new fan-in. What a module of its own class without
     `reset_parameters` holds is rescaled under "reset", too. "slice" changes nothing.
 
+    Where `plan` grew groups, kept weights are as `how` says and those of new units are drawn anew, with the fan-in
+    that the module has now; of a module without `reset_parameters` they are the kept ones, in another order.
+
     Args:
         shapes: of the uncut tensors, by name.
 
     Returns:
-        Names of the parameters under "reset", "rescaled" and "sliced": what happened to each.
+        Names of the parameters under "reset", "rescaled" and "sliced": what happened to each; where the plan grew,
+        those with new slices under "grown".
 
     Raises:
         UnknownNameError: another `how`.
@@ -37,7 +48,9 @@ def renew_(
         raise UnknownNameError.of("start", how, get_args(Start))
     own = dict(small.named_parameters())
     reset: set[str] = set()
-    if how == "reset":
+    drawn: dict[str, Tensor] = {}
+    if how == "reset" or (plan is not None and plan.grows):
+        kept = {name: tensor.detach().clone() for name, tensor in (*own.items(), *small.named_buffers())}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             reset = _reset(small)
@@ -47,6 +60,11 @@ def renew_(
                 first = old[name].detach().flatten()[:1]
                 if first.numel() and own[name].numel() and bool((old[name] == first).all()):
                     own[name].fill_(first.item())
+            if how != "reset":  # what was drawn is for the new slices alone
+                drawn = {name: own[name].detach().clone() for name in reset}
+                for name, tensor in (*own.items(), *small.named_buffers()):
+                    tensor.copy_(kept[name])
+                reset = set()
     done: dict[str, list[str]] = {"reset": [], "rescaled": [], "sliced": []}
     for name, parameter in own.items():
         before = shapes.get(name)
@@ -58,7 +76,38 @@ def renew_(
             done["rescaled"].append(name)
         else:
             done["sliced"].append(name)
+    if plan is not None and plan.grows:
+        done["grown"] = _fill(own, drawn, plan, reset, seed)
     return {what: tuple(names) for what, names in done.items()}
+
+
+def _fill(own: Mapping[str, Tensor], drawn: Mapping[str, Tensor], plan: Plan, reset: set[str], seed: int) -> list[str]:
+    """Fill the new slices of parameters, from what was drawn for them or else from their kept ones in another order;
+    names of those that have any. Parameters of `reset` were drawn as a whole.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for name, cuts in plan.by_tensor().items():
+        axes = [(int(cut["axis"]), list(cut["new"])) for cut in cuts if "new" in cut]
+        if not axes or name not in own:
+            continue
+        found.append(name)
+        for axis, new in axes if name not in reset else ():
+            parameter = own[name].detach()
+            places = torch.tensor(new, device=parameter.device)
+            if name in drawn:
+                slices = drawn[name].index_select(axis, places)
+            else:
+                old = torch.tensor(sorted(set(range(parameter.shape[axis])) - set(new)))
+                pick = torch.randint(len(old), (len(new),), generator=generator)
+                slices = parameter.index_select(axis, old[pick].to(parameter.device))
+                for other in range(parameter.dim()):
+                    if other != axis:
+                        order = torch.randperm(parameter.shape[other], generator=generator)
+                        slices = slices.index_select(other, order.to(parameter.device))
+            with torch.no_grad():
+                parameter.index_copy_(axis, places, slices)
+    return found
 
 
 def _reset(small: nn.Module) -> set[str]:
