@@ -17,6 +17,7 @@ from worker import Points, network
 from niwaki.errors import InputError
 from niwaki.train import Checkpoints, Ema, Recovery, Validation
 from niwaki.train.checkpoints import newest
+from niwaki.train.processes import told_by_first
 
 HOW = Recovery(
     epochs=3, lr=0.05, clip=0.5, accumulate=2, ema=Ema(0.8), validation=Validation(), checkpoints=Checkpoints(2)
@@ -27,13 +28,18 @@ TOLERANCE = 1e-5
 
 
 def together(folder, what):
-    """Two processes; (exit code, stderr) of each."""
+    """Two processes that train; (exit code, stderr) of each."""
+    return launched(["worker.py", json.dumps(HOW.to_json()), str(folder), what])
+
+
+def launched(words):
+    """Two processes of a script beside this file; (exit code, stderr) of each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {**os.environ, "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(SOURCE)}
-    words = [sys.executable, str(Path(__file__).parent / "worker.py"), json.dumps(HOW.to_json()), str(folder), what]
+    words = [sys.executable, str(Path(__file__).parent / words[0]), *words[1:]]
     processes = [
         subprocess.Popen(words, env={**common, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
@@ -73,6 +79,24 @@ def test_two_processes_are_one_with_the_doubled_batch_even_if_one_died(tmp_path)
         how = Recovery.from_json({**HOW.to_json(), "folder": str(tmp_path / kind)})
         with pytest.raises(InputError, match="processes was 2, is 1"):
             how(network(), Points(8), resume=True)
+
+
+def test_the_first_process_measures_alone_and_the_others_wait(tmp_path):
+    """Longer than they wait for each other in a training; what it can't do is said in all of them."""
+    first, second = launched(["first_alone.py", str(tmp_path)])
+    assert first[0] == 2 and "no such machine" in first[1], first
+    assert second[0] == 1 and "the first one failed: measure; found: no such machine" in second[1], second
+    heard = [json.loads((tmp_path / f"heard.{rank}").read_text()) for rank in (0, 1)]
+    assert heard[1] == [] and heard[0].count("table") == heard[0].count("score") == 1 and "measure" in heard[0]
+    plans = [json.loads((tmp_path / f"plan.{rank}").read_text()) for rank in (0, 1)]
+    assert plans[0] == plans[1] and len(plans[0]["0"]) == 32  # 80 thousandths of a millisecond for each of 64
+    weights = [safetensors.torch.load_file(tmp_path / f"weights.{rank}") for rank in (0, 1)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_one_process_alone_tells_itself(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert told_by_first(network(), lambda: "it") == "it"
 
 
 def test_the_first_version_of_fsdp_is_refused(monkeypatch):

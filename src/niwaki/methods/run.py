@@ -54,6 +54,9 @@ def compress(
 ) -> Outcome:
     """Trace, score, choose, cut, verify, repair, recover, measure. `model` itself is left alone.
 
+    Of several processes (`accelerate launch`) the first one scores, measures and chooses, and has all measurements; the
+    others wait for its plan, and have none.
+
     Args:
         task: what a batch means; without it nothing is repaired, recovered or scored by gradients.
         recovery: a short training after the cut.

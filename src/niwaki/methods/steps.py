@@ -20,6 +20,7 @@ from niwaki.quantize import Quantised
 from niwaki.scores.score import describe
 from niwaki.surgery import cut, surgery_of, verify
 from niwaki.train import Checkpoints, Trainable
+from niwaki.train.processes import told_by_first
 from niwaki.units import Receipt
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Steps:
     ) -> tuple[Plan, ChannelGraph]:
         """The plan, and the graph with all costs that it was chosen by; of a job that was killed, the plan of then.
 
+        Of several processes the first one scores, measures and chooses; the others wait for its plan.
         With a target the plan promises its latency; where a budget is of latency, what was chosen is measured there,
         and chosen again until the budget is met.
 
@@ -75,6 +77,19 @@ class Steps:
             scored: looks at the model as far as is needed, and gives what chooses by that; called where there is no
                 plan yet.
         """
+        made: list[tuple[Plan, ChannelGraph]] = []
+
+        def make() -> str:
+            made.append(self._chosen(graph, scored))
+            return made[0][0].to_json()
+
+        text = told_by_first(self.job.model, make)
+        return made[0] if made else (Plan.from_json(text), graph)
+
+    def _chosen(
+        self, graph: ChannelGraph, scored: Callable[[ChannelGraph], budgets.Choose]
+    ) -> tuple[Plan, ChannelGraph]:
+        """What `planned` gives in the first process."""
         job = self.job
         plan = kept_plan(job)
         if plan is not None:
@@ -225,7 +240,10 @@ def need_target(job: Job) -> None:
 
 
 def look(model: nn.Module, job: Job) -> dict[str, Measurement]:
-    """Counts, what the budgets are about, and the task's metric where there is one."""
+    """Counts, what the budgets are about, and the task's metric where there is one; nothing in all but the first of
+    several processes."""
+    if not first_process():
+        return {}
     wanted = {budget.of for budget in job.budget}
     extra: list[Meter] = [Memory(fused=False)] if "memory" in wanted else []
     if job.target is not None:

@@ -1,8 +1,10 @@
 """One process or several: who takes which batch, how gradients meet, what happens when one of them dies."""
 
+import contextlib
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, final
@@ -20,6 +22,8 @@ LAUNCHED = ("ACCELERATE_USE_CPU", "LOCAL_RANK", "WORLD_SIZE")
 """What `accelerate launch` and torchrun set: where one of these is there, accelerate decides on the device."""
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it gives up."""
+LONG = timedelta(days=7)
+"""How long others wait for what the first one does alone: measuring may take long. A dead one is noticed at once."""
 LOST = re.compile(r"connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|nccl|peer|socket", re.IGNORECASE)
 """What backends say when another process is gone."""
 SHARD = 1_000_000
@@ -124,6 +128,49 @@ class Processes:
         """Until all are here."""
         self.accelerator.wait_for_everyone()
 
+    def told(self, make: Callable[[], str]) -> str:
+        """What `make` gives in the first process; the others wait for it, however long it takes, and make nothing.
+
+        Raises:
+            ProcessLostError: in the others, where the first one failed or is gone.
+        """
+        if self.count == 1:
+            return make()
+        from torch.distributed import broadcast, new_group
+
+        # of its own: the usual group gives up after PATIENCE, and on GPUs its messages are not the CPU's
+        group: Any = new_group(backend="gloo", timeout=LONG)
+
+        def send(content: bytes) -> bytes:
+            size = torch.tensor([len(content)])
+            broadcast(size, src=0, group=group)
+            data = torch.zeros(int(size), dtype=torch.uint8)
+            if self.main:
+                data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+            broadcast(data, src=0, group=group)
+            return bytes(data.tolist())
+
+        if not self.main:
+            with self.watched():
+                said = json.loads(send(b""))
+            if "failed" not in said:
+                return str(said["told"])
+            raise ProcessLostError(
+                f"work in {self.count} processes",
+                found=f"the first one failed: {said['failed']}",
+                where=f"process {self.number}",
+                do="see what that process said",
+            )
+        try:
+            text = make()
+        except BaseException as error:
+            with contextlib.suppress(RuntimeError):  # the others may be gone
+                send(json.dumps({"failed": str(error) or type(error).__name__}).encode())
+            raise
+        with self.watched():
+            send(json.dumps({"told": text}).encode())
+        return text
+
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Errors of the backend that mean that another process is gone, as ours.
@@ -144,6 +191,19 @@ class Processes:
                 do="see what that process said; the last checkpoint, if any were asked for, goes on with as many "
                 "processes (niwaki resume)",
             ) from cause
+
+
+def told_by_first(model: nn.Module, make: Callable[[], str]) -> str:
+    """What `make` gives in the first of the processes that were launched together; the others wait and make nothing.
+
+    Args:
+        model: that they are to work on; it says on which device, where no launcher does.
+
+    Raises:
+        MissingExtraError: there are several, and accelerate is not installed.
+        ProcessLostError: in the others, where the first one failed or is gone.
+    """
+    return make() if int(os.environ.get("WORLD_SIZE", "1")) == 1 else Processes(model).told(make)
 
 
 def shard(model: nn.Module, count: int) -> nn.Module:

@@ -120,8 +120,14 @@ class Recovery:
         processes = Processes(model)
         device = processes.device
         folder = None if self.folder is None else Path(self.folder)
-        if folder is not None and processes.main and not resume:
-            _refuse_used(folder)
+
+        def ready() -> str:
+            """The first process may come late: it measures alone."""
+            if folder is not None and not resume:
+                _refuse_used(folder)
+            return "ready"
+
+        processes.told(ready)
         with all_or_nothing(model, device), all_or_nothing(extra, device), processes.watched():
             extra.to(device)
             processes.same(extra)
