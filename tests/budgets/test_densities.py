@@ -72,8 +72,15 @@ def test_laws_of_the_program() -> None:
     order = generator.permutation(found.size)
     mixed = Layers({name: costs[order] for name, costs in layers.costs.items()})
     assert WaterFilling()(mixed, limits) == pytest.approx(found[order], rel=1e-9)
-    tight = WaterFilling()(layers, limits | {"params": limits["params"] * 0.8})
-    assert objective(tight) < objective(found)
+    for name, costs in layers.costs.items():
+        tight = WaterFilling()(layers, limits | {name: limits[name] * 0.8})
+        assert objective(tight) < objective(found)
+        assert float(costs @ tight) < float(costs @ found)
+        for other, price in layers.costs.items():  # what is used of a limit never rises above it
+            assert float(price @ tight) <= limits[other] * (1 + 1e-9)
+    for alone in limits:  # with one limit alone, a smaller one takes from every layer, and so from every total
+        less, more = (WaterFilling()(layers, {alone: limits[alone] * share}) for share in (0.8, 1.0))
+        assert (less <= more + 1e-12).all()
     assert (
         objective(WaterFilling(cap=4)(layers, limits)) >= objective(found) >= objective(EqualDensity()(layers, limits))
     )

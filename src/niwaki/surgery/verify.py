@@ -36,6 +36,7 @@ def verify(
     Raises:
         PlanMismatchError: the plan is for another model.
         InputError: outputs differ in number or shape, or a model is on the meta device: it has nothing to compare.
+        CannotCutError: `small` fails on inputs that the model takes: its forward went another way than the example's.
     """
     if inputs < 1:
         raise InputError(f"verify on {inputs} inputs", found="nothing to compare", do="give inputs=1 or more")
@@ -60,7 +61,7 @@ def verify(
             fresh = fresh_like(example, generator, device_of(model))
             with Wide():
                 right = tensors_in(run(judge, fresh))
-                left = tensors_in(run(accused, fresh))
+                left = tensors_in(_run_cut(accused, fresh, plan))
                 if not plan.inexact and not _agree(left, right, tolerance):
                     left, rounding, size = steadied(accused, fresh, inside(judge, fresh), tolerance)
                     difference, scale = max(difference, rounding), max(scale, size)
@@ -92,6 +93,20 @@ def verify(
         tolerance=tolerance,
         numbers=numbers,
     )
+
+
+def _run_cut(accused: nn.Module, inputs: Any, plan: Plan) -> Any:
+    """What the cut model puts out where the masked one did."""
+    try:
+        return run(accused, inputs)
+    except RuntimeError as cause:
+        reads = plan.graph.data_reads if plan.graph is not None else ()
+        raise CannotCutError(
+            f"verify a cut {plan.model}",
+            found=f"it fails on inputs that the uncut one takes: {str(cause).splitlines()[0][:200]}",
+            where="; ".join(map(str, reads)) or "its forward",
+            do="protect what a forward reaches only on other inputs, or trace it on an example that takes that way",
+        ) from cause
 
 
 def _apart(a: Tensor, b: Tensor) -> tuple[float, float]:
