@@ -24,6 +24,7 @@ ROLES = {
     "budgets": "Budget rules: the order in which units go",
     "repair": "Repair: after the cut, without training",
     "quantize": "Quantisation: whole numbers for weights and activations",
+    "kv": "Key/value caches: fewer tokens, channels and bits",
     "distill": "Distillation: what the uncut network still teaches",
     "train": "Training",
     "tasks": "Tasks: what a batch means",

@@ -31,13 +31,18 @@ def neutral_scores(model: nn.Module, graph: Any) -> Any:
     return niwaki.score(graph, niwaki.collect(model, graph, how.needs), how=how)
 
 
+VERBS = {"kv": {"choose", "pack", "layer"}}
+"""What blocks of a role are asked for, where it is not a call."""
+
+
 def block_classes(role: str) -> list[Any]:
     """Every block that a role lists: concrete dataclasses that are called; abstract types and values are not."""
     folder = getattr(niwaki, role)
     found = []
     for name in folder.__all__:
         thing = getattr(folder, name)
-        called = isinstance(thing, type) and any("__call__" in vars(base) for base in thing.__mro__)
+        verbs = VERBS.get(role, {"__call__"})
+        called = isinstance(thing, type) and any(verbs & set(vars(base)) for base in thing.__mro__)
         if called and dataclasses.is_dataclass(thing) and not getattr(thing, "__abstractmethods__", None):
             found.append(thing)
     return found

@@ -33,6 +33,7 @@ ROLES = {
     "data",
     "models",
     "export",
+    "kv",
 }
 """Folders whose files are blocks: one idea each, that know nothing of each other."""
 

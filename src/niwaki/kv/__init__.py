@@ -50,7 +50,7 @@ from niwaki.kv.h2o import H2O
 from niwaki.kv.kivi import KIVI
 from niwaki.kv.layer import KVLayer
 from niwaki.kv.observation import Observation
-from niwaki.kv.packed import Grid, Packed
+from niwaki.kv.packed import Bits, Grid, Packed
 from niwaki.kv.plan import CachePlan, plan
 from niwaki.kv.segments import Part, Segment
 from niwaki.kv.sizes import storage_bytes
@@ -64,6 +64,7 @@ from niwaki.kv.trial import decoding
 __all__ = [
     "H2O",
     "KIVI",
+    "Bits",
     "CachePlan",
     "Call",
     "Channels",

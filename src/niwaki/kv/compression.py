@@ -10,7 +10,7 @@ from niwaki.kv.cache import How, Load
 from niwaki.kv.channels import Channels
 from niwaki.kv.compressed_layer import CompressedLayer
 from niwaki.kv.eviction import Eviction
-from niwaki.kv.kivi import KIVI
+from niwaki.kv.packed import Bits
 from niwaki.kv.settings import Settings
 from niwaki.kv.support import Site
 
@@ -31,8 +31,8 @@ class Compression(How):
     """Which channels of keys and values stay (`ThinK`)."""
     tokens: Eviction | None = None
     """Which tokens stay (`SnapKV`, `H2O`, `StreamingLLM`)."""
-    bits: KIVI | None = None
-    """How what stays is packed."""
+    bits: Bits | None = None
+    """How what stays is packed (`KIVI`)."""
     recent: int = 32
     """Newest tokens that are stored whole; 0 or more."""
     flush_every: int | None = None

@@ -5,12 +5,12 @@ from typing import final
 
 from torch import Tensor
 
-from niwaki.kv.packed import Grid, Packed
+from niwaki.kv.packed import Bits, Grid, Packed
 
 
 @final
 @dataclass(frozen=True)
-class KIVI:
+class KIVI(Bits):
     """Keys in groups of `group` tokens per channel, values in groups of `group` channels per token.
 
     Source: Liu et al. 2024, arXiv:2402.02750, sec. 3. Least value and scale per group, float16; packed.

@@ -1,5 +1,6 @@
 """Rows of numbers as codes of 2, 4 or 8 bits, really packed: 4, 2 or 1 codes a byte, with a scale and a least value."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -134,6 +135,21 @@ class Packed:
 
     def _with(self, codes: Tensor, scale: Tensor, least: Tensor) -> "Packed":
         return Packed(codes, scale, least, self.grid, self.width, self.dtype)
+
+
+class Bits(ABC):
+    """A rule for how keys and values are packed."""
+
+    group: int
+    """Tokens of keys that are packed together."""
+
+    @abstractmethod
+    def grids(self) -> tuple[Grid, Grid]:
+        """Of keys and of values."""
+
+    @abstractmethod
+    def pack(self, keys: Tensor, values: Tensor) -> tuple[Packed, Packed]:
+        """`[batch, heads, tokens, width]` each; tokens a multiple of `group`."""
 
 
 def join(codes: Tensor, bits: int, axis: int) -> Tensor:

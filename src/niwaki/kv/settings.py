@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from niwaki.kv.channels import Channels
 from niwaki.kv.eviction import Eviction
-from niwaki.kv.kivi import KIVI
+from niwaki.kv.packed import Bits
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Settings:
 
     channels: Channels | None
     tokens: Eviction | None
-    bits: KIVI | None
+    bits: Bits | None
     recent: int
     flush: int
 
