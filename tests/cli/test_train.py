@@ -48,14 +48,18 @@ def test_a_run_has_all_its_files_and_its_weights_serve_elsewhere(run, here):
     assert report["validation"]["accuracy"]["definition"].startswith("top-1 accuracy on 179 of 179")
     assert [epoch["epoch"] for epoch in report["history"]["epochs"]] == [1, 2]
     names = {path.name.split(".out")[0] for path in (here / "r").iterdir()}
-    files = {"settings.json", "history.json", "history.jsonl", "checkpoints", "model.safetensors", "report.json"}
+    files = {"settings.json", "history.json", "history.jsonl", "checkpoints", "model.safetensors", "report.json",
+             "report.html"}  # fmt: skip
     assert names == files | {"events"}
     settings = json.loads((here / "r/settings.json").read_text())
     assert settings["training"]["lr"] == 0.1 and settings["task"]["batch"] == 64 and settings["arguments"][0] == "train"
     again = run("measure", "python:nets.py:small", "--checkpoint", "r/model.safetensors", "--data", "digits",
                 "--runs", "0", "--json")  # fmt: skip
     assert again.data["accuracy"]["value"] == report["after"]["accuracy"]["value"]
-    assert run("report", "r").code == 0
+    shown = run("report", "r")
+    assert shown.code == 0 and "On the validation split" in shown.out
+    page = (here / "r/report.html").read_text()
+    assert "validation accuracy over the epochs" in page and "<h2>Training</h2>" in page
     last = sorted((here / "r/checkpoints").iterdir())[-1]
     assert weights(last) == weights(here / "r")  # nothing was averaged: the last checkpoint's are those
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, MissingExtraError, NiwakiError, UnknownNameError
-from niwaki.export import export_qdq, kernels_of, time_files
+from niwaki.export import export_onnx, export_qdq, kernels_of, time_files
 from niwaki.export.qdq_graph import _fitted, folded_codes
+from niwaki.export.runtimes import OPENVINO, read_openvino
 from niwaki.quantize import Ranges, Uniform, from_batch_norm, from_inputs, simulated
 
 onnx = pytest.importorskip("onnx")
@@ -309,14 +310,22 @@ def test_files_are_timed_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         time_files(files, x, runtime="openvino")
 
 
-def test_openvino_runs_the_file(tmp_path: Path) -> None:
+def test_openvino_computes_on_whole_numbers_with_the_settings_that_files_are_run_with(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     model, x, path = small(), torch.randn(16, 3, 8, 8), tmp_path / "a.onnx"
     export_qdq(model, x[:1], path, ranges=from_inputs(model, [x]), inputs=x)
-    compiled = openvino.Core().compile_model(str(path), "CPU")
-    found = torch.from_numpy(compiled(x.numpy())[0])
+    export_onnx(model, x[:1], tmp_path / "float.onnx")
+    kinds = {}
+    for name in ("a", "float"):
+        compiled = openvino.Core().compile_model(str(tmp_path / f"{name}.onnx"), "CPU", OPENVINO)
+        told = [
+            {key: str(op.get_rt_info()[key].astype(str)) for key in ("layerType", "runtimePrecision")}
+            for op in compiled.get_runtime_model().get_ops()
+        ]
+        products = ("Convolution", "FullyConnected", "MatMul")
+        kinds[name] = [one["runtimePrecision"] for one in told if one["layerType"] in products]
+    assert set(kinds["float"]) == {"f32"} and len(kinds["a"]) == 3 and set(kinds["a"]) <= {"u8", "i8"}
+    (found,) = read_openvino(path)([x])
     expected = outputs(path, x)
     torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
-    kinds = {op.get_rt_info()["runtimePrecision"].astype(str) for op in compiled.get_runtime_model().get_ops()}
-    assert "u8" in kinds or "i8" in kinds
     assert time_files({"a": path}, x, runtime="openvino", runs=2)["a"].value > 0

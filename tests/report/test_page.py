@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 import niwaki.report
-from niwaki.errors import InputError
+from niwaki.errors import FileDamagedError, InputError
 from niwaki.report.curves import curves_of
 from niwaki.report.points import Point, runtimes
 from niwaki.report.reading import read
@@ -49,6 +49,33 @@ def test_latency_by_runtime(save: Save, made: Made) -> None:
     assert "<h2>Latency by runtime</h2>" in text
     assert '<rect class="after" width="66.67%"' in text  # 2 of 3 ms
     assert "<h2>Latency by runtime</h2>" not in niwaki.report.html(save("bare"))
+
+
+def test_the_time_on_the_budget_s_target_stands_among_the_runtimes(save: Save, made: Made) -> None:
+    data = made()
+    data["after"]["runtime_latency"] = MS | {"value": 0.5, "definition": "shortest time in onnxruntime"}
+    folder = save(data=data)
+    settings = {"target": {"class": "Target", "runtime": "onnxruntime"}}
+    (folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    (run,) = read(folder)
+    assert [label for label, _ in runtimes(run)] == ["PyTorch", "onnxruntime, the budget's target"]
+    assert "onnxruntime, the budget&#x27;s target: 0.5" in niwaki.report.html(folder)
+
+
+def test_a_training_has_its_curves_and_its_validation_figures(save: Save, made: Made) -> None:
+    record = made()["after"]["accuracy"] | {"value": 87.5, "definition": "top-1 of the validation split"}
+    epochs = [{"epoch": n, "loss": 2.0 / n, "lr": 0.1, "validation": 70.0 + n} for n in (1, 2, 3)]
+    keys = ("model", "before", "after", "versions", "command")
+    data = {key: made()[key] for key in keys} | {"method": {"name": "train"}, "history": {"epochs": epochs}}
+    text = niwaki.report.html(save(data=data | {"validation": {"accuracy": record}}, plan={"cuts": []}))
+    for said in ("<h2>On the validation split</h2>", "87.5\u00a0%", "top-1 of the validation split",
+                 "<h2>Training</h2>", "validation accuracy over the epochs",
+                 "training loss over the epochs"):  # fmt: skip
+        assert said in text, said
+    for gone in ("<h2>Judge</h2>", "<h2>Plan</h2>", "<h2>Accuracy and cost</h2>"):
+        assert gone not in text, gone
+    with pytest.raises(FileDamagedError, match="validation is a int"):
+        niwaki.report.html(save("bad", data | {"validation": 3}))
 
 
 def test_what_was_not_seen_or_counted_is_said(save: Save, made: Made) -> None:

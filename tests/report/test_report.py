@@ -19,6 +19,7 @@ from niwaki.report.numbers import budget, change, short
 from niwaki.report.points import Point, layer_widths, points
 from niwaki.report.reading import read
 from niwaki.report.scatter import scatter, ticks
+from niwaki.report.tables import exports_table
 
 Save = Callable[..., Path]
 Made = Callable[..., dict[str, Any]]
@@ -110,6 +111,26 @@ def test_exports(save: Save, made: Made, draw: Callable[[Path], str]) -> None:
         "model.pt2", "no dynamic batch: baked in", "too noisy to compare", "FAILED: no ranges",
     ):  # fmt: skip
         assert " ".join(said.split()) in " ".join(text.split()), said
+
+
+def test_what_an_int8_file_is_compared_with() -> None:
+    def entry(value: float, unit: str) -> dict[str, Any]:
+        return {"value": value, "unit": unit}
+
+    onnx = {"file": "a.onnx", "difference": entry(3.1e-7, "relative")}
+    int8 = {
+        "file": "b.onnx", "difference": entry(0.05, "relative"), "agreement": entry(0.985, "share"),
+        "float_difference": entry(0.17, "relative"),
+        "integer_layers": entry(14.0, "products") | {"uncounted": ["head is left in floating point: no range"]},
+    }  # fmt: skip
+    table = exports_table({"onnx": onnx, "int8": int8, "pt2": {"failed": "no"}})
+    assert [row[4] for row in table.rows] == ["3.1e-07 from PyTorch", "5.0e-02 from simulated INT8", "-"]
+    assert table.rows[1][-1] == (
+        "largest output agrees in 98.5 %; 1.7e-01 from PyTorch in floats; 14 products on integers; "
+        "head is left in floating point: no range"
+    )
+    assert "not held to the 1e-4 of the others" in table.note
+    assert "INT8" not in exports_table({"onnx": onnx}).note
 
 
 def test_every_picture_is_well_formed(save: Save) -> None:

@@ -89,6 +89,7 @@ def train(
     fields = training_of(settings, "--set", own)
     fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(place)}
 
+    import niwaki.report
     from niwaki.cli.sources import ask, task_of
     from niwaki.methods.trained import Training
     from niwaki.train import Recovery
@@ -126,8 +127,9 @@ def train(
     if first_process():
         if place != out:
             take_place(place, out)
-        say(f"saved: {out}")
-        show(_drawn(report), data={"folder": str(out), "report": report}, as_json=as_json)
+        page = niwaki.report.write(out)
+        say(f"saved: {out}; page: {page}")
+        show(_drawn(report), data={"folder": str(out), "report": report, "page": str(page)}, as_json=as_json)
 
 
 def _place(out: Path, *, force: bool) -> Path:

@@ -25,6 +25,7 @@ from niwaki.report.tables import (
     repaired,
     stages,
     uncounted,
+    validation,
 )
 
 
@@ -42,7 +43,7 @@ def terminal_of(runs: Sequence[Run], *, left_out: Mapping[str, str] | None = Non
     """One run in full, or several side by side, with what was left out."""
     if len(runs) == 1 and not left_out:
         run = runs[0]
-        tables = [before_after(run), stages(run), candidates(run), groups(run), repaired(run)]
+        tables = [before_after(run), validation(run), stages(run), candidates(run), groups(run), repaired(run)]
         tables += [receipt(run), promises(run), exports(run), uncounted(run), facts(run)]
         head = headline(run)
     else:

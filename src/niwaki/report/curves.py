@@ -53,6 +53,11 @@ def training(run: Run) -> str:
     """All curves side by side; a sentence where there is one epoch only, nothing where nothing was trained."""
     epochs = epochs_of(run)
     found = {name: points for name, points in curves_of(epochs).items() if points}
+    if "validation" in found and run.get("validation"):  # which of the task's metrics that is
+        found = {
+            f"validation {next(iter(run.get('validation')))}" if name == "validation" else name: points
+            for name, points in found.items()
+        }
     if not found:
         return ""
     seconds = sum(entry["seconds"] for entry in epochs if isinstance(entry.get("seconds"), (int, float)))

@@ -25,6 +25,7 @@ from niwaki.report.tables import (
     settings,
     stages,
     uncounted,
+    validation,
     widths_beside,
 )
 
@@ -57,7 +58,8 @@ def latencies(run: Run) -> str:
         cell = with_spread(record) + (" (noisy)" if noisy(record) else "")
         rows.append(((label, cell), bar(value, value, most, f"{label}: {cell}; {record.get('definition') or ''}")))
     words = (
-        "Median time of a pass of the small model and its spread; PyTorch beside an export was timed in turns with it."
+        "Median time of a pass of the small model and its spread, of the budget's target the shortest; PyTorch beside "
+        "an export was timed in turns with it."
     )
     return bars("Latency by runtime", words, ("runtime", "latency"), rows)
 
@@ -82,6 +84,7 @@ def page_of(runs: Sequence[Run], *, heading: str, left_out: Mapping[str, str] | 
         lead = headline(run)
         body = [
             drawn(before_after(run)),
+            drawn(validation(run)),
             drawn(stages(run)),
             trade(runs),
             training(run),
@@ -107,6 +110,7 @@ def page_of(runs: Sequence[Run], *, heading: str, left_out: Mapping[str, str] | 
                 command(run.data.get("command")),
                 drawn(facts(run, command=False)),
                 drawn(before_after(run)),
+                drawn(validation(run)),
                 training(run),
                 widths(run),
                 drawn(receipt(run)),

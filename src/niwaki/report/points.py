@@ -88,12 +88,17 @@ def layer_widths(run: Run) -> list[tuple[str, int, int]]:
 
 
 def runtimes(run: Run) -> list[tuple[str, dict[str, Any]]]:
-    """Every time that was taken of the small model, by runtime: PyTorch's first, then those of exports."""
+    """Every time that was taken of the small model, by runtime: PyTorch's, the budget's target's, those of exports."""
     found = [
         (f"PyTorch{'' if name == 'latency' else ' (' + name.removeprefix('latency_').replace('_', ' ') + ')'}", record)
         for name, record in run.get("after").items()
         if name.startswith("latency") and record.get("unit") == "ms"
     ]
+    aimed = run.get("after").get("runtime_latency")
+    if aimed is not None:
+        found.append(
+            (f"{(run.settings.get('target') or {}).get('runtime') or 'a runtime'}, the budget's target", aimed)
+        )
     return found + [one for kind, taken in run.get("exports").items() for one in _times(str(kind), taken)]
 
 

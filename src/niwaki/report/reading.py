@@ -20,6 +20,7 @@ SHAPE: dict[str, Any] = {
     "budget": [{"keep": float, "of": str, "multiple": float}],
     "before": dict,
     "after": dict,
+    "validation": dict,
     "stages": [{"stage": str, "measurements": dict}],
     "receipt": {"difference": float, "scale": float, "exact": bool, "inexact": [str], "door": str, "passed": bool},
     "widths": [{"tensor": str, "axis": float, "before": float, "after": float}],
@@ -57,8 +58,18 @@ EXPORT: dict[str, Any] = {
     "note": str,
     "failed": str,
     "tensorrt_refuses": dict,
-    **{name: {"value": float, "unit": str, "spread": float} for name in ("difference", "bytes")},
-    **{name: {"value": float, "unit": str, "spread": float} for name in ("latency", "pytorch_latency")},
+    **{
+        name: {"value": float, "unit": str, "spread": float}
+        for name in (
+            "difference",
+            "float_difference",
+            "agreement",
+            "integer_layers",
+            "bytes",
+            "latency",
+            "pytorch_latency",
+        )
+    },
 }
 MEASUREMENT: dict[str, Any] = {
     "name": str,
@@ -142,7 +153,12 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise _damaged(path, f"no {', '.join(missing)}")
     _check(data, SHAPE, path, "")
     stages = [stage.get("measurements", {}) for stage in data.get("stages") or []]
-    for place, records in (("before", data["before"]), ("after", data["after"]), *(("stages", s) for s in stages)):
+    for place, records in (
+        ("before", data["before"]),
+        ("after", data["after"]),
+        ("validation", data.get("validation") or {}),
+        *(("stages", s) for s in stages),
+    ):
         for key, record in records.items():
             _check(record, MEASUREMENT, path, f"{place}.{key}")
             if not isinstance(record.get("value"), (int, float)):

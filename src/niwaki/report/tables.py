@@ -8,7 +8,7 @@ from niwaki.report.numbers import budget, change, noisy, plain, short, title, wi
 from niwaki.report.points import candidates_of, layer_widths
 from niwaki.report.reading import Run
 
-EXPORTED = ("bytes", "difference", "latency", "pytorch_latency")
+EXPORTED = ("bytes", "difference", "float_difference", "agreement", "integer_layers", "latency", "pytorch_latency")
 COSTS = ("params", "macs", "bytes", "latency")
 
 
@@ -45,6 +45,15 @@ def before_after(run: Run) -> Table:
         for name in names_of(before, after)
     )
     return Table("Before and after", ("", "before", "after", "change"), rows, frozenset({1, 2, 3}))
+
+
+def validation(run: Run) -> Table:
+    """What a training measured on the split that it was stopped and chosen by."""
+    rows = tuple(
+        (title(name), with_spread(record), str(record.get("definition") or ""))
+        for name, record in run.get("validation").items()
+    )
+    return Table("On the validation split", ("", "after", "definition"), rows, frozenset({1}))
 
 
 def stages(run: Run) -> Table:
@@ -108,8 +117,10 @@ def exports_table(told: dict[str, Any]) -> Table:
             noise = noisy(latency) or noisy(beside)
             faster = "too noisy to compare" if noise else f"{beside['value'] / latency['value']:.2f}"
         refused = ", ".join(map(str, entry.get("tensorrt_refuses") or ()))
+        judge = "simulated INT8" if "agreement" in known else "PyTorch"
         remarks = (
             entry.get("failed") and f"FAILED: {entry['failed']}",
+            *_integers(known),
             entry.get("note"),
             refused and f"TensorRT would refuse {refused}",
         )
@@ -119,7 +130,7 @@ def exports_table(told: dict[str, Any]) -> Table:
                 str(entry.get("file") or ""),
                 str(entry.get("batch") or ""),
                 with_spread(known.get("bytes")),
-                "-" if difference is None else f"{difference['value']:.1e}",
+                "-" if difference is None else f"{difference['value']:.1e} from {judge}",
                 with_spread(latency),
                 with_spread(beside),
                 faster,
@@ -131,14 +142,32 @@ def exports_table(told: dict[str, Any]) -> Table:
         "file",
         "batch",
         "size",
-        "from PyTorch",
+        "difference",
         "its runtime",
         "PyTorch eager",
         "times as fast",
         "remark",
     )
     note = "Each file was run in its own runtime on inputs it was not exported with; times are medians, taken in turns."
+    if any("agreement" in entry for entry in told.values()):
+        note += (
+            " INT8 is held to the network that rounds as it does, simulated in PyTorch: a number near a tie may fall "
+            "either way there, so its difference is not held to the 1e-4 of the others, and agreement says more."
+        )
     return Table("Exports", heads, tuple(rows), frozenset({3, 4, 5, 6, 7}), note if rows else "")
+
+
+def _integers(known: dict[str, Any]) -> list[str]:
+    """What an INT8 file gives up, in words."""
+    said = []
+    if "agreement" in known:
+        said.append(f"largest output agrees in {100 * known['agreement']['value']:.1f} %")
+    if "float_difference" in known:
+        said.append(f"{known['float_difference']['value']:.1e} from PyTorch in floats")
+    if "integer_layers" in known:
+        said.append(f"{known['integer_layers']['value']:.0f} products on integers")
+        said += known["integer_layers"].get("uncounted") or []
+    return said
 
 
 def candidates(run: Run) -> Table:
