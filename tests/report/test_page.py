@@ -68,7 +68,7 @@ def test_a_training_has_its_curves_and_its_validation_figures(save: Save, made: 
     keys = ("model", "before", "after", "versions", "command")
     data = {key: made()[key] for key in keys} | {"method": {"name": "train"}, "history": {"epochs": epochs}}
     text = niwaki.report.html(save(data=data | {"validation": {"accuracy": record}}, plan={"cuts": []}))
-    for said in ("<h2>On the validation split</h2>", "87.5\u00a0%", "top-1 of the validation split",
+    for said in ("<h2>On the validation split</h2>", "87.50\u00a0%", "top-1 of the validation split",
                  "<h2>Training</h2>", "validation accuracy over the epochs",
                  "training loss over the epochs"):  # fmt: skip
         assert said in text, said

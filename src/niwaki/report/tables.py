@@ -117,7 +117,7 @@ def exports_table(told: dict[str, Any]) -> Table:
             noise = noisy(latency) or noisy(beside)
             faster = "too noisy to compare" if noise else f"{beside['value'] / latency['value']:.2f}"
         refused = ", ".join(map(str, entry.get("tensorrt_refuses") or ()))
-        judge = "simulated INT8" if "agreement" in known else "PyTorch"
+        judge = " from simulated INT8" if "agreement" in known else ""
         remarks = (
             entry.get("failed") and f"FAILED: {entry['failed']}",
             *_integers(known),
@@ -130,7 +130,7 @@ def exports_table(told: dict[str, Any]) -> Table:
                 str(entry.get("file") or ""),
                 str(entry.get("batch") or ""),
                 with_spread(known.get("bytes")),
-                "-" if difference is None else f"{difference['value']:.1e} from {judge}",
+                "-" if difference is None else f"{difference['value']:.1e}{judge}",
                 with_spread(latency),
                 with_spread(beside),
                 faster,
@@ -149,10 +149,11 @@ def exports_table(told: dict[str, Any]) -> Table:
         "remark",
     )
     note = "Each file was run in its own runtime on inputs it was not exported with; times are medians, taken in turns."
+    note += " The difference is from PyTorch, relative to the largest output."
     if any("agreement" in entry for entry in told.values()):
         note += (
-            " INT8 is held to the network that rounds as it does, simulated in PyTorch: a number near a tie may fall "
-            "either way there, so its difference is not held to the 1e-4 of the others, and agreement says more."
+            " But INT8 is held to the network that rounds as it does, simulated in PyTorch: a number near a tie may "
+            "fall either way there, so its difference is not held to the 1e-4 of the others, and agreement says more."
         )
     return Table("Exports", heads, tuple(rows), frozenset({3, 4, 5, 6, 7}), note if rows else "")
 
