@@ -27,6 +27,8 @@ WRONG = {
     "no checkpoint": (("trace", "python:nets.py:small", "--checkpoint", "no.pt"), "no.pt"),
     "protect": (("trace", "python:nets.py:with_example", "--protect", "head"), "head"),
     "unknown data": (("measure", "python:nets.py:small", "--data", "mnist"), "unknown kind of data 'mnist'"),
+    "data of several targets": (("measure", "python:nets.py:small", "--data", "samples:x.npz"), "text:FILE"),
+    "a text without a place": (("measure", "python:nets.py:small", "--data", "text:"), "write text:FILE"),
     "no data there": (("measure", "python:nets.py:small", "--data", "npz:no.npz"), "no such file or folder"),
     "unknown method": (("methods", "magic"), "unknown method 'magic'; found: known:"),
     "no run": (("report", "."), "no report.json in it or below"),

@@ -17,7 +17,7 @@ from niwaki.opening import Network, SavedRun, open_network, saved_run
 from niwaki.tasks import Classification, LanguageModelling, Task
 from niwaki.units import map_tensors
 
-TEXT = "text:"
+TEXT = f"{data.TEXT}:"
 CONTEXT = 128
 """Tokens in a block of text, unless the model's context is shorter."""
 

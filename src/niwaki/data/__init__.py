@@ -19,6 +19,7 @@ from niwaki.data.text import Text, TextSplits, Tokens, open_text
 
 __all__ = [
     "READERS",
+    "TEXT",
     "Images",
     "Normalisation",
     "Part",
@@ -31,6 +32,7 @@ __all__ = [
     "Text",
     "TextSplits",
     "Tokens",
+    "kinds",
     "label_tensor",
     "open",
     "open_samples",
@@ -38,7 +40,14 @@ __all__ = [
     "some",
 ]
 
+TEXT = "text"
+"""The kind of data that `open_text` reads."""
 READERS: dict[str, type[Reader]] = {"digits": Digits, "imagefolder": ImageFolder, "cifar10": Cifar10, "npz": Npz}
+
+
+def kinds() -> list[str]:
+    """Every kind of data that a word names, as it is written: what the command line's --data takes."""
+    return [*(f"{name}:{kind.place_name}" if kind.takes else name for name, kind in READERS.items()), f"{TEXT}:FILE"]
 
 
 def open(
@@ -72,8 +81,10 @@ def open(
         ((3, 16, 16), {'train': 1259, 'val': 179, 'test': 359})
     """
     kind, _, place = spec.partition(":")
+    if kind == TEXT:
+        raise InputError(f"data {spec!r}", found="a text, not pictures", do="niwaki.data.open_text reads it")
     if kind not in READERS:
-        raise UnknownNameError.of("kind of data", kind, [f"{k}:..." if r.takes else k for k, r in READERS.items()])
+        raise UnknownNameError.of("kind of data", kind, kinds())
     reader = READERS[kind]
     if bool(place) != bool(reader.takes):
         do = f"write {kind}:PATH, {reader.takes}" if reader.takes else f"write {kind} alone"

@@ -42,6 +42,7 @@ class Cifar10(Reader):
 
     place: Path
     takes: ClassVar[str | None] = "a folder with CIFAR-10 (sheets, python batches or binary batches)"
+    place_name: ClassVar[str] = "DIR"
 
     def read(self, *, size: int | None, channels: int | None) -> Source:
         forms: tuple[tuple[str, str, str, Callable[[Path], tuple[Tensor, Tensor]]], ...] = (

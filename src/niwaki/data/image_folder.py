@@ -36,6 +36,7 @@ class ImageFolder(Reader):
 
     place: Path
     takes: ClassVar[str | None] = "a folder with one folder of pictures for each class"
+    place_name: ClassVar[str] = "DIR"
 
     def read(self, *, size: int | None, channels: int | None) -> Source:
         size, channels = size or 224, channels or 3

@@ -102,6 +102,8 @@ class Reader(ABC):
     place: Path
     takes: ClassVar[str | None]
     """What `place` is, in words ("a folder of ..."), or None where nothing has to be named."""
+    place_name: ClassVar[str] = "FILE"
+    """How a place is written in lists: FILE or DIR."""
 
     @abstractmethod
     def read(self, *, size: int | None, channels: int | None) -> Source:
