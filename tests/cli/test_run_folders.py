@@ -105,6 +105,30 @@ def test_verify_by_what_the_run_says(at: Path, run: Run) -> None:
     assert told.code == 2 and "a training, which cuts nothing" in told.err
 
 
+GUESS = "input 1x3x224x224: a guess, since the factory gives no example (no --input)"
+FLAT = """
+import torch
+def flat():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+"""
+
+
+def test_a_guessed_input_is_said_once(at: Path, run: Run) -> None:
+    (at / "flat.py").write_text(FLAT)
+    flat = "python:flat.py:flat"
+    for words in (("trace", flat), ("measure", flat, "--runs", "0"), ("sensitivity", flat, "--shares", "0.5"),
+                  ("export", flat, "--to", "pt2", "--runs", "0", "--out", "o"),
+                  ("compress", flat, "--runs", "0", "--out", "f")):  # fmt: skip
+        assert run(*words).err.count(GUESS) == 1, words
+    timed = run("bench", flat, flat, "--runs", "1")
+    assert timed.err.count("input 3x224x224 float32: a guess") == 1
+    for words in (("trace", flat, "--input", "1x3x8x8"), ("measure", "f", "--runs", "0"), ("measure", "t"),
+                  ("measure", MODEL, "--data", "digits", "--runs", "0"), ("verify", "f")):  # fmt: skip
+        said = run(*words)
+        assert said.code == 0 and "(no --input)" not in said.err, said.err
+    assert "1x3x224x224: the usual one (no --input)" in run("trace", "torchvision:squeezenet1_1").err
+
+
 def test_another_split_is_said(at: Path, run: Run) -> None:
     said = run("measure", "t", "--data", "digits", "--split-seed", "0", "--runs", "0", "--limit-test", "9")
     assert said.code == 0 and "--split-seed 0, the run's was 7" in said.err

@@ -116,6 +116,7 @@ def bench(
         "runtimes": list(chosen),
         "inputs": [f"{'x'.join(map(str, t.shape[1:]))} {str(t.dtype)[6:]}" for t in tensors_in(example)],
         "machine": f"{device_name(torch.device('cpu'))}, {platform.system()}",
+        "assumed": next((item.assumed for item in labelled if item.kind in ("run", "model")), ""),
         "versions": versions() | {name: _version(name) for name in chosen if RUNTIMES[name]},
     }
     with ExitStack() as stack:

@@ -48,6 +48,8 @@ class Item:
     shape: tuple[int, ...] | None = None
     """Of the example, where the user gave one."""
     opened: Any = field(default=None, repr=False)
+    assumed: str = ""
+    """Where the example's shape came from, if nobody said it."""
 
     @property
     def runtimes(self) -> tuple[str, ...]:
@@ -106,7 +108,8 @@ def open_item(name: str, *, shape: tuple[int, ...] | None, seed: int) -> Item:
         return Item(name, kind, name, None, None, size, named or tuple(arguments), shape, program.module())
     network = open_network(name, shape=shape, seed=seed)
     if network.run is None:
-        return Item(name, "model", name, example=network.example, shape=shape, opened=network.model)
+        return Item(name, "model", name, example=network.example, shape=shape, opened=network.model,
+                    assumed=network.loaded.assumed)  # fmt: skip
     on_disk = float(sum(part.stat().st_size for part in path.glob("*.safetensors")))
     return Item(name.rstrip("/"), "run", name, bytes=on_disk, example=network.example, shape=shape,
                 opened=network.model)  # fmt: skip

@@ -53,6 +53,8 @@ def bench(
             seed=seed,
             progress=hear,
         )
+    if found.settings["assumed"]:
+        say(f"input {', '.join(found.settings['inputs'])}: {found.settings['assumed']} (no --input)")
     show(_drawn(found), data=found.to_json(), as_json=as_json)
     if not any(row.ms for row in found.rows):
         raise typer.Exit(1)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from niwaki.cli.exporting import Exporting, in_the_way, need, wanted
-from niwaki.cli.options import EXPORTS, AsJson, Checkpoint, Input, Seed, Threads, shape_of
+from niwaki.cli.options import EXPORTS, AsJson, Checkpoint, Input, Seed, Threads
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError, RunExistsError, UnknownNameError, making
 
@@ -42,7 +42,8 @@ def export(
         raise InputError("export", found="no target", do=f"give --to, one or more of {', '.join(EXPORTS)}")
     length = _batch(batch)
 
-    from niwaki.opening import open_network, saved_run
+    from niwaki.cli.sources import ask
+    from niwaki.opening import saved_run
 
     run = saved_run(model)
     folder = None if run is None else run.folder
@@ -60,16 +61,15 @@ def export(
         )
     need(names)
 
-    found = open_network(model, factory=factory, checkpoint=checkpoint, shape=shape_of(shape), seed=seed)
-    if found.weights == "random":
-        say(f"{model}: the weights are random (no --checkpoint)")
+    asked = ask(model, factory=factory, checkpoint=checkpoint, shape=shape, seed=seed)
+    network, example = asked.loaded.model, asked.example
     made = not place.exists()
     with making(place):
         place.mkdir(parents=True, exist_ok=True)
     work = Exporting(
-        found.model,
-        found.example,
-        int8=lambda file: _int8(found.model, found.example, file, folder),
+        network,
+        example,
+        int8=lambda file: _int8(network, example, file, folder),
         batch=length,
         runs=runs,
         threads=threads,

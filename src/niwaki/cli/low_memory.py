@@ -29,6 +29,7 @@ def compress_on_disk(
     import torch
 
     import niwaki
+    from niwaki.cli.sources import assumption
     from niwaki.measure.latency import at_batch
 
     if threads is not None:
@@ -42,6 +43,8 @@ def compress_on_disk(
     stored = niwaki.Stored(place)
     say(f"{stored.folder}: {len(stored)} tensors, {stored.bytes / 1e9:.2f} GB in {len(stored.files)} files")
     outline = niwaki.models.outline(model, seed=seed, shape=wanted[1:] if wanted else None)
+    if outline.assumed:
+        say(assumption(outline.assumed, outline.example))
     example = outline.example if not wanted or wanted[0] == 1 else at_batch(outline.example, wanted[0])
     done = niwaki.compress_stored(
         outline.model,

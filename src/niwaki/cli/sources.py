@@ -15,7 +15,7 @@ from niwaki.errors import InputError, UnknownNameError
 from niwaki.models import Loaded
 from niwaki.opening import Network, SavedRun, open_network, saved_run
 from niwaki.tasks import Classification, LanguageModelling, Task
-from niwaki.units import map_tensors
+from niwaki.units import map_tensors, tensors_in
 
 TEXT = f"{data.TEXT}:"
 CONTEXT = 128
@@ -95,10 +95,18 @@ def _placed(asked: Asked, place: torch.device | None) -> Asked:
     """Model and example where they are to be."""
     if asked.loaded.weights == "random":
         say(f"{asked.loaded.source}: the weights are random (no --checkpoint)")
+    if asked.loaded.assumed:
+        say(assumption(asked.loaded.assumed, asked.example))
     if place is None:
         return asked
     asked.loaded.model.to(place)
     return replace(asked, example=map_tensors(asked.example, lambda tensor: tensor.to(place)))
+
+
+def assumption(assumed: str, example: Any) -> str:
+    """What a command says of an input that nobody asked for."""
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in tensors_in(example))
+    return f"input {shapes}: {assumed} (no --input)"
 
 
 def _reading(

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.models.checkpoint import load_checkpoint_, read_checkpoint, refuse_not_finite
-from niwaki.models.source import IMAGENET_SHAPE, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models.source import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 from niwaki.units import Example
 
 # isort: split
@@ -28,6 +28,7 @@ from niwaki.models.ultralytics import Ultralytics
 __all__ = [
     "IMAGENET_SHAPE",
     "SOURCES",
+    "USUAL",
     "Built",
     "Loaded",
     "ModelSource",
@@ -66,6 +67,8 @@ class Loaded:
     """"random", "stored with the model", or the checkpoint's file name."""
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """(mean, std) its pictures are normalised with, where the source says so; fits `niwaki.data.open`."""
+    assumed: str = ""
+    """Where the example's shape came from, if neither the user nor the network says it; see `Built`."""
 
 
 def load(
@@ -103,7 +106,9 @@ def load(
         names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
         refuse_not_finite(built.model.state_dict(), names, where=source)
     weights = checkpoint or ("stored with the model" if built.stored else "random")
-    return Loaded(built.model, built.example, source, partial(_untrained, made, seed), weights, built.normalisation)
+    return Loaded(
+        built.model, built.example, source, partial(_untrained, made, seed), weights, built.normalisation, built.assumed
+    )
 
 
 def _source(source: str, config: dict[str, Any] | None, shape: tuple[int, ...] | None) -> ModelSource:
@@ -139,7 +144,7 @@ def outline(
         with parameters_on_meta():
             return _untrained(made, seed)
 
-    return Loaded(built.model, built.example, source, again, "not read", built.normalisation)
+    return Loaded(built.model, built.example, source, again, "not read", built.normalisation, built.assumed)
 
 
 @contextmanager

@@ -55,9 +55,10 @@ class PythonFactory(ModelSource):
             made, example = made
         if not isinstance(made, nn.Module):
             raise self._failed(f"{factory_name} returned a {type(made).__name__}")
+        assumed = "a guess, since the factory gives no example" if example is None and not self.shape else ""
         if example is None or self.shape:
             example = torch.zeros(1, *(self.shape or IMAGENET_SHAPE), dtype=_type_of(example, made))
-        return Built(made.eval(), example)
+        return Built(made.eval(), example, assumed=assumed)
 
     def _module(self, name: str) -> ModuleType:
         try:

@@ -12,6 +12,8 @@ from niwaki.errors import InputError
 from niwaki.models.checkpoint import load_checkpoint_
 from niwaki.units import Example
 
+USUAL = "the usual one"
+"""What is assumed of networks whose builders name no shape, or one that they were published for."""
 IMAGENET_SHAPE = (3, 224, 224)  # what image networks are published for, unless they say otherwise
 
 
@@ -26,6 +28,8 @@ class Built:
     """(mean, std) of pixels from 0 to 1."""
     stored: bool = False
     """Whether the weights came with the source (and were not drawn at random)."""
+    assumed: str = ""
+    """Where the example's shape came from, if neither the user nor the network says it: a guess, a usual one."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import final
 import torch
 
 from niwaki.errors import MissingExtraError, UnknownNameError
-from niwaki.models import IMAGENET_SHAPE, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 
 
 @final
@@ -40,7 +40,8 @@ class Timm(ModelSource):
         shape = self.shape or self._shape(facts.get("input_size", IMAGENET_SHAPE))
         mean, std = facts.get("mean"), facts.get("std")
         published = (tuple(mean), tuple(std)) if mean and std and len(mean) == shape[0] else None
-        return Built(model, torch.zeros(1, *shape), published)
+        bound = facts.get("fixed_input_size") or "img_size" in self.arguments
+        return Built(model, torch.zeros(1, *shape), published, assumed="" if self.shape or bound else USUAL)
 
     def _shape(self, usual: tuple[int, ...]) -> tuple[int, ...]:
         """The published input shape, with the channels and the size that the arguments ask for."""

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from niwaki.errors import MissingExtraError, UnknownNameError
-from niwaki.models import IMAGENET_SHAPE, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 from niwaki.units import Example
 
 # What single families take instead of 224 x 224; from their builders' own defaults.
@@ -58,7 +58,13 @@ class Torchvision(ModelSource):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception on their next default
             model = call_builder(self, builder, **given).eval()
-        return Built(model, self._example(builder.__module__, model), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        bound = isinstance(getattr(model, "image_size", None), int)
+        return Built(
+            model,
+            self._example(builder.__module__, model),
+            ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            assumed="" if self.shape or bound else USUAL,
+        )
 
     def _example(self, module: str, model: Any) -> Example:
         usual = SHAPES.get(self.name.removeprefix("quantized_"), CLIP if ".video" in module else IMAGENET_SHAPE)

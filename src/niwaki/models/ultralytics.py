@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
-from niwaki.models import IMAGENET_SHAPE, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 
 SIZE = 320  # a multiple of every stride, and a quarter of the work of the usual 640
 SIZED = re.compile(r"(yolov?\d+)([a-z])(-.*)?")  # yolo11s-seg is the size s of yolo11-seg
@@ -64,7 +64,7 @@ class Ultralytics(ModelSource):
         channels = self.arguments.get("ch", 3)
         usual = (channels, *IMAGENET_SHAPE[1:]) if task == "classify" else (channels, SIZE, SIZE)
         scale = ((0.0,) * channels, (1.0,) * channels)  # pixels from 0 to 1, as they are
-        return Built(model, torch.zeros(1, *(self.shape or usual)), scale)
+        return Built(model, torch.zeros(1, *(self.shape or usual)), scale, assumed="" if self.shape else USUAL)
 
     def fill_(self, model: nn.Module, file: str | Path) -> None:
         try:
