@@ -9,6 +9,7 @@ goes on. A GPU runs all of it: `python benchmarks/precropping.py --device cuda -
 import argparse
 import itertools
 import os
+import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -261,6 +262,17 @@ def step_bytes(model: nn.Module, inputs: Tensor) -> int:
     return sum({**held, **own}.values()) + 2 * sum(own.values())
 
 
+def cpu_time(steps: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
+    """Median milliseconds of this process's own time for each step, in turns: other work on the machine adds little."""
+    taken: dict[str, list[float]] = {which: [] for which in steps}
+    for _ in range(runs):
+        for which, step in steps.items():
+            start = time.process_time()
+            step()
+            taken[which].append(1e3 * (time.process_time() - start))
+    return {which: statistics.median(times) for which, times in taken.items()}
+
+
 def next_unit(graph: Any, plan: Any, of: str) -> float | None:
     """What the cheapest row that was cut would cost to have back, with as many as its groups' multiples ask for."""
     alive = niwaki.graph.plans.alive_of(graph, plan)
@@ -312,6 +324,7 @@ def structure(rows: Rows, name: str, of: str, options: argparse.Namespace) -> No
             "widths": {g.name: [g.units, int(alive[g.ids].sum())] for g in graph.groups if g.fixed is None},
             "step_ms": {which: times.median() for which, times in taken.items()},
             "step_quarters": {which: times.quarters() for which, times in taken.items()},
+            "step_cpu_ms": None if inputs.is_cuda else cpu_time(steps, options.runs),
             "step_bytes": memory,
             "batch": options.step_batch,
             "runs": options.runs,

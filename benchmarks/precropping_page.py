@@ -25,7 +25,7 @@ COLOURS = {
     "dense": "#5d6661", "a": "#0067a5", "b": "#5fa8d8", "c": "#8d6bb8", "d": "#2a9d8f",
     "e": "#2f7d4f", "f": "#94a83a", "g": "#c2500a", "g, MACs": "#e39a5f", "h": "#b3264b",
 }  # fmt: skip
-PICTURE = "precropping.svg"
+PICTURE, WIDTHS = "precropping.svg", "precropping_widths.svg"
 Row = dict[str, Any]
 
 
@@ -140,7 +140,10 @@ def page(rows: Rows) -> None:
         if judged := claims(here):
             text += "Differences of means in points, +- twice their standard error; claims as the paper has them:\n\n"
             text += table(("claim", "at", "difference", "here"), judged) + "\n\n"
-    text += structures([row for row in rows.rows if row["what"] == "structure"])
+    found = [row for row in rows.rows if row["what"] == "structure"]
+    if found:
+        (rows.page.parent / WIDTHS).write_text(widths_picture(found), encoding="utf-8")
+    text += structures(found)
     rows.write(text)
 
 
@@ -159,8 +162,9 @@ def structures(found: list[Row]) -> str:
 
         Shares of the dense network that stay, what is left of the budget, and the cheapest unit that could still
         stay (more than what is left, or all are whole); time and memory of a training step, dense and cropped in turns
-        in one process. Memory on a GPU is the peak that was allocated, on a CPU what is kept for the backward pass with
-        weights, gradients and momentum.
+        in one process. Time on a CPU is that of the process, since the machine had other work as well; the rows hold
+        what a clock showed, too. Memory on a GPU is the peak that was allocated, on a CPU what is kept for the backward
+        pass with weights, gradients and momentum.
     """)
     heads = ("network", "budget", "parameters", "MACs", "unused", "one unit more", "step, ms", "ratio", "memory, MB",
              "ratio", "device")  # fmt: skip
@@ -172,19 +176,50 @@ def structures(found: list[Row]) -> str:
             f"{r['macs_cropped'] / r['macs_dense']:.4f}",
             f"{r['unused']:.0f}",
             f"{r['next_unit']:.0f}" if r["next_unit"] is not None else "-",
-            f"{r['step_ms']['dense']:.0f} -> {r['step_ms']['cropped']:.0f}",
-            f"{r['step_ms']['cropped'] / r['step_ms']['dense']:.2f}",
+            "{dense:.0f} -> {cropped:.0f}".format(**(r["step_cpu_ms"] or r["step_ms"])),
+            "{:.2f}".format(
+                (r["step_cpu_ms"] or r["step_ms"])["cropped"] / (r["step_cpu_ms"] or r["step_ms"])["dense"]
+            ),
             f"{r['step_bytes']['dense'] / 1e6:.0f} -> {r['step_bytes']['cropped'] / 1e6:.0f}",
             f"{r['step_bytes']['cropped'] / r['step_bytes']['dense']:.2f}",
             f"{r['device']}, batch {r['batch']}",
         )
         for r in found
     ]
-    text += table(heads, lines) + "\n\nWidths, dense -> cropped, in the order of the groups:\n\n"
+    text += table(heads, lines) + f"\n\n![Share of every width that stays, from input to output]({WIDTHS})\n\n"
+    text += "Widths, dense -> cropped, in the order of the groups:\n\n"
     for r in found:
         widths = ", ".join(f"{full}->{left}" if left < full else str(full) for full, left in r["widths"].values())
         text += f"- {r['network']}, {r['keep']} of {r['of']}: {widths}\n"
     return text + "\n"
+
+
+def widths_picture(found: list[Row]) -> str:
+    """Share of every group that stays, in the order of the forward; a strip for each network and budget."""
+    wide, high, left = 620, 70, 250
+    body = []
+    for number, row in enumerate(found):
+        y0 = 20 + number * (high + 26)
+        body.append(f'<text x="8" y="{y0 + 14}" class="head">{row["network"]}</text>')
+        body.append(f'<text x="8" y="{y0 + 32}">{row["keep"]} of {row["of"]}</text>')
+        body.append(f'<rect x="{left}" y="{y0}" width="{wide}" height="{high}" class="frame"/>')
+        shares = [stays / full for full, stays in row["widths"].values()]
+        step = wide / max(len(shares), 1)
+        for at, share in enumerate(shares):
+            tall = high * min(share, 1.0)
+            place = f'x="{left + at * step + 0.1 * step:.1f}" y="{y0 + high - tall:.1f}"'
+            colour = "#b9c2bd" if share == 1 else COLOURS["e"]
+            body.append(f'<rect {place} width="{0.8 * step:.1f}" height="{tall:.1f}" fill="{colour}"/>')
+    return svg(body, left + wide + 20, 20 + len(found) * (high + 26))
+
+
+def svg(body: list[str], wide: int, high: int) -> str:
+    """A picture of these parts on white."""
+    style = ".head{font-weight:600}.frame{fill:none;stroke:#8d9791}.grid{stroke:#dfe4e1}text{font:12px sans-serif}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}"><style>{style}</style>'
+        '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(body) + "</svg>\n"
+    )
 
 
 def picture(parts: dict[tuple[Any, ...], list[Row]]) -> str:
@@ -231,9 +266,4 @@ def picture(parts: dict[tuple[Any, ...], list[Row]]) -> str:
                 y = y0 + 14 + 20 * place
                 body.append(f'<circle cx="{x0 + wide + 18}" cy="{y - 4}" r="4" fill="{COLOURS[arm]}"/>')
                 body.append(f'<text x="{x0 + wide + 28}" y="{y}">{arm}: {meaning}</text>')
-    size = f'width="{left + wide + 360}" height="{len(parts) * (high + 70) + top}"'
-    style = ".head{font-weight:600}.frame{fill:none;stroke:#8d9791}.grid{stroke:#dfe4e1}text{font:12px sans-serif}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>'
-        '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(body) + "</svg>\n"
-    )
+    return svg(body, left + wide + 360, len(parts) * (high + 70) + top)

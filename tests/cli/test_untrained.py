@@ -43,6 +43,28 @@ def test_an_untrained_network_is_cropped(
     torch.save({}, "w.pt")
     assert main(["compress", "python:nets.py:small", "--untrained", "--checkpoint", "w.pt", *QUICK, "--out", "s"]) == 2
     assert "--untrained as well" in capsys.readouterr().err
-    assert main(["compress", "python:nets.py:small", *QUICK, "--set", "cap=4", "--out", "s"]) == 2
-    assert "layers that grow" in capsys.readouterr().err
+    assert main(["compress", "python:nets.py:small", *QUICK, "--set", "cap=0.5", "--out", "s"]) == 2
+    assert "no density from 1 to 100" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_layers_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The report tells of new units, is read again, and the run loads to the same bits; damage is still seen."""
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    grow = ("--runs", "0", "--method", "precropping", "--keep", "0.8", "--of", "params", "--set", "cap=4")
+    assert main(["compress", "python:nets.py:small", "--untrained", *grow, "--out", "r"]) == 0
+    assert " new" in capsys.readouterr().out
+    report = json.loads((tmp_path / "r" / "report.json").read_text())
+    (grown,) = (group for group in report["groups"] if group.get("new"))
+    assert grown["kept"] == grown["units"] + grown["new"] > grown["units"]
+    assert report["after"]["params"]["value"] == report["promised"]["params"] <= 0.8 * 11477
+    assert report["before"]["params"]["value"] == 11477
+    assert json.loads((tmp_path / "r" / "plan.json").read_text())["format"] == "niwaki plan 2"
+    assert main(["report", "r"]) == 0
+    assert main(["load-check", "r"]) == 0
+    assert "bit for bit" in capsys.readouterr().out
+    grown["kept"] += 1
+    (tmp_path / "r" / "report.json").write_text(json.dumps(report))
+    assert main(["report", "r"]) == 2
+    assert f"keeps {grown['kept']} of {grown['units']}" in capsys.readouterr().err

@@ -173,10 +173,9 @@ class Outcome:
             shape = graph.shapes.get(cut["tensor"])
             if shape is not None and cut["tensor"].endswith("weight") and len(shape) > 1:
                 after = len(keep) if blocks == 1 else max(len(block) for block in keep)
-                widths.append(
-                    {"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after}
-                )
-        gone = {f"block {path}" for path in plan.dropped}
+                width = {"tensor": cut["tensor"], "axis": cut["axis"], "before": shape[cut["axis"]], "after": after}
+                widths.append(width | ({"new": len(cut["new"])} if "new" in cut else {}))
+        gone, grows = {f"block {path}" for path in plan.dropped}, plan.grows
         metric = [name for name in self.after if name not in ("params", "macs", "bytes")]
         candidates = [
             {"label": label, **{name: m[name].value for name in ("macs", "params", *metric) if name in m}}
@@ -205,6 +204,7 @@ class Outcome:
                     "name": g.name,
                     "units": g.units,
                     "kept": 0 if g.name in gone else len(plan.kept.get(g.name, range(g.units))),
+                    **({"new": grows[g.name]} if g.name in grows else {}),
                     "fixed": g.fixed,
                     "exact": g.exact,
                     "inexact": g.inexact,

@@ -37,12 +37,14 @@ def widths(run: Run) -> str:
     layers = layer_widths(run)
     if not layers:
         return ""
-    widest = max(before for _, before, _ in layers)
+    widest = max(max(before, after) for _, before, after in layers)
     rows = [
         ((name, str(before), str(after)), bar(after, before, widest, f"{before} before, {after} after"))
         for name, before, after in layers
     ]
     words = "Output width of every cut layer: the whole bar before, the filled part after."
+    if any(after > before for _, before, after in layers):
+        words += " Where the filled part is longer, the layer grew."
     return bars("Widths", words, ("layer", "before", "after"), rows)
 
 

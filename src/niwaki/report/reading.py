@@ -23,8 +23,8 @@ SHAPE: dict[str, Any] = {
     "validation": dict,
     "stages": [{"stage": str, "measurements": dict}],
     "receipt": {"difference": float, "scale": float, "exact": bool, "inexact": [str], "door": str, "passed": bool},
-    "widths": [{"tensor": str, "axis": float, "before": float, "after": float}],
-    "groups": [{"name": str, "units": float, "kept": float, "fixed": str, "exact": bool, "inexact": str}],
+    "widths": [{"tensor": str, "axis": float, "before": float, "after": float, "new": float}],
+    "groups": [{"name": str, "units": float, "kept": float, "new": float, "fixed": str, "exact": bool, "inexact": str}],
     "candidates": [{"label": str, "macs": float, "params": float, "accuracy": float}],
     "versions": dict,
     "seconds": dict,
@@ -275,7 +275,7 @@ def _consistent(data: dict[str, Any], path: Path) -> None:
     for key, few, many in (("groups", "kept", "units"), ("widths", "after", "before")):
         for record in data.get(key) or []:
             low, high = record.get(few), record.get(many)
-            if low is not None and high is not None and not 0 <= low <= high:
+            if low is not None and high is not None and not 0 <= low <= high + record.get("new", 0):
                 raise _damaged(path, f"{key}: {record.get('name', record.get('tensor'))} keeps {low} of {high}")
 
 

@@ -76,9 +76,10 @@ def groups(run: Run) -> Table:
         why = group.get("fixed") or ""
         if not why and group.get("exact") is False:
             why = f"inexact: {group.get('inexact') or 'not said'}"
-        rows.append(
-            (str(group.get("name")), _count(kept), _count(units), share, f"fixed: {why}" if group.get("fixed") else why)
-        )
+        why = f"fixed: {why}" if group.get("fixed") else why
+        if group.get("new"):
+            why = "; ".join(filter(None, (f"{_count(group['new'])} new", why)))
+        rows.append((str(group.get("name")), _count(kept), _count(units), share, why))
     return Table("Plan", ("group", "kept", "of", "share", "remark"), tuple(rows), frozenset({1, 2, 3}))
 
 
