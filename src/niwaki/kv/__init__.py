@@ -44,6 +44,7 @@ from niwaki.kv.attention import Call, Inputs, attend
 from niwaki.kv.cache import How, KVCache, Load, Session, cache_bytes, compressed
 from niwaki.kv.channels import Channels
 from niwaki.kv.compression import Compression
+from niwaki.kv.cskv import CSKV, CSKVCache, cskv
 from niwaki.kv.dense import Dense, Rows
 from niwaki.kv.eviction import Eviction, Tokens
 from niwaki.kv.h2o import H2O
@@ -52,6 +53,8 @@ from niwaki.kv.layer import KVLayer
 from niwaki.kv.observation import Observation
 from niwaki.kv.packed import Bits, Grid, Packed
 from niwaki.kv.plan import CachePlan, plan
+from niwaki.kv.projections import Projections, project
+from niwaki.kv.reconstruction import Rounding, errors_of, reconstruct
 from niwaki.kv.segments import Part, Segment
 from niwaki.kv.sizes import storage_bytes
 from niwaki.kv.snapkv import SnapKV
@@ -62,10 +65,12 @@ from niwaki.kv.think import ThinK
 from niwaki.kv.trial import decoding
 
 __all__ = [
+    "CSKV",
     "H2O",
     "KIVI",
     "Bits",
     "CachePlan",
+    "CSKVCache",
     "Call",
     "Channels",
     "Compression",
@@ -80,6 +85,8 @@ __all__ = [
     "Observation",
     "Packed",
     "Part",
+    "Projections",
+    "Rounding",
     "Rows",
     "Segment",
     "Session",
@@ -95,6 +102,10 @@ __all__ = [
     "compressed",
     "decoding",
     "plan",
+    "cskv",
+    "errors_of",
+    "project",
+    "reconstruct",
     "sites",
     "storage_bytes",
     "think",

@@ -132,7 +132,7 @@ def _collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         if hidden is None or rotary is None:
             do = "use a model whose decoder layers pass both"
             raise InputError("collect attention inputs", found="no hidden states or no rotary embeddings", do=do)
-        layer.inputs = Inputs(module, hidden, rotary)
+        layer.inputs = Inputs(module, hidden, rotary, kwargs.get("position_ids"))
 
 
 def _caches(module: nn.Module, kwargs: dict[str, Any]) -> bool:

@@ -33,6 +33,8 @@ class Inputs:
     """`[batch, new, width]`, normalised: what the projections read."""
     rotary: tuple[Tensor, Tensor]
     """Cosines and sines of the new tokens' positions, `[batch, new, rotated channels]`."""
+    positions: Tensor | None = None
+    """The positions themselves, `[batch or 1, new]`, where the model's layers hand them on."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ class Inputs:
     def __enter__(self) -> "Inputs":
         def hook(layer: int) -> Any:
             def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self.hidden[layer] = kwargs.get("hidden_states", args[0] if args else None).detach()
+                hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+                self.hidden[layer] = hidden.detach()
 
             return keep
 
