@@ -1,6 +1,7 @@
 """CSKV caches on transformers: prompts untouched, windows by their schedule, bytes by the formula, batches as alone."""
 
 import copy
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +13,13 @@ from transformers.cache_utils import DynamicCache
 
 import kv_zoo
 from niwaki.errors import InputError
-from niwaki.kv import CSKV, CSKVCache, KVCache, Projections, Rounding, cskv, project, reconstruct
+from niwaki.kv import CSKV, CSKVCache, KVCache, Load, Projections, Rounding, cskv, outlined, plan, project, reconstruct
 from niwaki.kv.cskv_layer import CSKVLayer
 from niwaki.kv.low_rank import LowRank
 from niwaki.kv.packed import Grid
 from niwaki.kv.projections import growing
+
+pytestmark = pytest.mark.filterwarnings("ignore:a CSKV cache of:UserWarning")  # every prompt here is a short one
 
 
 def projections(model: Any, **settings: Any) -> Projections:
@@ -210,13 +213,35 @@ def test_bytes_of_packed_projections() -> None:
 
 def test_break_even_is_where_the_factors_are_won_back() -> None:
     model = kv_zoo.llama(head_dim=16, dtype=torch.float16)
-    how = CSKV(model, project(model, batches(), keep=0.5))
-    # saved per token and layer: 2 * (64 - 32); taken per layer: 2 * 32 * (32 + 32)
-    assert how.break_even() == 2 * 32 * 64 // (2 * 32)
-    with pytest.warns(UserWarning, match="below 64"):
-        how.warn_below_break_even(63)
-    how.warn_below_break_even(64)
-    assert CSKV(model, project(model, batches(), keep=1.0)).break_even() == float("inf")
+    made = project(model, batches(), keep=0.5)
+    promised = plan(model, CSKV(model, made, window=0))
+    # saved per token and layer: 2 * (64 - 32) bytes, less 4 for the padding; taken per layer: 2 * 32 * (32 + 32)
+    assert promised.extra == 3 * 2 * 32 * 64
+    assert promised.break_even() == 65 and promised.per_token() == (3 * 2 * 64, 3 * 2 * 32)
+    assert plan(model, CSKV(model, project(model, batches(), keep=1.0))).break_even() is None
+    with pytest.warns(UserWarning, match="saves 12276 bytes, and its factors take 12288"):
+        logits(model, CSKVCache(model, made, window=0), kv_zoo.prompt(64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits(model, CSKVCache(model, made, window=0), kv_zoo.prompt(65))
+
+
+@pytest.mark.parametrize("settings", [{}, {"tumbling": True}, {"bits": 4}, {"window": 0}, {"window": 0, "bits": 2}])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_plan_promises_the_bytes(settings: dict[str, Any], per_head: bool) -> None:
+    model, ids = kv_zoo.llama(head_dim=16), kv_zoo.prompt(60, batch=2)
+    how = CSKV(model, projections(model, keep=0.5, values=0.4, per_head=per_head), **{"window": 8, **settings})
+    light = CSKV(model, outlined(model, keep=0.5, values=0.4, per_head=per_head), **{"window": 8, **settings})
+    for prompt, generated in ((30, 0), (30, 17), (3, 2), (32, 9)):
+        cache = KVCache(model, how)
+        logits(model, cache, ids[:, :prompt], *(ids[:, at : at + 1] for at in range(prompt, prompt + generated)))
+        assert plan(model, how).bytes(Load(prompt, generated, 2)) == cache.nbytes()
+    with torch.device("meta"):
+        empty = type(model)(model.config)
+    bare = CSKV(empty, outlined(empty, keep=0.5, values=0.4, per_head=per_head), **{"window": 8, **settings})
+    assert plan(empty, bare).bytes(Load(60)) == plan(model, how).bytes(Load(60))
+    with pytest.raises(InputError, match="projections without numbers"):
+        KVCache(model, light)
 
 
 @pytest.mark.parametrize("settings", [{"window": 8}, {"window": 0}, {"window": 0, "bits": 4}])

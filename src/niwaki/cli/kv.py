@@ -9,7 +9,8 @@ from niwaki.cli.options import AsJson, Checkpoint, Device, Seed, Threads
 from niwaki.cli.talk import show
 from niwaki.errors import InputError, UnknownNameError
 
-METHODS = ("think",)
+METHODS = ("think", "cskv")
+INITIALISATIONS = ("whitened", "asvd", "svd")
 POLICIES = ("snapkv", "h2o", "streaming_llm")
 """Names that the command line knows before torch is imported."""
 
@@ -20,8 +21,12 @@ def kv(
         typer.Argument(metavar="[plan] MODEL", help="`plan` and a model's source, or the source alone to measure it."),
     ],
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "think",
-    keep: Annotated[float, typer.Option(help="Share of key channels that stay, in (0, 1].")] = 0.6,
-    values: Annotated[float, typer.Option(help="Share of value channels that stay, in (0, 1].")] = 1.0,
+    keep: Annotated[
+        float | None, typer.Option(help="Share of key channels that stay, in (0, 1]; 0.6 (cskv: 0.2) unless said.")
+    ] = None,
+    values: Annotated[
+        float | None, typer.Option(help="Share of value channels that stay; 1 (cskv: as of keys) unless said.")
+    ] = None,
     tokens: Annotated[
         str | None,
         typer.Option(
@@ -31,6 +36,10 @@ def kv(
     ] = None,
     bits: Annotated[int | None, typer.Option(help="2, 4 or 8: what stays is packed.")] = None,
     recent: Annotated[int, typer.Option(min=0, help="Newest tokens that are stored whole.")] = 32,
+    init: Annotated[str, typer.Option(help=f"For cskv: {', '.join(INITIALISATIONS)}.")] = "whitened",
+    projections: Annotated[
+        Path | None, typer.Option(help="For cskv: a file of projections; made from the text unless said.")
+    ] = None,
     text: Annotated[Path | None, typer.Option(help="A text to judge by, and to time on.", metavar="FILE")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder of its tokenizer; bytes unless said.", metavar="FOLDER")
@@ -60,15 +69,19 @@ def kv(
     if not planning and text is None:
         raise InputError(f"niwaki kv {words[0]}", found="no text to judge by", do="give --text FILE, or niwaki kv plan")
 
-    from niwaki.cli.kv_run import judged, planned, policy_of
-    from niwaki.kv import KIVI, Compression, ThinK
+    if init not in INITIALISATIONS:
+        raise UnknownNameError.of("initialisation", init, INITIALISATIONS)
+    if method == "cskv" and tokens is not None:
+        do = "leave --tokens out, or use --method think"
+        raise InputError("--method cskv", found=f"--tokens {tokens}, which it does not know", do=do)
 
-    how = Compression(
-        channels=None if keep == values == 1 else ThinK(keep=keep, values=values),
-        tokens=None if tokens is None else policy_of(tokens, POLICIES),
-        bits=None if bits is None else KIVI(bits=bits),
-        recent=recent,
-    )
+    from niwaki.cli.kv_run import LowRankWay, Way, judged, planned, think_way
+
+    how: Way
+    if method == "cskv":
+        how = LowRankWay(0.2 if keep is None else keep, values, init=init, file=projections, window=recent, bits=bits)
+    else:
+        how = think_way(0.6 if keep is None else keep, values, tokens=tokens, bits=bits, recent=recent, known=POLICIES)
     if planning:
         table, record = planned(words[1], how, batch=batch)
     else:

@@ -1,21 +1,25 @@
 """What `niwaki kv` does once torch is there: plan, or run before and after."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from niwaki import kv
 from niwaki.cli.sources import ask
 from niwaki.cli.talk import say
-from niwaki.data import open_text
+from niwaki.data import TextSplits, open_text
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.kv.plan import CachePlan
 from niwaki.measure import Measurement
 from niwaki.models import outline
 from niwaki.tasks import Cached, Facts, LongText, Retrieval
 
+CALIBRATION = 64
+"""Windows of the training part that projections are made from, if it has so many."""
 LONGEST = 2048
 """Tokens in a window unless said, if the model's context is as long."""
 KINDS = {"snapkv": kv.SnapKV, "h2o": kv.H2O, "streaming_llm": kv.StreamingLLM}
@@ -38,16 +42,81 @@ def policy_of(text: str, known: Sequence[str]) -> kv.Eviction:
     return KINDS[name](keep=keep)
 
 
-def planned(source: str, how: kv.How, *, batch: int) -> tuple[Any, dict[str, Any]]:
+class Way(Protocol):
+    """How a cache is to be compressed, once the model is there."""
+
+    def planned(self, model: nn.Module) -> kv.How: ...
+
+    def fitted(self, model: nn.Module, splits: TextSplits) -> kv.How: ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """One that asks nothing of model and text."""
+
+    how: kv.How
+
+    def planned(self, model: nn.Module) -> kv.How:
+        return self.how
+
+    def fitted(self, model: nn.Module, splits: TextSplits) -> kv.How:
+        return self.how
+
+
+def think_way(
+    keep: float, values: float | None, *, tokens: str | None, bits: int | None, recent: int, known: Sequence[str]
+) -> Given:
+    """ThinK, eviction and packing."""
+    values = 1.0 if values is None else values
+    return Given(
+        kv.Compression(
+            channels=None if keep == values == 1 else kv.ThinK(keep=keep, values=values),
+            tokens=None if tokens is None else policy_of(tokens, known),
+            bits=None if bits is None else kv.KIVI(bits=bits),
+            recent=recent,
+        )
+    )
+
+
+@dataclass(frozen=True)
+class LowRankWay:
+    """CSKV: projections from a file, or made from the text's training part."""
+
+    keep: float
+    values: float | None
+    init: Any
+    file: Path | None
+    window: int
+    bits: int | None
+
+    def planned(self, model: nn.Module) -> kv.How:
+        made = self._read() or kv.outlined(model, keep=self.keep, values=self.values)
+        return kv.CSKV(model, replace(made, fingerprint=""), self.window, bits=self.bits)
+
+    def fitted(self, model: nn.Module, splits: TextSplits) -> kv.How:
+        made = self._read()
+        if made is None:
+            say(f"projections ({self.init}) from {CALIBRATION} windows of the text's training part")
+            batches = list(splits.train.batches(1, shuffle_seed=0))[:CALIBRATION]
+            made = kv.project(model, batches, keep=self.keep, values=self.values, init=self.init)
+        return kv.CSKV(model, made, self.window, bits=self.bits)
+
+    def _read(self) -> kv.Projections | None:
+        return None if self.file is None else kv.Projections.load(self.file)
+
+
+def planned(source: str, way: Way, *, batch: int) -> tuple[Any, dict[str, Any]]:
     """The table and the record of `niwaki kv plan`; weights are not read."""
-    promised = kv.plan(outline(source).model, how)
-    record = {"model": source, "how": repr(how), **promised.facts()}
+    model = outline(source).model
+    how = way.planned(model)
+    promised = kv.plan(model, how)
+    record = {"model": source, "how": _told(how), **promised.facts()}
     return _plan_table(promised, batch), record
 
 
 def judged(
     source: str,
-    how: kv.Compression,
+    way: Way,
     *,
     text: Path,
     tokenizer: Path | None,
@@ -69,7 +138,6 @@ def judged(
     """
     asked = ask(source, checkpoint=checkpoint, seed=seed, threads=threads, device=device)
     model: Any = asked.loaded.model
-    promised = kv.plan(model, how)
     context = int(getattr(model.config, "max_position_embeddings", LONGEST))
     length = min(LONGEST, context) if length is None else length
     if length > context:
@@ -84,7 +152,9 @@ def judged(
     if not 0 < stride < length:
         raise InputError(f"--score {stride}", found=f"windows of {length} tokens", do="give 1 to length - 1")
 
-    step = None if how.steady else 1
+    how = way.fitted(model, splits)
+    promised = kv.plan(model, how)
+    step = None if getattr(how, "steady", False) else 1
     makers: list[Any] = [lambda: DynamicCache(config=model.config), lambda: kv.KVCache(model, how)]
     sides: list[dict[str, Measurement]] = [{}, {}]
     for side, new in enumerate(makers):
@@ -102,12 +172,20 @@ def judged(
     before, after = ({name: one.to_json() for name, one in side.items()} for side in sides)
     record = {
         "model": source,
-        "how": repr(how),
+        "how": _told(how),
         "before": before,
         "after": after,
         "plan": promised.facts((row.shape[1],)),
     }
     return _comparison(before, after), record
+
+
+def _told(how: kv.How) -> str:
+    """A way and its settings, without the model."""
+    if not isinstance(how, kv.CSKV):
+        return repr(how)
+    named = ", ".join(f"{name}={getattr(how, name)!r}" for name in ("window", "tumbling", "bits"))
+    return f"CSKV({how.projections.shape!r}, {named})"
 
 
 def _encoder(tokenizer: Path | None) -> Any:

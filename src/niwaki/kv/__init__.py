@@ -53,7 +53,7 @@ from niwaki.kv.layer import KVLayer
 from niwaki.kv.observation import Observation
 from niwaki.kv.packed import Bits, Grid, Packed
 from niwaki.kv.plan import CachePlan, plan
-from niwaki.kv.projections import Projections, project
+from niwaki.kv.projections import Projections, outlined, project
 from niwaki.kv.reconstruction import Rounding, errors_of, reconstruct
 from niwaki.kv.segments import Part, Segment
 from niwaki.kv.sizes import storage_bytes
@@ -69,8 +69,8 @@ __all__ = [
     "H2O",
     "KIVI",
     "Bits",
-    "CachePlan",
     "CSKVCache",
+    "CachePlan",
     "Call",
     "Channels",
     "Compression",
@@ -100,10 +100,11 @@ __all__ = [
     "attend",
     "cache_bytes",
     "compressed",
-    "decoding",
-    "plan",
     "cskv",
+    "decoding",
     "errors_of",
+    "outlined",
+    "plan",
     "project",
     "reconstruct",
     "sites",

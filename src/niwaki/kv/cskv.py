@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
-import torch
 from torch import nn
 
 from niwaki.errors import InputError
-from niwaki.kv.cache import How, KVCache, Session, compressed
-from niwaki.kv.cskv_layer import CSKVLayer, Packing, Schedule
+from niwaki.kv.cache import How, KVCache, Load, Session, compressed
+from niwaki.kv.cskv_layer import OFFSET, CSKVLayer, Packing, Schedule, WholeLayer
 from niwaki.kv.factors import Factors
 from niwaki.kv.layer import KVLayer
 from niwaki.kv.low_rank import Restoring
@@ -19,9 +18,6 @@ from niwaki.kv.packed import Grid
 from niwaki.kv.projections import Projections, growing
 from niwaki.kv.sources import Rotation, source_of
 from niwaki.kv.support import Site
-
-NEVER = 2**62
-"""A window that no sequence fills."""
 
 
 @final
@@ -69,12 +65,40 @@ class CSKV(How):
         self.projections.check(self.model)
 
     def layer(self, site: Site) -> KVLayer:
-        shape = self.projections.shape
-        whole = shape.keep == shape.values == 1
-        schedule = Schedule(NEVER if whole else self.window, self.tumbling, self.bits is not None)
-        return CSKVLayer(
-            site, source_of(site), self._restoring[site.layer], schedule=schedule, packing=self._packing(site)
-        )
+        if self._whole:
+            return WholeLayer()
+        parts = source_of(site), self._restoring[site.layer]
+        made = CSKVLayer(site, *parts, schedule=self._schedule, packing=self._packing(site))
+        made.heard = self.warn_if_too_short
+        return made
+
+    def layer_bytes(self, site: Site, load: Load) -> int:
+        tokens = load.prompt + load.generated
+        channels = 2 * site.kv_heads * site.head_dim
+        if self._whole:
+            return load.batch * tokens * channels * load.element
+        keys, values = (factors.rank for factors in self.projections.layers[site.layer])
+        window = 0
+        for new in (load.prompt, *[1] * load.generated):
+            window += new
+            window -= self._schedule.leaving(window)
+        whole = window * (channels + keys + values) * load.element
+        packing = self._packing(site)
+        old = packing.nbytes(tokens - window, keys, packing.keys, load.element)
+        old += packing.nbytes(tokens - window, values, packing.values, load.element)
+        return load.batch * (whole + old + OFFSET)
+
+    def extra_bytes(self, site: Site, element: int) -> int:
+        return 0 if self._whole else element * sum(one.count() for one in self.projections.layers[site.layer])
+
+    @property
+    def _whole(self) -> bool:
+        """Whether there is nothing to leave out: keep=1 is the model's own cache."""
+        return self.projections.shape.keep == self.projections.shape.values == 1
+
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(self.window, self.tumbling, self.bits is not None)
 
     @cached_property
     def _restoring(self) -> dict[int, Restoring]:
@@ -83,6 +107,9 @@ class CSKV(How):
         for site in growing(self.model):
             source = source_of(site)
             place = source.keys.device, source.keys.dtype
+            if self.projections.outlined and not source.keys.is_meta:
+                do = "project the model first: niwaki.kv.project(model, batches)"
+                raise InputError("compress a cache", found="projections without numbers", do=do)
             keys, values = (
                 Factors(one.down.to(*place), one.up.to(*place)) for one in self.projections.layers[site.layer]
             )
@@ -98,25 +125,20 @@ class CSKV(How):
         of_keys = Grid(self.bits, "tokens", self.window) if self.window else Grid(self.bits, "channels", each[0])
         return Packing(of_keys, Grid(self.bits, "channels", each[1]), site.kv_heads)
 
-    def warn_below_break_even(self, tokens: int) -> None:
-        """Says so where `tokens` are too few for the saving to pay for the factors."""
-        least = self.break_even()
-        if tokens < least:
+    def warn_if_too_short(self, load: Load) -> None:
+        """Says so where a cache saves less than the factors take."""
+        found = growing(self.model)
+        saved = sum(
+            2 * site.kv_heads * site.head_dim * load.batch * load.prompt * load.element - self.layer_bytes(site, load)
+            for site in found
+        )
+        extra = sum(self.extra_bytes(site, load.element) for site in found)
+        if saved < extra:
             message = (
-                f"{tokens} tokens are below {least}, from which on the cache saves more than the factors' "
-                f"{self.projections.nbytes()} bytes"
+                f"a CSKV cache of {load.batch} x {load.prompt} tokens saves {saved} bytes, and its factors take "
+                f"{extra}: below the break-even length"
             )
             warnings.warn(message, UserWarning, stacklevel=2)
-
-    def break_even(self) -> float:
-        """Tokens, in one sequence, from which on memory is saved: what the factors take is then won."""
-        saved, extra = 0.0, 0
-        for site in growing(self.model):
-            size = torch.empty(0, dtype=source_of(site).keys.dtype).element_size()
-            keys, values = self.projections.layers[site.layer]
-            saved += size * (2 * site.kv_heads * site.head_dim - keys.rank - values.rank)
-            extra += size * sum(one.down.numel() + one.up.numel() for one in (keys, values))
-        return float("inf") if saved <= 0 else -(-extra // int(saved))
 
 
 class CSKVCache(KVCache):

@@ -1,6 +1,6 @@
 """One layer of a CSKV cache: old tokens as low-rank projections, a window of whole ones behind them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from niwaki.errors import InputError
 from niwaki.kv.attention import Call, Inputs, attend
+from niwaki.kv.cache import Load
 from niwaki.kv.dense import Dense
 from niwaki.kv.factors import Factors
 from niwaki.kv.layer import KVLayer
@@ -17,6 +18,8 @@ from niwaki.kv.segments import Segment
 from niwaki.kv.sources import Source
 from niwaki.kv.support import Site
 
+OFFSET = 4
+"""Bytes that say how far a sequence is padded."""
 CHECKED = 8
 """Tokens of a prompt whose keys are made again, to see that they are made as we think."""
 AGREES = {torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -106,10 +109,30 @@ class Packing:
     slices: int
     """Parts of a token's projection that have a scale of their own: one for each head."""
 
+    def nbytes(self, tokens: int, rank: int, grid: Grid | None, element: int) -> int:
+        """Bytes of so many tokens' projections."""
+        if grid is None:
+            return tokens * rank * element
+        return self.slices * grid.nbytes(tokens, rank // self.slices)
+
     def rows(self, rows: Tensor, grid: Grid | None) -> Dense | Packed:
         if grid is None:
             return Dense.of(rows)
         return Packed.of(sliced(rows, self.slices) if grid.axis == "channels" else rows, grid)
+
+
+class WholeLayer(KVLayer):
+    """Everything as it is, and the model's own attention."""
+
+    def take(self, call: Call) -> Tensor:
+        if self.parts:
+            (known,) = self.parts
+            assert isinstance(known, Segment)
+            whole = known.append(call.keys, call.values)
+        else:
+            whole = Segment.whole(call.keys, call.values, start=0)
+        self.parts = (whole,)
+        return call.own(whole.keys.read(), whole.values.read())
 
 
 class CSKVLayer(KVLayer):
@@ -121,6 +144,8 @@ class CSKVLayer(KVLayer):
         super().__init__()
         self.site, self.source, self.how = site, source, how
         self.schedule, self.packing = schedule, packing
+        self.heard: Callable[[Load], None] = lambda load: None
+        """Called by the layer that speaks, with what a prompt puts into the cache."""
         self._clear()
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CSKVLayer":
@@ -143,6 +168,8 @@ class CSKVLayer(KVLayer):
         first = self.window is None
         if first:
             self._check(call, inputs)
+            if self.speaks:
+                self.heard(Load(call.new, batch=len(call.query), element=call.keys.element_size()))
         new = self._new(call, inputs)
         if self.old is None:
             window = new if self.window is None else self.window.append(new)

@@ -48,7 +48,11 @@ class Factors:
 
     def nbytes(self) -> int:
         """Bytes of the factors, which come on top of the model's weights."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.down, self.up))
+        return self.count() * self.down.element_size()
+
+    def count(self) -> int:
+        """How many numbers the factors have."""
+        return self.down.numel() + self.up.numel()
 
 
 Solver = Callable[[Tensor, int], tuple[Tensor, Tensor]]

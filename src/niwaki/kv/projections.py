@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -61,11 +62,18 @@ class Projections:
         """Bytes of the factors in memory: what comes on top of the model."""
         return sum(factors.nbytes() for pair in self.layers.values() for factors in pair)
 
+    @property
+    def outlined(self) -> bool:
+        """Whether they are sizes without numbers, to plan with."""
+        return not self.fingerprint
+
     def check(self, model: nn.Module) -> None:
         """
         Raises:
             InputError: they were made for other weights.
         """
+        if self.outlined:
+            return
         if (found := fingerprint_of({site.layer: source_of(site) for site in growing(model)})) != self.fingerprint:
             do = "project this model: niwaki.kv.project(model, batches, keep=...)"
             what, where = f"weights {found}, not {self.fingerprint}", f"a {type(model).__name__}"
@@ -168,6 +176,31 @@ def project(
         layers[site.layer] = (keys_and_values[0], keys_and_values[1])
         log.info("projected %s", site.name)
     return Projections(layers, Shape(keep, values, init, per_head), fingerprint_of(sources))
+
+
+def outlined(
+    model: nn.Module, *, keep: float = 0.2, values: float | None = None, per_head: bool = False
+) -> Projections:
+    """The sizes of `project`'s result, on the meta device, for `niwaki.kv.plan`; the model may lie there too.
+
+    Raises:
+        UnsupportedModelError: a model that is not handled, with the reason.
+        InputError: a share that leaves nothing.
+    """
+    shares = keep, keep if values is None else values
+    layers = {}
+    for site in growing(model):
+        width, groups = source_of(site).width, site.kv_heads if per_head else 1
+        ranks = [rank_of(share, site.kv_heads, site.head_dim) for share in shares]
+        down, up = (
+            [torch.empty(width, rank, device="meta") for rank in ranks],
+            [
+                torch.empty(groups, rank // groups, site.kv_heads // groups * site.head_dim, device="meta")
+                for rank in ranks
+            ],
+        )
+        layers[site.layer] = (Factors(down[0], up[0]), Factors(down[1], up[1]))
+    return Projections(layers, Shape(*shares, "whitened", per_head), "")
 
 
 def growing(model: nn.Module) -> list[Site]:
