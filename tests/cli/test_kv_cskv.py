@@ -1,8 +1,11 @@
 """`niwaki kv --method cskv`: projections made from the text, or read from a file."""
 
-import niwaki
+import pytest
 from test_kv_command import folder  # noqa: F401 (a fixture)
 
+import niwaki
+
+pytestmark = pytest.mark.filterwarnings("ignore:a CSKV cache of:UserWarning")  # prompts are short here
 RUN = ("--text", "a.txt", "--length", "80", "--score", "20", "--limit", "3", "--steps", "2")
 
 
