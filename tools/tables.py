@@ -26,7 +26,6 @@ ROLES = {
     "quantize": "Quantisation: whole numbers for weights and activations",
     "kv": "Key/value caches: fewer tokens, channels and bits",
     "distill": "Distillation: what the uncut network still teaches",
-    "kv": "Key/value caches",
     "train": "Training",
     "tasks": "Tasks: what a batch means",
     "measure": "Meters",
