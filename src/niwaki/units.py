@@ -138,7 +138,8 @@ class Budget:
     """A share in (0, 1] (float), or a count (int) of what stays, in the unit of `of`."""
     of: str = "macs"
     """"macs" (multiply-adds of the example), "params", "units", "bytes" (of parameters and buffers, as on disk),
-    "memory" (bytes at the peak of a forward), or "latency" (milliseconds of a forward on a measured target)."""
+    "memory" (bytes at the peak of a forward), or of a forward on a measured target "latency" (milliseconds) or "energy"
+    (joules)."""
     floor: float | int = 1
     """What every group keeps at least: a count of units (int) or a share of the group (float)."""
     multiple: int = 1
@@ -206,7 +207,7 @@ def budgets_of(given: Any) -> tuple[Budget, ...]:
     return listed
 
 
-BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency")
+BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency", "energy")
 
 
 @final

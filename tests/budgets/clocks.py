@@ -30,7 +30,7 @@ def clocked(monkeypatch: pytest.MonkeyPatch, clock: Any) -> None:
     """Every target takes `clock(model)` ms, and now and then one more."""
     monkeypatch.setattr(Target, "open", lambda self, model, example: model)
 
-    def times(calls: dict[str, nn.Module], **_: Any) -> dict[str, list[float]]:
+    def times(target: Target, calls: dict[str, nn.Module], runs: int) -> dict[str, list[float]]:
         return {name: [clock(model) + 1, clock(model)] for name, model in calls.items()}
 
-    monkeypatch.setattr("niwaki.budgets.networks.in_turns", times)
+    monkeypatch.setattr(Target, "amounts", times)

@@ -61,7 +61,7 @@ def test_a_table_that_flatters_is_corrected_until_the_budget_is_met(monkeypatch:
     assert found.limit == pytest.approx(5.04) and found.off == pytest.approx(5.1 / 5.04 - 1)
     assert plan.budget == ({"keep": 0.6, "of": "latency", "floor": 1, "multiple": 1},)
     assert plan.promised["latency_before"] == pytest.approx(8.4) and plan.promised["latency"] <= 5.04
-    told = json.loads(plan.to_json())["decided_by"]["latency"]
+    told = json.loads(plan.to_json())["decided_by"]["measured"]
     assert told == found.to_json() and told["met"] and len(told["rounds"]) == 3 and told["uncut"] == pytest.approx(8.4)
 
 
@@ -98,7 +98,7 @@ def test_what_can_not_be_met_is_said(monkeypatch: pytest.MonkeyPatch, caplog: py
         plan, found = run(niwaki.Budget.at_most(4.0, "latency"), rounds=4)
     assert not found.met and found.best == int(np.argmin([one.measured for one in found.rounds]))
     assert found.rounds[found.best].measured == pytest.approx(5 + 0.1 * len(plan.kept["0"]))
-    assert "4 ms was asked for" in caplog.text and "% more" in caplog.text
+    assert "latency of 4 ms was asked for" in caplog.text and "% more" in caplog.text
     with pytest.raises(BudgetError, match="the least that floors"):  # not even by the table
         run(niwaki.Budget.at_most(0.01, "latency"))
 
@@ -115,7 +115,7 @@ def test_of_two_sides_of_a_jump_the_fast_one_is_taken(monkeypatch: pytest.Monkey
 def test_no_rounds_and_no_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     run = setup(monkeypatch, lambda h: 0.1 * h + 2)
     plan, found = run(niwaki.Budget(0.6, of="latency"), rounds=0)
-    assert found is None and "latency" not in plan.decided_by and plan.promised["latency"] <= 0.6 * 5.12 + 1e-9
+    assert found is None and "measured" not in plan.decided_by and plan.promised["latency"] <= 0.6 * 5.12 + 1e-9
     plan, found = run(niwaki.Budget(0.5, of="macs"))
     assert found is None and len(plan.kept["0"]) == 32
 

@@ -41,13 +41,13 @@ def test_every_method_keeps_a_budget_of_latency(
     """Uncut: 3 x 32 + 32 x 64 + 64 x 4 = 2400 thousandths, so 3.8 ms."""
     slower(monkeypatch)
     result = niwaki.compress(net(), X, method=method, budget=budget, target=Target("pytorch"))
-    told = result.plan.decided_by["latency"]
+    told = result.plan.decided_by["measured"]
     assert told["uncut"] == pytest.approx(3.8) and told["limit"] == pytest.approx(budget.limit(3.8))
     assert told["met"] and abs(told["off"]) <= 0.05 and told["rounds"][0]["measured"] > told["rounds"][0]["promised"]
     assert told["measured"] == pytest.approx(1.5 * work(result.model) + 0.2)  # what is given is what was measured
     assert result.plan.promised["latency"] == pytest.approx(told["promised"], rel=0.01)
     assert result.plan.promised["latency_before"] == pytest.approx(3.8)
-    assert result.report()["latency"] == told and result.plan.budget[0]["keep"] == budget.keep
+    assert result.report()["measured"] == told and result.plan.budget[0]["keep"] == budget.keep
     assert result.receipt.passed and result.stages[-1].measurements is result.after
 
 
@@ -58,7 +58,7 @@ def test_with_a_target_every_plan_promises_its_latency(method: Any, monkeypatch:
         warnings.simplefilter("error")
         result = niwaki.compress(net(), X, method=method, budget=niwaki.Budget(0.5), target=Target("pytorch"))
     assert result.plan.promised["latency"] == pytest.approx(work(result.model), rel=0.02)  # as the table has it
-    assert "latency" not in result.plan.decided_by
+    assert "measured" not in result.plan.decided_by
 
 
 @pytest.mark.parametrize("method", [UDFC(), PreCropping()], ids=str)

@@ -109,12 +109,12 @@ def test_promised_beside_measured(save: Save, made: Made) -> None:
 def test_rounds_of_a_budget_of_latency(save: Save, made: Made) -> None:
     rounds = [{"promised": 2.0, "measured": 2.4}, {"promised": 2.0, "measured": 2.05}, {"promised": None}]
     latency = {"limit": 2.0, "off": 0.025, "tolerance": 0.05, "met": True, "rounds": rounds}
-    found = promises(read(save(data=made() | {"latency": latency}))[0])
+    found = promises(read(save(data=made() | {"measured": latency}))[0])
     assert found.rows[-2:] == (
         ("latency in turns with the uncut, plan 1", "2 ms", "2.4 ms", "+20.00 %"),
         ("latency in turns with the uncut, plan 2", "2 ms", "2.05 ms", "+2.50 %"),
     )
-    assert "A latency of 2 ms was asked for" in found.note and "off by +2.5 %" in found.note
+    assert "Asked for: 2 ms of latency" in found.note and "off by +2.5 %" in found.note
     assert not promises(read(save("without", made()))[0]).note
 
 

@@ -15,7 +15,6 @@ from worker import Points, network
 
 import niwaki
 from budgets.clocks import thousandths, work
-from niwaki.budgets import networks
 from niwaki.errors import InputError, NiwakiError
 from niwaki.measure import Target
 from niwaki.methods import one_shot, steps
@@ -36,7 +35,7 @@ def main(folder: Path) -> None:
         time.sleep(LATE)
         return thousandths(graph)
 
-    def times(calls, **_):
+    def times(target, calls, runs):
         heard.append("whole networks")
         return {name: [work(model)] for name, model in calls.items()}
 
@@ -47,7 +46,7 @@ def main(folder: Path) -> None:
 
     niwaki.budgets.timed = table
     Target.open = lambda self, model, example: model
-    networks.in_turns, steps.measure, real = times, measured, one_shot.score
+    Target.amounts, steps.measure, real = times, measured, one_shot.score
     one_shot.score = lambda *a, **k: heard.append("score") or real(*a, **k)
 
     torch.manual_seed(int(rank))  # other weights in every process: the first one's plan counts

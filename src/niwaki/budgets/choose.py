@@ -23,7 +23,7 @@ from niwaki.scores.score import describe
 from niwaki.units import Budget, budgets_of
 
 _DEFAULT = GlobalRank()
-TIMES = ("latency",)
+TIMES = ("latency", "energy")
 """Costs that are measured, and may be higher for fewer units."""
 Worth = Callable[[np.ndarray], np.ndarray]
 
@@ -136,10 +136,12 @@ def priced(graph: ChannelGraph, budgets: tuple[Budget, ...]) -> ChannelGraph:
         if name in graph.costs:
             continue
         if name not in known:
+            more = "" if name == "latency" else f", of={name!r}"
             raise BudgetError(
                 f"Budget(of={name!r})",
                 found="nothing was measured on a target",
-                do="graph = niwaki.budgets.timed(model, example, graph, target=niwaki.measure.Target('onnxruntime')), "
+                do="graph = niwaki.budgets.timed(model, example, graph, "
+                f"target=niwaki.measure.Target('onnxruntime'{more})), "
                 "or niwaki.compress(..., target=...)",
             )
         graph = known[name](graph)

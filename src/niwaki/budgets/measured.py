@@ -21,7 +21,6 @@ from niwaki.units import Budget
 
 log = logging.getLogger(__name__)
 
-LATENCY = "latency"
 SAME = 1e-3
 """A plan that the table tells from the one before by less is the same: no other is nearer."""
 Choose = Callable[[ChannelGraph, tuple[Budget, ...]], Plan]
@@ -49,7 +48,7 @@ class Measured:
     """A plan whose network was measured, and the plans before it that were not near enough."""
 
     plan: Plan
-    """Its promise is that of the corrected table; `decided_by["latency"]` is `to_json()`."""
+    """Its promise is that of the corrected table; `decided_by["measured"]` is `to_json()`."""
     graph: ChannelGraph
     """With the corrected cost."""
     limit: float
@@ -59,7 +58,7 @@ class Measured:
     rounds: tuple[Round, ...]
     best: int
     """The round of the plan, counted from 0."""
-    tolerance: float
+    target: Target
 
     @property
     def off(self) -> float:
@@ -68,17 +67,19 @@ class Measured:
 
     @property
     def met(self) -> bool:
-        return self.off <= self.tolerance
+        return self.off <= self.target.tolerance
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, in milliseconds."""
         best = self.rounds[self.best]
         return {
+            "of": self.target.of,
+            "unit": self.target.unit,
             "limit": self.limit,
             "uncut": self.uncut,
             **best.to_json(),
             "off": self.off,
-            "tolerance": self.tolerance,
+            "tolerance": self.target.tolerance,
             "met": self.met,
             "rounds": [one.to_json() for one in self.rounds],
         }
@@ -106,30 +107,31 @@ def choose_measured(
     one choice is corrected as a whole; they measure tables only and take many small steps.
 
     Args:
-        graph: with the cost "latency", from `timed`.
+        graph: with the cost "latency" (or "energy"), from `timed`.
         choose: the plan for a graph and budgets; it is called once for every round.
         table: the file that keeps what was measured.
         progress: called before each measurement.
 
     Returns:
-        The plan, and how it came about; None where no budget is of latency, or no round was asked for.
+        The plan, and how it came about; None where no budget is of what the target measures, or no round was asked for.
 
     Raises:
         BudgetError: not even the smallest network is as fast, as the table says at first.
         InputError: the network can't run in the target's runtime.
     """
-    if not target.rounds or all(budget.of != LATENCY for budget in budgets):
+    name = target.of
+    if not target.rounds or all(budget.of != name for budget in budgets):
         return choose(graph, budgets), None
     networks = Networks.of(model, example, graph, target=target, table=table, progress=progress)
     every = np.ones(graph.units.count, bool)
     ((_, uncut),) = networks.measured({})
-    limit = min(budget.limit(uncut) for budget in budgets if budget.of == LATENCY)
-    asked = tuple(replace(b, keep=limit, absolute=True) if b.of == LATENCY else b for b in budgets)
-    whole = graph.cost(every)[LATENCY], uncut
+    limit = min(budget.limit(uncut) for budget in budgets if budget.of == name)
+    asked = tuple(replace(b, keep=limit, absolute=True) if b.of == name else b for b in budgets)
+    whole = graph.cost(every)[name], uncut
     rounds: list[Round] = []
     graphs: list[ChannelGraph] = []
     while len(rounds) < target.rounds:
-        now = corrected(graph, *line([whole, *((one.table, one.measured) for one in rounds)], limit))
+        now = corrected(graph, name, *line([whole, *((one.table, one.measured) for one in rounds)], limit))
         try:
             with warnings.catch_warnings():
                 if rounds:
@@ -140,27 +142,27 @@ def choose_measured(
                 raise
             break
         alive = alive_of(graph, plan)
-        said = graph.cost(alive)[LATENCY]
+        said = graph.cost(alive)[name]
         if any(abs(said / one.table - 1) < SAME for one in rounds):
             break
         measured = uncut if alive.all() else networks.measured({"chosen": plan})[1][1]
-        rounds.append(Round(said, plan.promised[LATENCY], measured, plan))
+        rounds.append(Round(said, plan.promised[name], measured, plan))
         graphs.append(now)
-        log.info("round %d: promised %.4g ms, measured %.4g, asked %.4g", len(rounds), *_numbers(rounds[-1]), limit)
+        log.info("round %d: promised %.4g, measured %.4g, asked %.4g", len(rounds), *_numbers(rounds[-1]), limit)
         if _near(rounds[-1], limit, target.tolerance):
             break
     best = _best(rounds, limit, target.tolerance)
-    found = Measured(rounds[best].plan, graphs[best], limit, uncut, tuple(rounds), best, target.tolerance)
+    found = Measured(rounds[best].plan, graphs[best], limit, uncut, tuple(rounds), best, target)
     plan = replace(
         found.plan,
         budget=_as_asked(found.plan.budget, budgets),
-        promised={**found.plan.promised, f"{LATENCY}_before": uncut},
-        decided_by={**found.plan.decided_by, LATENCY: found.to_json()},
+        promised={**found.plan.promised, f"{name}_before": uncut},
+        decided_by={**found.plan.decided_by, "measured": found.to_json()},
     )
     if not found.met:
         log.warning(
-            "a latency of %.4g ms was asked for; after %d rounds the network takes %.4g ms, %.0f %% more",
-            limit, len(rounds), rounds[best].measured, 100 * found.off,
+            "%s of %.4g %s was asked for; after %d rounds the network takes %.4g, %.0f %% more",
+            name, limit, target.unit, len(rounds), rounds[best].measured, 100 * found.off,
         )  # fmt: skip
     return plan, replace(found, plan=plan)
 
@@ -220,8 +222,8 @@ def line(points: Sequence[tuple[float, float]], limit: float) -> tuple[float, fl
     return measured / said, 0.0
 
 
-def corrected(graph: ChannelGraph, factor: float, plus: float) -> ChannelGraph:
-    """`graph` with its latency `factor` times as long, and `plus` milliseconds more for every plan."""
-    cost = graph.costs[LATENCY]
+def corrected(graph: ChannelGraph, name: str, factor: float, plus: float) -> ChannelGraph:
+    """`graph` with a measured cost `factor` times as high, and `plus` more for every plan."""
+    cost = graph.costs[name]
     assert isinstance(cost, Times)
-    return replace(graph, costs={**graph.costs, LATENCY: cost.corrected(factor, plus)})
+    return replace(graph, costs={**graph.costs, name: cost.corrected(factor, plus)})

@@ -15,7 +15,7 @@ from niwaki.budgets.tables import Table
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import alive_of
 from niwaki.measure.measurement import evaluating
-from niwaki.measure.target import Target, at_batch, in_turns
+from niwaki.measure.target import Target, at_batch
 from niwaki.plan import Plan
 from niwaki.surgery import cut
 from niwaki.units import device_of, map_tensors, tensors_in
@@ -65,7 +65,7 @@ class Networks:
         return cls(model, graph, batched, known, target, progress)
 
     def measured(self, plans: Mapping[str, Plan | None]) -> list[tuple[np.ndarray, float]]:
-        """What stays, and milliseconds, of the uncut network and of each that there is a plan of.
+        """What stays, and milliseconds (or joules), of the uncut network and of each that there is a plan of.
 
         The uncut network's first measurement counts; others are relative to it, so that the machine may have become
         faster or slower in between.
@@ -84,7 +84,7 @@ class Networks:
                     if self.progress is not None:
                         self.progress(number, len(wanted), f"whole network, {label}")
                     calls[label] = self.target.open(cut(self.model, plan).eval(), self.example)
-                times = in_turns(calls, runs=RUNS, clock=self.target.clock)
+                times = self.target.amounts(calls, RUNS)
             now = min(times[UNCUT])
             base = found.setdefault(UNCUT, now)
             found |= {label: min(times[label]) / now * base for label in wanted}

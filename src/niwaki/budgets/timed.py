@@ -42,7 +42,7 @@ def table_path(folder: Path, target: Target) -> Path:
     """The usual file in a folder for a target on this machine."""
     machine = target.machine()
     code = hashlib.sha256(json.dumps(machine, sort_keys=True).encode()).hexdigest()[:10]
-    return folder / f"latency-{re.sub(r'[^a-z0-9]+', '-', machine['runtime'])}-{code}.json"
+    return folder / f"{target.of}-{re.sub(r'[^a-z0-9]+', '-', machine['runtime'])}-{code}.json"
 
 
 def timed(
@@ -55,7 +55,8 @@ def timed(
     shares: Sequence[float] = SHARES,
     progress: Progress | None = None,
 ) -> ChannelGraph:
-    """`graph` with the cost "latency": milliseconds of a forward on `target`, of any plan.
+    """`graph` with the cost "latency": milliseconds of a forward on `target`, of any plan; or, where the target
+    measures energy, with the cost "energy": its joules.
 
     Every layer is measured alone on a grid of widths (`niwaki.budgets.tables`). Layers side by side do not take what
     they take alone, so the sum is fitted to whole networks (uncut, narrowed evenly, and chosen by the latency so far)
@@ -84,12 +85,12 @@ def timed(
     surfaces, untimed = _surfaces(layers, known, target, progress)
     points = networks.measured({f"even {share:g}": _narrowed(graph, share) for share in shares})
     fit = calibrated(mine, layers, surfaces, points)
-    first = priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
-    points += networks.measured({f"timed {share:g}": _quickened(first, share) for share in CHOSEN})
+    first = priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2], name=target.of)
+    points += networks.measured({f"timed {share:g}": _quickened(first, share, target.of) for share in CHOSEN})
     fit = calibrated(mine, layers, surfaces, points)
     if untimed:
         log.info("not timed alone, and so part of what is the same for every plan: %s", ", ".join(sorted(untimed)))
-    return priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2])
+    return priced_by(graph, layers, surfaces, scale=fit[:2], constant=fit[2], name=target.of)
 
 
 def _batch(graph: ChannelGraph) -> int:
@@ -125,7 +126,7 @@ def _timer(layer: Layer, target: Target) -> Callable[[int, int], float]:
 
     def timer(out: int, into: int) -> float:
         if (out, into) not in seen:
-            seen[out, into] = target.milliseconds(*alone(layer, out, into, batch=target.batch))
+            seen[out, into] = target.amount(*alone(layer, out, into, batch=target.batch))
         return seen[out, into]
 
     return timer
@@ -144,7 +145,7 @@ def _narrowed(graph: ChannelGraph, share: float) -> Plan | None:
     return None
 
 
-def _quickened(graph: ChannelGraph, share: float) -> Plan | None:
+def _quickened(graph: ChannelGraph, share: float, name: str) -> Plan | None:
     """A plan of this share of the latency as promised so far, for scores that say nothing; None if it can't be had.
 
     What is chosen by a table is where the table flatters: such networks are part of what it is fitted to.
@@ -153,7 +154,7 @@ def _quickened(graph: ChannelGraph, share: float) -> Plan | None:
     free = {g.name: torch.rand(g.units, generator=draw, dtype=torch.float64) for g in graph.groups if g.fixed is None}
     with contextlib.suppress(BudgetError), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingChangedWarning)
-        return choose(graph, Scores(free, {"name": "random"}), Budget(keep=share, of="latency"))
+        return choose(graph, Scores(free, {"name": "random"}), Budget(keep=share, of=name))
     return None
 
 

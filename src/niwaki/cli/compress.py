@@ -69,7 +69,7 @@ def compress(
     ] = None,
     keep: Annotated[str | None, typer.Option(help="What stays: a share, or a count; 0.5 unless said.")] = None,
     of: Annotated[
-        str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes, memory, latency.")
+        str | None, typer.Option(help="Of what: macs (unless said), params, units, bytes, memory, latency, energy.")
     ] = None,
     floor: Annotated[str | None, typer.Option(help="What every group keeps at least: a count or a share.")] = None,
     multiple: Annotated[int | None, typer.Option(help="Every cut group keeps a multiple of this.")] = None,
@@ -198,7 +198,7 @@ def compress(
         threads=threads,
         device=device,
     )
-    place, kept = target_of(target, batch=target_batch, threads=threads, table=table)
+    place, kept = target_of(target, batch=target_batch, threads=threads, table=table, budgets=budgets)
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"
         raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)

@@ -66,7 +66,7 @@ TargetName = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="Runtime to measure layers in, for --of latency: onnxruntime, openvino or pytorch (eager).",
+        help="Runtime to measure layers in, for --of latency or energy: onnxruntime, openvino or pytorch (eager).",
         metavar="RUNTIME",
     ),
 ]
@@ -95,7 +95,9 @@ Distill = Annotated[
 ]
 
 
-def target_of(name: str | None, *, batch: int, threads: int | None, table: Path | None) -> tuple[Any, Path | None]:
+def target_of(
+    name: str | None, *, batch: int, threads: int | None, table: Path | None, budgets: tuple[Any, ...] = ()
+) -> tuple[Any, Path | None]:
     """The target and the file of its measured layers; nothing where no target is named.
 
     Raises:
@@ -109,7 +111,8 @@ def target_of(name: str | None, *, batch: int, threads: int | None, table: Path 
     from niwaki.budgets import table_path
     from niwaki.measure import Target
 
-    target = Target(name, batch=batch, threads=threads or 1)
+    energy = any(budget.of == "energy" for budget in budgets)
+    target = Target(name, batch=batch, threads=threads or 1, of="energy" if energy else "latency")
     target.need()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "niwaki"
     return target, table or table_path(cache, target)

@@ -1,7 +1,7 @@
 """How much energy one forward pass takes, by the machine's own counters."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,6 +14,8 @@ from niwaki.measure.measurement import Measurement, Meter, device_name, evaluati
 from niwaki.units import device_of, run
 
 POWERCAP = "/sys/class/powercap"
+STRETCH = 0.2
+"""Seconds over which joules of a layer are counted: counters of processors step about every millisecond."""
 Counter = Callable[[], float]
 """Joules since some time."""
 
@@ -81,6 +83,32 @@ def graphics_counter(device: torch.device) -> Counter:
     return lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(card)) / 1e3
 
 
+def joules_in_turns(
+    calls: Mapping[str, Callable[[], Any]], counters: Sequence[Counter], *, runs: int, seconds: float = STRETCH
+) -> dict[str, list[float]]:
+    """Joules of one pass of each call: of a stretch of many, over their number; stretches of the calls in turns."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(runs):
+        for name, call in calls.items():
+            joules, passes = _spent(call, counters, seconds)
+            found[name].append(joules / passes)
+    return found
+
+
+def _spent(
+    call: Callable[[], Any], counters: Sequence[Counter], seconds: float, *, wait: Callable[[], None] = lambda: None
+) -> tuple[float, int]:
+    """Joules of repeated calls, and how many there were."""
+    start, begun, passes = sum(one() for one in counters), time.perf_counter(), 0
+    while passes == 0 or time.perf_counter() - begun < seconds:
+        call()
+        passes += 1
+    wait()
+    return sum(one() for one in counters) - start, passes
+
+
 @final
 @dataclass(frozen=True)
 class Energy(Meter):
@@ -131,12 +159,7 @@ class Energy(Meter):
             for _ in range(self.warm_up):
                 call()
             _wait(model)
-            start, begun, passes = sum(one() for one in counters), time.perf_counter(), 0
-            while passes == 0 or time.perf_counter() - begun < self.seconds:
-                call()
-                passes += 1
-            _wait(model)
-            return sum(one() for one in counters) - start, passes
+            return _spent(call, counters, self.seconds, wait=lambda: _wait(model))
 
 
 def _wait(model: nn.Module) -> None:

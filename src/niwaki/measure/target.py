@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Any, Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, MissingExtraError, UnknownNameError
+from niwaki.measure.energy import joules_in_turns, processor_counters
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.units import map_tensors, run, tensors_in
 
@@ -27,6 +28,9 @@ REORDERS = ("ReorderInput", "ReorderOutput", "Reorder", "Parameter", "Result")
 """What a lone layer needs before and after it, and a layer among others does not."""
 Call = Callable[[], Any]
 Clock = Literal["wall", "cpu"]
+Quantity = Literal["latency", "energy"]
+ENERGY_RUNS = 3
+"""Stretches of many passes over which joules are counted; the least counts."""
 
 
 @final
@@ -50,6 +54,14 @@ class Target:
     is chosen again, by a corrected table. Timers are no better than some hundredths."""
     rounds: int = 5
     """How often at most a network is chosen and measured for a budget of latency; 0 trusts the table."""
+    of: Quantity = "latency"
+    """What is measured: "latency" (milliseconds) or "energy" (joules, by the processor packages' own counters, with
+    whatever else the machine does; layers too)."""
+
+    @property
+    def unit(self) -> str:
+        """Of what is measured."""
+        return {"latency": "ms", "energy": "J"}[self.of]
 
     @property
     def clock(self) -> Clock:
@@ -64,14 +76,17 @@ class Target:
             if type(value) is not int or value < least:
                 do = f"give a whole number from {least}"
                 raise InputError(f"Target({name}={value!r})", found="not a count", do=do)
+        if self.of not in get_args(Quantity):
+            raise UnknownNameError.of("quantity", self.of, get_args(Quantity))
         if isinstance(self.tolerance, bool) or not 0 < self.tolerance < 1:
             raise InputError(f"Target(tolerance={self.tolerance!r})", found="no share", do="give one between 0 and 1")
 
     def need(self) -> None:
-        """Refuse a runtime that is not there.
+        """Refuse a runtime that is not there, and counters that are not.
 
         Raises:
             MissingExtraError: its package is not installed.
+            NiwakiError: energy is asked for, and the machine has no counters of it or keeps them to itself.
         """
         package, extra = RUNTIMES[self.runtime]
         missing = [name for name in (package, *(("onnx", "onnxscript") if extra else ())) if find_spec(name) is None]
@@ -81,6 +96,8 @@ class Target:
                 found=f"not installed: {', '.join(missing)}",
                 do=f"pip install 'niwaki[{extra}]'",
             )
+        if self.of == "energy":
+            processor_counters()
 
     def machine(self) -> dict[str, str]:
         """What times depend on: they are worth nothing where any of it differs."""
@@ -92,6 +109,7 @@ class Target:
             "threads": str(self.threads),
             "batch": str(self.batch),
             "dtype": "float32",
+            **({} if self.of == "latency" else {"of": self.of}),
         }
 
     def open(self, model: nn.Module, example: Any) -> Call:
@@ -114,6 +132,27 @@ class Target:
             ) from error
         opened = _onnxruntime(content, example, self.threads) if self.runtime == "onnxruntime" else None
         return opened or _openvino(content, example, self.threads)[0]
+
+    def amounts(self, calls: Mapping[str, Call], runs: int) -> dict[str, list[float]]:
+        """What each call takes, in turns: milliseconds of one pass, or joules of one among many."""
+        if self.of == "latency":
+            return in_turns(calls, runs=runs, clock=self.clock)
+        return joules_in_turns(calls, processor_counters(), runs=ENERGY_RUNS)
+
+    def amount(self, layer: nn.Module, inputs: tuple[Any, ...]) -> float:
+        """What one layer alone takes: `milliseconds`, or the least joules."""
+        if self.of == "latency":
+            return self.milliseconds(layer, inputs)
+        with self.threaded(), evaluating(layer):
+            return min(self.amounts({"it": self._alone(layer, inputs)}, runs=1)["it"])
+
+    def _alone(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Call:
+        if self.runtime == "pytorch":
+            return _eager(layer, inputs)
+        content = _layer_file(layer, inputs)
+        if self.runtime == "onnxruntime":
+            return _onnxruntime(content, inputs, self.threads)
+        return _openvino(content, inputs, self.threads)[0]
 
     def milliseconds(self, layer: nn.Module, inputs: tuple[Any, ...]) -> float:
         """The shortest time of one layer alone, without what it would not need among others, in ms."""

@@ -196,7 +196,7 @@ class Outcome:
                 for s in self.stages
             ],
             "promised": dict(plan.promised),
-            "latency": dict(plan.decided_by.get("latency") or {}),
+            "measured": dict(plan.decided_by.get("measured") or {}),
             "receipt": self.receipt.to_json(),
             "widths": widths,
             "groups": [

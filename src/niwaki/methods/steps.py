@@ -227,13 +227,17 @@ def need_target(job: Job) -> None:
     Raises:
         InputError: there is such a budget, and no target.
         MissingExtraError: the target's runtime is not installed.
+        NiwakiError: there are no counters of energy.
     """
     wanted = {budget.of for budget in job.budget} & set(budgets.TIMES)
-    if wanted and job.target is None:
+    there = set() if job.target is None else {job.target.of}
+    if wanted - there:
+        name = min(wanted - there)
+        more = "" if name == "latency" else f", of={name!r}"
         raise InputError(
-            f"Budget(of={min(wanted)!r})",
-            found="no target to measure on",
-            do="give target=niwaki.measure.Target('onnxruntime') (--target onnxruntime)",
+            f"Budget(of={name!r})",
+            found=f"a target that measures {min(there)}" if there else "no target to measure on",
+            do=f"give target=niwaki.measure.Target('onnxruntime'{more}) (--target onnxruntime)",
         )
     if job.target is not None:
         job.target.need()
@@ -246,7 +250,7 @@ def look(model: nn.Module, job: Job) -> dict[str, Measurement]:
         return {}
     wanted = {budget.of for budget in job.budget}
     extra: list[Meter] = [Memory(fused=False)] if "memory" in wanted else []
-    if job.target is not None:
+    if job.target is not None and job.target.of == "latency":
         extra.append(RuntimeLatency(job.target.runtime, batch=job.target.batch, threads=job.target.threads))
     known = {meter.name for meter in job.meters}
     meters = (*COUNTS, *job.meters, *(meter for meter in extra if meter.name not in known))

@@ -156,7 +156,7 @@ class UDFC(Method):
         work, alive, found, rounding = self.rewritten(job, graph, structure, alive_of(graph, widths), self.solver())
         chosen = {"name": self.select, "space": self.space, "bias_weight": self.bias_weight}
         plan = plan_of(graph, alive, budgets=job.budget, decided_by={**widths.decided_by, "score": chosen})
-        measured = {name: value for name, value in widths.promised.items() if name.startswith("latency")}
+        measured = {name: value for name, value in widths.promised.items() if name.partition("_")[0] in budgets.TIMES}
         plan = replace(plan, promised={**plan.promised, **measured})
         steps.done("reconstruct")
         if job.task is not None and self.solve != "none":  # the same channels, the same grid

@@ -242,20 +242,19 @@ def promises(run: Run) -> Table:
         said = (f"{value:,}", f"{found:,.0f}") if whole else (short(value, unit), with_spread(record))
         rows.append((title(name), *said, apart))
     heads = ("", "promised by the plan", "measured", "difference")
-    chosen = run.get("latency")
+    chosen = run.get("measured")
+    what, unit = chosen.get("of") or "latency", chosen.get("unit") or "ms"
     rounds = [(one.get("promised"), one.get("measured")) for one in chosen.get("rounds") or ()]
     for number, (said, took) in enumerate(rounds, start=1):
         if said and took:
-            apart = f"{100 * (took / said - 1):+.2f} %"
-            rows.append(
-                (f"latency in turns with the uncut, plan {number}", short(said, "ms"), short(took, "ms"), apart)
-            )
+            pair = short(said, unit), short(took, unit)
+            rows.append((f"{what} in turns with the uncut, plan {number}", *pair, f"{100 * (took / said - 1):+.2f} %"))
     note = ""
     if rounds and chosen.get("limit") and chosen.get("off") is not None:
         note = (
-            f"A latency of {short(chosen['limit'], 'ms')} was asked for. Plans were chosen, cut and measured until one "
+            f"Asked for: {short(chosen['limit'], unit)} of {what}. Plans were chosen, cut and measured until one was "
         )
-        note += f"was near enough: {len(rounds)}; that of this run is off by {100 * chosen['off']:+.1f} %."
+        note += f"near enough: {len(rounds)}; that of this run is off by {100 * chosen['off']:+.1f} %."
     return Table("Promised and measured", heads, tuple(rows), frozenset({1, 2, 3}), note=note)
 
 
