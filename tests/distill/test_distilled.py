@@ -430,7 +430,7 @@ def test_outputs_with_names_are_found():
 def test_compress_makes_the_uncut_model_the_teacher(monkeypatch):
     made = []
     monkeypatch.setattr(
-        "niwaki.methods.one_shot.Distilled", lambda *given, **more: made.append(given) or Distilled(*given, **more)
+        "niwaki.methods.steps.Distilled", lambda *given, **more: made.append(given) or Distilled(*given, **more)
     )
     model, losses = network(), (Weighted(Logits()), Weighted(Features(), taps=("both",)))
     common = {"method": niwaki.methods.Magnitude(), "budget": niwaki.Budget(0.5, "units"), "task": TASK}

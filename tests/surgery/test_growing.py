@@ -1,20 +1,27 @@
 """Growth with numbers worked out by hand: tensors, outputs, the file, the optimiser, fresh weights."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from planned import Heads, mlp
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import niwaki
+from laws.common import trace
+from niwaki.distill.alignment import kept_at
 from niwaki.errors import CannotCutError, FileDamagedError, InputError
-from niwaki.graph.copies import along
+from niwaki.graph.copies import along, growable
+from niwaki.graph.memory import with_bytes, with_memory
 from niwaki.graph.plans import plan_of
+from niwaki.measure import Bytes, Memory
 from niwaki.plan import Plan
 from niwaki.surgery import renew_
+from zoo import named
 
 X = torch.tensor([[1.0, 2.0]])
 
@@ -172,6 +179,35 @@ def test_fresh_weights_of_new_units() -> None:
     big = niwaki.cut(model, plan)
     renew_(big, model, shapes, how="reset", seed=1, plan=plan)
     assert not torch.equal(big[0].weight[0], model[0].weight[0])
+
+
+def test_weights_on_disk_grow_to_the_same_bits(tmp_path: Path) -> None:
+    model = mlp()
+    plan = grown(model, [1, 3, 0])
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    niwaki.surgery.cut_stored(model, plan, tmp_path, tmp_path / "out")
+    held, meant = load_file(tmp_path / "out" / "model.safetensors"), niwaki.cut(model, plan).state_dict()
+    assert held.keys() == meant.keys() and all(torch.equal(held[name], meant[name]) for name in meant)
+
+
+def test_features_of_new_units_have_no_teacher() -> None:
+    model = mlp()
+    with pytest.raises(InputError, match="which the teacher does not have"):
+        kept_at(model, grown(model, [1, 2, 1]), ["0"])
+
+
+@pytest.mark.parametrize("name", ["chain", "residual_add", "dense_concat", "cat_flatten", "unet", "squeeze_excite"])
+def test_bytes_and_memory_are_as_promised(name: str) -> None:
+    model, example, graph = trace(named(name))
+    graph = with_memory(with_bytes(graph))
+    free, times = growable(graph), np.ones(graph.units.count, np.int64)
+    for number, group in enumerate(g for g in graph.groups if g.ids.size and free[g.ids].all()):
+        times[group.ids[: (1 + number % 2) * group.multiple]] += 1
+    plan = plan_of(graph, times)
+    assert plan.grows
+    big = niwaki.cut(model, plan)
+    assert Bytes()(big).value == plan.promised["bytes"] > plan.promised["bytes_before"]
+    assert Memory(fused=False)(big, example).value == plan.promised["memory"] > plan.promised["memory_before"]
 
 
 def test_heads_do_not_grow() -> None:

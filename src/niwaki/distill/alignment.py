@@ -58,9 +58,15 @@ def kept_at(teacher: nn.Module, plan: Plan, paths: Collection[str]) -> dict[str,
     Raises:
         PlanMismatchError: the plan is for another model.
         UnknownNameError: no such module.
-        InputError: a module that is not called exactly once, or whose rows lose different columns.
+        InputError: a module that is not called exactly once, or whose rows lose different columns; a plan that grows.
     """
     plan.bound(teacher, fingerprint(teacher))
+    if plan.grows:
+        raise InputError(
+            "align features with a wider network's",
+            found=f"new units in {', '.join(list(plan.grows)[:3])}, which the teacher does not have",
+            do="teach by its outputs alone, without taps",
+        )
     graph = (
         plan.graph if plan.graph is not None else trace(teacher, decode_example(plan.example, str(device_of(teacher))))
     )
