@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import niwaki.report
-from niwaki.report.sweeps import all_candidates, front_table, headline, plot, read_sweep, troubles
+from niwaki.report.sweeps import all_candidates, earlier_trials, front_table, headline, plot, read_sweep, troubles
 
 #             method       keep  seed  MACs  accuracy  ms    how it ended
 TOLD = (
@@ -107,3 +107,18 @@ def test_a_candidate_links_to_its_run(folder: Path) -> None:
     (place / "report.html").write_text("x")
     assert front_table(read_sweep(folder), "macs").links == ("trials/taylor-0.3-0/report.html", None)
     assert 'href="trials/taylor-0.3-0/report.html"' in niwaki.report.html(folder)
+
+
+def test_trials_of_an_earlier_file_stand_apart(folder: Path) -> None:
+    better = row("taylor", 0.1, 5, 1.0, 99.0, 0.1, "done") | {"earlier": True}
+    before = read_sweep(folder)
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(better) + "\n")
+    found = read_sweep(folder)
+    assert found.rows == before.rows and found.candidates == before.candidates  # it would be on every front
+    (listed,) = earlier_trials(found).rows
+    assert listed[:3] == ("taylor-0.1-5", "99.00 %", "1") and "keep 0.1" in listed[3]
+    text = niwaki.report.html(folder)
+    assert "<h2>Asked for earlier</h2>" in text and headline(found) == headline(before)
+    assert niwaki.report.data(folder)["earlier"] == [better]
+    assert earlier_trials(before).rows == ()

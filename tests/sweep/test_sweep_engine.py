@@ -2,14 +2,14 @@
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from niwaki.errors import FileDamagedError, InputError, RunExistsError
-from niwaki.sweep import Workers, grid, read_rows
+from niwaki.sweep import Workers, grid, read_rows, sweep
 from niwaki.sweep.attempt import MARK, Attempt, finished
 from niwaki.sweep.engine import LOST, _opened, run
 from niwaki.sweep.results import ATTEMPTS, RESULTS, TIMING, append, read_lines, rows_of, uncut
@@ -71,6 +71,36 @@ def swept(folder: Path, script: Script, *, tries: int = 3) -> tuple[Scripted, di
 
 def done(trial: Trial, number: int) -> Attempt:
     return Attempt(True, node="here", seconds=1.0)
+
+
+def test_trials_of_an_earlier_file_keep_their_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two of four trials go, one is new; then all four are back."""
+    _, before = swept(tmp_path, done)
+    asked = (*TRIALS[:2], *grid({"model": "m", "method": "magnitude"}))
+
+    def again(trials: Sequence[Trial]) -> list[dict]:
+        with _opened(tmp_path, trials, "niwaki sweep x.toml"):
+            run(trials, tmp_path, rows_of(tmp_path, trials), Scripted(tmp_path, done).opened, tries=1)
+        return list(read_rows(tmp_path))
+
+    gone = [trial.name for trial in TRIALS[2:]]
+    for _ in range(2):
+        rows = again(asked)
+        assert [row["trial"] for row in rows] == [*(trial.name for trial in asked), *gone]
+        assert [row["trial"] for row in rows if row.get("earlier")] == gone
+        assert all(row["values"] == before[row["trial"]]["values"] for row in rows[3:])
+    caplog.clear()
+    rows = again(TRIALS)
+    assert [row["trial"] for row in rows if not row.get("earlier")] == [trial.name for trial in TRIALS]
+    assert [row["trial"] for row in rows if row.get("earlier")] == [asked[2].name]
+
+
+def test_the_sweep_names_earlier_trials(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    swept(tmp_path, done)
+    sweep(TRIALS[:3], tmp_path, timing=None)
+    assert "not asked for any more" in caplog.text and TRIALS[3].name in caplog.text
+    assert TRIALS[0].name not in caplog.text
+    assert [bool(row.get("earlier")) for row in read_rows(tmp_path)] == [False, False, False, True]
 
 
 def test_every_trial_once(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The report on a sweep: its best trade-offs, all candidates, and what failed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -33,6 +33,8 @@ class Sweep:
     plan: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
     candidates: tuple[Candidate, ...]
+    earlier: tuple[Mapping[str, Any], ...] = ()
+    """Rows of trials that were asked for once: they may be of other models or data, so they are compared with none."""
 
     @property
     def varied(self) -> tuple[str, ...]:
@@ -62,9 +64,10 @@ def read_sweep(folder: str | Path) -> Sweep:
         FileDamagedError: a file is damaged.
     """
     folder = Path(folder)
-    rows = read_rows(folder)
+    every = read_rows(folder)
+    rows = tuple(row for row in every if not row.get("earlier"))
     plan = read_json(folder / PLAN) if (folder / PLAN).is_file() else {}
-    return Sweep(folder, plan, rows, candidates(rows))
+    return Sweep(folder, plan, rows, candidates(rows), tuple(row for row in every if row.get("earlier")))
 
 
 def headline(sweep: Sweep) -> str:
@@ -144,6 +147,24 @@ def troubles(sweep: Sweep) -> Table:
                  frozenset({2}), note)  # fmt: skip
 
 
+def earlier_trials(sweep: Sweep) -> Table:
+    """Trials that the sweep's file asked for once, and does not any more."""
+
+    def cell(row: Mapping[str, Any], name: str, unit: str) -> str:
+        return short(row["values"][name], unit) if name in row["values"] else "-"
+
+    rows = tuple(
+        (row["trial"], cell(row, "accuracy", "%"), cell(row, "macs", "MACs"), _shown(list(_words(row))))
+        for row in sweep.earlier
+    )
+    note = "The file has changed since: these trials are compared with none, and on no front." if rows else ""
+    return Table("Asked for earlier", ("trial", "accuracy", "MACs", "options"), rows, frozenset({1, 2}), note)
+
+
+def _words(row: Mapping[str, Any]) -> Iterator[str]:
+    return (f"{_called(name)} {_shown(value)}" for name, value in _flat(row["options"]).items())
+
+
 def facts(sweep: Sweep) -> Table:
     """What all trials share, and who made them."""
     rows = [(_called(name), _shown(value)) for name, value in sweep.shared.items()]
@@ -190,6 +211,7 @@ def page_of(sweep: Sweep, *, heading: str) -> str:
     body += [
         drawn(all_candidates(sweep), search="candidates"),
         drawn(troubles(sweep)),
+        drawn(earlier_trials(sweep)),
         command(sweep.plan.get("command")),
         drawn(facts(sweep)),
         drawn(meanings(sweep)),
@@ -199,7 +221,8 @@ def page_of(sweep: Sweep, *, heading: str) -> str:
 
 def terminal_of(sweep: Sweep) -> RenderableType:
     """The same for the terminal."""
-    tables = [*(front_table(sweep, cost) for cost in COSTS), all_candidates(sweep), troubles(sweep), facts(sweep)]
+    tables = [*(front_table(sweep, cost) for cost in COSTS), all_candidates(sweep), troubles(sweep)]
+    tables += [earlier_trials(sweep), facts(sweep)]
     notes = [Text(table.note) for table in tables if table.note]
     drawings = (drawn_in_terminal(table) for table in tables if table.rows)
     return Group(Text(headline(sweep), style="bold"), *drawings, *notes)
@@ -210,6 +233,7 @@ def data_of(sweep: Sweep) -> dict[str, Any]:
     return {
         "folder": str(sweep.folder),
         "trials": list(sweep.rows),
+        "earlier": list(sweep.earlier),
         "fronts": {
             cost: [
                 {"options": dict(one.settings), "trials": list(one.trials), "values": dict(one.values)}

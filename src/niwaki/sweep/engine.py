@@ -18,7 +18,7 @@ from niwaki.errors import InputError, RunExistsError, making
 from niwaki.files import write_text
 from niwaki.sweep.attempt import Attempt
 from niwaki.sweep.pool import Pool, RayPool, Workers
-from niwaki.sweep.results import ATTEMPTS, LOGS, PLAN, TRIALS, append, rows_of, write_rows
+from niwaki.sweep.results import ATTEMPTS, LOGS, PLAN, TRIALS, append, earlier_rows, rows_of, write_rows
 from niwaki.sweep.timing import Timing, time_trials
 from niwaki.sweep.trials import Trial
 
@@ -56,6 +56,10 @@ def sweep(
     """
     folder = Path(folder).absolute()
     with _opened(folder, trials, command):
+        earlier = earlier_rows(folder, trials)
+        if earlier:
+            names = ", ".join(row["trial"] for row in earlier)
+            log.warning("not asked for any more, their runs and rows stay, apart from the others: %s", names)
         rows = rows_of(folder, trials)
         places = {trial.digest: _places(folder, trial) for trial in trials}
         common = {"threads": workers.cpus, "working": os.getcwd(), "sign": str(folder / PLAN)}
@@ -70,7 +74,7 @@ def sweep(
 
             time_trials(done, folder, timing, threads=workers.cpus, tell=tell)
         rows = rows_of(folder, trials)
-        write_rows(folder, rows.values())
+        write_rows(folder, [*rows.values(), *earlier])
     return tuple(rows.values())
 
 
@@ -89,7 +93,8 @@ def run(
     """
     todo = [trial for trial in trials if rows[trial.digest]["status"] != "done"]
     through = len(trials) - len(todo)
-    write_rows(folder, rows.values())
+    earlier = earlier_rows(folder, trials)
+    write_rows(folder, [*rows.values(), *earlier])
     log.info("%d trials%s", len(trials), f", {through} of them done already" if through else "")
     if not todo:
         return
@@ -103,7 +108,7 @@ def run(
             trial, attempt = at.ended()
             append(folder / ATTEMPTS, _entry(trial, attempt))
             rows.update(rows_of(folder, [trial]))
-            write_rows(folder, rows.values())
+            write_rows(folder, [*rows.values(), *earlier])
             (lost if attempt.lost else failed)[trial.digest] += not attempt.done
             if not attempt.done and not attempt.final and failed[trial.digest] < tries and lost[trial.digest] <= LOST:
                 log.warning("%s: %s; begun again", trial.name, attempt.error)

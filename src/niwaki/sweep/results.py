@@ -37,6 +37,14 @@ def rows_of(folder: Path, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
     return {trial.digest: _row(folder, trial, attempts.get(trial.digest, []), times) for trial in trials}
 
 
+def earlier_rows(folder: Path, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Rows of trials that the folder has and that are not asked for any more, each marked as `earlier`."""
+    asked = {trial.digest for trial in trials}
+    found = [row for row in read_lines(folder / RESULTS) if row.get("status") in STATUS]
+    fits = [row for row in found if all(isinstance(row.get(key), kind) for key, kind in NEEDED.items())]
+    return [row | {"earlier": True} for row in fits if row["digest"] not in asked and row["status"] != "waiting"]
+
+
 def times_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Newest measured latency of each trial, by digest; of the uncut models by "uncut" and the model's source."""
     return {
