@@ -495,7 +495,7 @@ def test_a_device_that_fills_up_while_the_cut_is_judged(say: Say, here: Path, mo
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     before = files(here)
-    monkeypatch.setattr(sys.modules["niwaki.methods.one_shot"], "verify", full)
+    monkeypatch.setattr(sys.modules["niwaki.methods.steps"], "verify", full)
     found = say("compress", MODEL, *SHAPE, "--out", "small", "--force")
     assert (found.code, "CUDA out of memory." in found.err) == (1, True)
     assert files(here) == before

@@ -1,23 +1,65 @@
 """One tree of errors. Every message says what was asked, what was found, where, and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, final
+
+
+@final
+@dataclass(frozen=True)
+class Setting:
+    """A setting that a message speaks of: in Python an argument, on the command line an option.
+
+    Examples:
+        >>> str(Setting("exact_only", True)), str(Setting("data", written="a task"))
+        ('exact_only=True', 'a task')
+    """
+
+    name: str
+    """Of the option: "exact_only" for --exact-only; or of a method's field."""
+    value: Any = None
+    """What it is, or should be, set to; None where only the setting is meant."""
+    written: str = ""
+    """How Python writes it, where that is not name=value."""
+
+    def __str__(self) -> str:
+        return self.written or (self.name if self.value is None else f"{self.name}={self.value!r}")
+
+
+Words = str | tuple[str | Setting, ...]
+"""A part of a message: text, or text with settings between."""
 
 
 class NiwakiError(Exception):
     """Root of all errors that niwaki raises itself.
 
-    The four parts are kept as attributes, so that the command line and `--json` can print them apart.
+    The four parts are kept as attributes, so that the command line and `--json` can print them apart; `told` writes
+    the settings in them as somebody else writes them.
     `exit_code` is what the command line returns: 2 for the user's mistakes, 1 for everything else.
     """
 
     exit_code = 1
 
-    def __init__(self, asked: str, *, found: str = "", where: str = "", do: str = "") -> None:
-        self.asked, self.found, self.where, self.do = asked, found, where, do
-        parts = [asked, found and f"found: {found}", where and f"where: {where}", do and f"do: {do}"]
-        super().__init__("; ".join(part for part in parts if part))
+    def __init__(self, asked: Words, *, found: Words = "", where: Words = "", do: Words = "") -> None:
+        self.parts: dict[str, Words] = {"asked": asked, "found": found, "where": where, "do": do}
+        told = self.told(str)
+        self.asked, self.found, self.where, self.do = told.values()
+        super().__init__(joined(told))
+
+    def told(self, write: Callable[[Setting], str]) -> dict[str, str]:
+        """The four parts, each setting written by `write`."""
+        return {
+            name: words if isinstance(words, str) else "".join(w if isinstance(w, str) else write(w) for w in words)
+            for name, words in self.parts.items()
+        }
+
+
+def joined(told: dict[str, str]) -> str:
+    """The parts of an error on one line."""
+    parts = [words if name == "asked" else f"{name}: {words}" for name, words in told.items() if words]
+    return "; ".join(parts)
 
 
 class InputError(NiwakiError, ValueError):

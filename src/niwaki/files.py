@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from niwaki.errors import InputError, RunExistsError, making
+from niwaki.errors import InputError, RunExistsError, Setting, making
 
 REPORT, SETTINGS, SURGERY = "report.json", "settings.json", "surgery.json"
 """What a run leaves: settings, where it can be resumed from its beginning on; a report at its end; what it cut."""
@@ -28,7 +28,9 @@ def write_folder(folder: Path, write: Callable[[Path], None], *, force: bool) ->
     with making(folder):
         if folder.exists() and not force:
             raise RunExistsError(
-                f"write a run to {folder}", found="it exists", do="choose another folder, or give force=True (--force)"
+                f"write a run to {folder}",
+                found="it exists",
+                do=("choose another folder, or give ", Setting("force", True)),
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

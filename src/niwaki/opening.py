@@ -11,7 +11,7 @@ from typing import Any, Literal, final
 from torch import nn
 
 from niwaki import models
-from niwaki.errors import FileDamagedError, InputError
+from niwaki.errors import FileDamagedError, InputError, Setting
 from niwaki.files import REPORT, SURGERY, nearest, refuse_unended, resume_words, unended
 from niwaki.measure.latency import at_batch
 from niwaki.methods.run import load
@@ -157,7 +157,11 @@ def open_network(
         raise InputError("--checkpoint with a run's folder", found=str(name), do="the run brings its own weights")
     source = factory or run.source
     if not source:
-        raise InputError(f"the model of {run.folder}", found="the run does not name it", do="give --model SOURCE")
+        raise InputError(
+            f"the model of {run.folder}",
+            found="the run does not name it",
+            do=("give ", Setting("factory", "SOURCE", "what it was made from")),
+        )
     places = (*above, run.folder.resolve())
     if len(set(places)) < len(places):
         found, do = "a run that is made from itself", "run again into another folder"

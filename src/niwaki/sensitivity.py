@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from niwaki.budgets.atoms import Grids, make_atoms
-from niwaki.errors import FileDamagedError, InputError, NiwakiError, NotFiniteError
+from niwaki.errors import FileDamagedError, InputError, NiwakiError, NotFiniteError, Setting
 from niwaki.evidence import Need, collect
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of
@@ -133,7 +133,9 @@ def sensitivity(
     gradients = Need.GRADIENT in how.needs
     if gradients and task is None:
         raise InputError(
-            f"sensitivity(how={type(how).__name__}())", found="its score needs gradients", do="give a task (--data)"
+            (Setting("score", type(how).__name__.lower(), f"sensitivity(how={type(how).__name__}())"),),
+            found="its score needs gradients",
+            do=("give ", Setting("data", written="a task")),
         )
     batches = task.calibration(16, seed) if task is not None and gradients else None
     scores = score(graph, collect(model, graph, how.needs, batches=batches, loss=task.loss if task else None), how=how)

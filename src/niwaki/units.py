@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from niwaki.errors import Setting
+
 SMALLEST = 1e-6
 """Outputs below this may be what is left of larger numbers that cancelled, with their rounding."""
 Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
@@ -122,6 +124,14 @@ class DataRead:
         return f"{self.operation} in {self.module or 'the model'}, {self.where}"
 
 
+def _said(name: str, value: Any) -> Setting:
+    return Setting(name, value, f"Budget({name}={value!r})")
+
+
+def _at_most(amount: Any, of: str) -> Setting:
+    return Setting("budget", f"at_most={amount},of={of}", f"Budget.at_most({amount!r}, {of!r})")
+
+
 @final
 @dataclass(frozen=True)
 class Budget:
@@ -161,31 +171,30 @@ class Budget:
 
         share = isinstance(self.keep, float) and not self.absolute
         if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or self.keep != self.keep:
-            raise BudgetError(
-                f"Budget(keep={self.keep!r})", found=type(self.keep).__name__, do="give a share or a count"
-            )
+            raise BudgetError((_said("keep", self.keep),), found=type(self.keep).__name__, do="give a share or a count")
         if type(self.absolute) is not bool or (self.absolute and not 0 < self.keep < float("inf")):
-            raise BudgetError(
-                f"Budget.at_most({self.keep!r}, {self.of!r})", found="no amount above 0", do="give what may be spent"
-            )
+            raise BudgetError((_at_most(self.keep, self.of),), found="no amount above 0", do="give what may be spent")
         if not self.absolute and ((share and not 0 < self.keep <= 1) or (not share and self.keep < 1)):
             raise BudgetError(
-                f"Budget(keep={self.keep!r})",
+                (_said("keep", self.keep),),
                 found="keep is what stays: a share in (0, 1] as a float or a count from 1 as an int",
-                do="to remove 30 % write keep=0.7; for an amount such as 12.5 ms write Budget.at_most(12.5, 'latency')",
+                do=(
+                    "to remove 30 % write ",
+                    Setting("keep", 0.7),
+                    "; for an amount such as 12.5 ms write ",
+                    _at_most(12.5, "latency"),
+                ),
             )
         if self.of not in BUDGET_KINDS:
-            raise BudgetError(
-                f"Budget(of={self.of!r})", found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them"
-            )
+            raise BudgetError((_said("of", self.of),), found=f"known: {', '.join(BUDGET_KINDS)}", do="use one of them")
         known = type(self.floor) in (int, float) and self.floor == self.floor
         if not known or (isinstance(self.floor, float) and not 0 < self.floor <= 1) or self.floor <= 0:
             raise BudgetError(
-                f"Budget(floor={self.floor!r})", found="a count from 1 or a share in (0, 1]", do="change it"
+                (_said("floor", self.floor),), found="a count from 1 or a share in (0, 1]", do="change it"
             )
         if type(self.multiple) is not int or self.multiple < 1:
             raise BudgetError(
-                f"Budget(multiple={self.multiple!r})", found="not a whole number from 1", do="use 1, 8, ..."
+                (_said("multiple", self.multiple),), found="not a whole number from 1", do="use 1, 8, ..."
             )
 
     def limit(self, before: float) -> float:

@@ -91,7 +91,7 @@ def test_unknown_choices_are_refused(method: Any, settings: dict[str, Any], mess
 
 
 def test_folding_needs_data() -> None:
-    with pytest.raises(niwaki.errors.InputError, match=r"Magnitude\(fold=True\) without data.*give a task"):
+    with pytest.raises(niwaki.errors.InputError, match=r"Magnitude with fold=True without data.*give a task"):
         small_by(Magnitude(fold=True), task=None)
 
 

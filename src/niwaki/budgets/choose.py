@@ -13,7 +13,7 @@ from niwaki.budgets.atoms import Blocks, Bundle, Grids, make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
 from niwaki.budgets.rule import Atoms, Parts, Rule, runs
-from niwaki.errors import BudgetError, InputError, NothingChangedWarning, UnknownNameError
+from niwaki.errors import BudgetError, InputError, NothingChangedWarning, Setting, UnknownNameError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.memory import with_bytes, with_memory
 from niwaki.graph.plans import plan_of
@@ -98,9 +98,18 @@ def choose(
             ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut"
             + (f", {len(graph.blocks)} blocks can be left out" if blocks != "keep" else ""),
-            do="write keep=1.0 for all of it: 1 is a count of one"
+            do=("write ", Setting("keep", 1.0), " for all of it: 1 is a count of one")
             if any(type(one.keep) is int and one.keep == 1 for one in budgets)
-            else "raise keep, lower floor, or allow more groups (protect fewer, exact_only=False)",
+            else (
+                "raise ",
+                Setting("keep"),
+                ", lower ",
+                Setting("floor"),
+                ", or allow more groups: ",
+                Setting("protect"),
+                " fewer, ",
+                Setting("exact_only", False),
+            ),
         )
     refill(ledger, full, gone, order, limits, chained)
     alive = np.ones(graph.units.count, bool)

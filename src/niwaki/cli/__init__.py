@@ -22,6 +22,7 @@ from niwaki.cli.talk import show_failure, start_log, warnings_said
 from niwaki.cli.trace import trace
 from niwaki.cli.train import train
 from niwaki.cli.verify import verify
+from niwaki.cli.wording import writer
 from niwaki.files import first_process
 
 __all__ = ["app", "main"]
@@ -77,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line on `arguments` (the process's own unless given) and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     spoken = shlex.join(["niwaki", *given])
+    command = typer.main.get_command(app)
     try:
-        command = typer.main.get_command(app)
         with warnings_said():
             code = command.main(args=list(given), prog_name="niwaki", standalone_mode=False, obj=spoken)
         sys.stdout.flush()
@@ -89,4 +90,4 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        return show_failure(error, as_json="--json" in given, debug="--debug" in given)
+        return show_failure(error, as_json="--json" in given, debug="--debug" in given, write=writer(command, given))

@@ -28,6 +28,9 @@ def load_check(
     saved = saved_run(folder)
     if saved is None:
         raise InputError(f"load-check {folder}", found="no folder", do="give the folder that a run was saved to")
+    if not saved.record:
+        found, do = "no report.json, which has the digest", "save the run again"
+        raise FileDamagedError(f"load-check {folder}", found=found, where=str(folder), do=do)
     record = saved.record.get("digest")
     if record is not None and not (isinstance(record, dict) and isinstance(record.get("sha256"), str)):
         raise FileDamagedError(

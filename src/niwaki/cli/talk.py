@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from niwaki.errors import NiwakiError, NothingChangedWarning, OutOfMemoryError
+from niwaki.errors import NiwakiError, NothingChangedWarning, OutOfMemoryError, Setting, joined
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -74,8 +74,8 @@ def show(result: "RenderableType", *, data: Any, as_json: bool) -> None:
     Console(width=width, soft_wrap=False).print(result)
 
 
-def show_failure(raised: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Say what went wrong, in four parts, and return the exit code."""
+def show_failure(raised: BaseException, *, as_json: bool, debug: bool, write: Callable[[Setting], str] = str) -> int:
+    """Say what went wrong, in four parts, its settings written by `write`, and return the exit code."""
     if debug and not isinstance(raised, (NiwakiError, Usage)):
         import traceback
 
@@ -89,7 +89,7 @@ def show_failure(raised: BaseException, *, as_json: bool, debug: bool) -> int:
     elif isinstance(error, NiwakiError):
         code = error.exit_code
         if not as_json:
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {joined(error.told(write))}", err=True)
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         code, error = 130, NiwakiError("stopped", do="run again, or `niwaki resume DIR` where a training was under way")
         if not as_json:
@@ -101,8 +101,7 @@ def show_failure(raised: BaseException, *, as_json: bool, debug: bool) -> int:
         if not as_json:
             typer.echo(f"error: {error}", err=True)
     if as_json:
-        parts = {"asked": error.asked, "found": error.found, "where": error.where, "do": error.do}
-        typer.echo(json.dumps({"error": parts}, indent=2))
+        typer.echo(json.dumps({"error": error.told(write)}, indent=2))
     return code
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from niwaki.errors import InputError, NiwakiError
+from niwaki.errors import InputError, NiwakiError, Setting
 from niwaki.export.onnx_file import TRACED_BATCH, difference, expected_of, fresh, place
 from niwaki.export.target import Target
 from niwaki.measure import Measurement
@@ -133,7 +133,7 @@ def _made(
                 found=f"{target.runtime} differs from PyTorch by {apart:.3g} of the largest output, "
                 f"above {allowed:.3g}",
                 where=type(model).__name__,
-                do="nothing was written; try a fixed batch (dynamic_batch=False, --batch 1) or another opset",
+                do=("nothing was written; try a fixed batch, ", Setting("batch", 1), ", or another opset"),
             )
         del opened
         timed = time_beside(target, file, model, fresh(example, generator), runs, threads)

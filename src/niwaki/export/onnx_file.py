@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import InputError, MissingExtraError, NiwakiError
+from niwaki.errors import InputError, MissingExtraError, NiwakiError, Setting
 from niwaki.export.runtimes import read_onnxruntime
 from niwaki.units import map_tensors, run, tensors_in
 
@@ -120,8 +120,11 @@ def translated(asked: str, model: nn.Module) -> Iterator[None]:
             asked,
             found=lines[0] + (f" ({cause[0][:300]})" if cause and cause[0] not in lines[0] else ""),
             where=type(model).__name__,
-            do="nothing was written; try dynamic_batch=False (--batch 1), or make the forward exportable "
-            "(torch.export)",
+            do=(
+                "nothing was written; try ",
+                Setting("batch", 1, "dynamic_batch=False"),
+                ", or make the forward exportable (torch.export)",
+            ),
         ) from error
 
 

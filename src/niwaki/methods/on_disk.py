@@ -8,7 +8,7 @@ from typing import Any, final
 
 from torch import nn
 
-from niwaki.errors import InputError, RunExistsError
+from niwaki.errors import InputError, RunExistsError, Setting
 from niwaki.evidence import collect
 from niwaki.graph import ChannelGraph, trace
 from niwaki.methods.one_shot import OneShot
@@ -91,12 +91,14 @@ def compress_stored(
     how = method.score(seed)
     if method.fold:
         raise InputError(
-            f"{type(method).__name__}(fold=True) on stored weights",
+            (f"{type(method).__name__} with ", Setting("fold", True), " on stored weights"),
             found="it needs to run the network",
             do="leave fold out, or load the whole model",
         )
     if Path(folder).exists() and not force:
-        raise RunExistsError(f"write to {folder}", found="it exists", do="choose another folder, or give force=True")
+        raise RunExistsError(
+            f"write to {folder}", found="it exists", do=("choose another folder, or give ", Setting("force", True))
+        )
     budgets = budgets_of(budget)
     stored = stored if isinstance(stored, Stored) else Stored(stored)
     seconds: dict[str, float] = {}

@@ -9,7 +9,7 @@ from niwaki import budgets
 from niwaki.budgets import choose
 from niwaki.budgets.atoms import Blocks, Bundle, Grids
 from niwaki.budgets.global_rank import Normalise, Per
-from niwaki.errors import InputError
+from niwaki.errors import InputError, Setting
 from niwaki.evidence import Need, collect
 from niwaki.graph import ChannelGraph, trace
 from niwaki.methods.job import Job, Method, Outcome
@@ -64,9 +64,9 @@ class OneShot(Method):
         known(self, **{name: get_args(choice) for name, choice in choices.items()})
         if self.rule == "uniform" and self.per != "unit":
             raise InputError(
-                f"{type(self).__name__}(rule='uniform', per={self.per!r})",
+                (f"{type(self).__name__} with ", Setting("rule", "uniform"), " and ", Setting("per", self.per)),
                 found="uniform compares no groups, so there is nothing to weigh",
-                do="use rule='global_rank', or leave per out",
+                do=("use ", Setting("rule", "global_rank"), ", or leave ", Setting("per"), " out"),
             )
 
     @abstractmethod
@@ -102,9 +102,9 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     """
     if method.fold and job.task is None:
         raise InputError(
-            f"{type(method).__name__}(fold=True) without data",
+            (f"{type(method).__name__} with ", Setting("fold", True), " without data"),
             found="it needs batches to take the constants from",
-            do="give a task (--data on the command line)",
+            do=("give ", Setting("data", written="a task")),
         )
     steps = Steps(job, method)
     how = method.score(job.seed)
@@ -116,7 +116,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         raise InputError(
             f"{type(method).__name__} without data",
             found="its score needs gradients",
-            do="give a task (--data on the command line)",
+            do=("give ", Setting("data", written="a task")),
         )
 
     def scored(graph: ChannelGraph) -> budgets.Choose:

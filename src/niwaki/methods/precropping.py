@@ -16,7 +16,7 @@ from niwaki.budgets.choose import priced
 from niwaki.budgets.pools import to_limits
 from niwaki.budgets.resized import Near, may_grow, resized
 from niwaki.budgets.rule import Atoms
-from niwaki.errors import BudgetError, InputError
+from niwaki.errors import BudgetError, InputError, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.weights import streams, weights_of
@@ -135,7 +135,7 @@ class PreCropping(Method):
         if job.distill:
             raise InputError("PreCropping with a teacher", found="the uncut network is untrained", do="leave it out")
         if job.recovery is not None and job.task is None:
-            raise InputError("training without data", found="no task", do="give a task (--data on the command line)")
+            raise InputError("training without data", found="no task", do=("give ", Setting("data", written="a task")))
         for budget in job.budget:
             if budget.of not in (*SEEN, *budgets.TIMES):
                 known = ", ".join((*SEEN, *budgets.TIMES))
@@ -298,7 +298,7 @@ class PreCropping(Method):
             raise InputError(
                 f"PreCropping(densities={self.densities!r}) without data",
                 found="its score needs batches",
-                do="give a task (--data on the command line), or use synflow",
+                do=("give ", Setting("data", written="a task"), ", or use synflow"),
             )
         batches = list(task.calibration(BATCHES, job.seed)) if task is not None and how.needs_data else []
         seen = Seen(job.example, batches, None if task is None else task.loss)

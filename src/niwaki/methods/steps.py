@@ -10,7 +10,7 @@ from torch import nn
 
 from niwaki import budgets
 from niwaki.distill import Distilled
-from niwaki.errors import CannotCutError, InputError
+from niwaki.errors import CannotCutError, InputError, Setting
 from niwaki.files import first_process, write_text
 from niwaki.graph import ChannelGraph
 from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeLatency, measure
@@ -179,7 +179,7 @@ def judged(job: Job, model: nn.Module, small: nn.Module, plan: Plan) -> Receipt:
         f"cut {plan.model}",
         found=f"cut and masked outputs differ by {receipt.difference:.3g} in float64 (scale {receipt.scale:.3g})",
         where=f"through the {receipt.door} door",
-        do="please report this model; exact_only=True or protect= may help",
+        do=("please report this model; ", Setting("exact_only", True), " or ", Setting("protect"), " may help"),
     )
 
 
@@ -190,7 +190,7 @@ def recovered(job: Job, small: nn.Module, plan: Plan) -> dict[str, Any]:
         InputError: the job has no task, or taps that do not fit.
     """
     if job.task is None:
-        raise InputError("recovery without data", found="no task", do="give a task (--data on the command line)")
+        raise InputError("recovery without data", found="no task", do=("give ", Setting("data", written="a task")))
     assert job.recovery is not None
     task: Trainable = job.task
     if job.distill:
@@ -235,9 +235,9 @@ def need_target(job: Job) -> None:
         name = min(wanted - there)
         more = "" if name == "latency" else f", of={name!r}"
         raise InputError(
-            f"Budget(of={name!r})",
+            (Setting("of", name, f"Budget(of={name!r})"),),
             found=f"a target that measures {min(there)}" if there else "no target to measure on",
-            do=f"give target=niwaki.measure.Target('onnxruntime'{more}) (--target onnxruntime)",
+            do=("give ", Setting("target", "onnxruntime", f"target=niwaki.measure.Target('onnxruntime'{more})")),
         )
     if job.target is not None:
         job.target.need()

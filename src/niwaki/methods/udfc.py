@@ -11,7 +11,7 @@ import torch
 
 from niwaki import budgets
 from niwaki.budgets import choose
-from niwaki.errors import InputError, NothingChangedWarning
+from niwaki.errors import InputError, NothingChangedWarning, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
@@ -230,7 +230,7 @@ def _traced(job: Job, *, rounds: bool) -> tuple[ChannelGraph, dict[str, str]]:
         raise InputError(
             f"UDFC on {type(job.model).__name__}",
             found=f"no layer whose channels others can take over ({reasons or 'no convolution or linear layer'})",
-            do="use another method, e.g. magnitude, or round alone: keep=1.0 and 2 to 8 bits",
+            do=("use another method, e.g. magnitude, or round alone: ", Setting("keep", 1.0), " and 2 to 8 bits"),
         )
     modules = {name for name, _ in job.model.named_modules()}
     paths = [weight.rpartition(".")[0] for weight in refused]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import CannotCutError, PlanMismatchError
+from niwaki.errors import CannotCutError, PlanMismatchError, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, walk, without_caches
@@ -68,7 +68,10 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             f"grow {type(model).__name__}",
             found=f"eager: {problem}; the exported door does not grow",
             where=", ".join(list(plan.grows)[:SHOWN]),
-            do="leave the groups of the module named as wide as they are (protect=[...])",
+            do=(
+                "leave the groups of the module named as wide as they are: ",
+                Setting("protect", written="protect=[...]"),
+            ),
         )
     log.info("the eager door does not open (%s); trying torch.export", problem)
     exported, reason = cut_exported(model, plan, graph, alive)
@@ -77,7 +80,13 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
             f"cut {type(model).__name__}",
             found=f"eager: {problem}; exported: {reason}",
             where="see the module named",
-            do="protect the groups of that module (protect=[...]) or cut its grids the other way (grids=...)",
+            do=(
+                "protect the groups of that module (",
+                Setting("protect", written="protect=[...]"),
+                ") or cut its grids the other way (",
+                Setting("grids"),
+                ")",
+            ),
         )
     return exported
 

@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import CannotCutError, InputError, NotFiniteError, PlanMismatchError, RunExistsError
+from niwaki.errors import CannotCutError, InputError, NotFiniteError, PlanMismatchError, RunExistsError, Setting
 from niwaki.evidence.evidence import finite
 from niwaki.files import write_folder
 from niwaki.graph.skeleton import copy_with, identity, is_parameter, to_meta
@@ -91,7 +91,10 @@ def cut_stored(
         raise CannotCutError(
             f"cut a stored {type(model).__name__}",
             found="it only cuts by torch.export, whose result holds more than the checkpoint's tensors",
-            do="load the model and use cut(), or protect what its forward hard-codes (protect=[...])",
+            do=(
+                "load the model and cut it, or protect what its forward hard-codes: ",
+                Setting("protect", written="protect=[...]"),
+            ),
         )
     parameters = frozenset(name for name, _ in model.named_parameters(remove_duplicate=False))
     made = CutTensors(plan, surgery, stored, first, parameters)

@@ -1,0 +1,67 @@
+"""Errors name settings: Python writes its own, the command line the option of the command at hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import typer
+
+import niwaki
+from niwaki.cli import app
+from niwaki.cli.wording import writer
+from niwaki.errors import InputError, Setting
+
+Run = Callable[..., Any]
+MODEL = "python:nets.py:small"
+SHAPE = ("--input", "1x1x8x8")
+SAID = {
+    "a share above 1": (("--keep", "1.5"), "--keep 1.5; ", "write --keep 0.7; ", "write --budget at_most=12.5"),
+    "all at once": (("--budget", "keep=1.5"), "keep=1.5; ", "write keep=0.7; for an amount"),
+    "of what": (("--of", "joules"), "--of joules; ", "use one of them"),
+    "nothing below": (("--budget", "at_most=0,of=macs"), "--budget at_most=0,of=macs", "no amount above 0"),
+    "too little": (("--keep", "0.001", "--floor", "0.9"), "lower --floor", "--protect fewer, no --exact-only"),
+    "one unit": (("--keep", "1"), "keep", "write --keep 1.0 for all of it"),
+    "no data": (("--method", "taylor"), "Taylor without data", "do: give --data"),
+    "a field": (("--set", "fold=true"), "Magnitude with --set fold=true without data", "do: give --data"),
+    "no target": (("--of", "latency"), "--of latency; ", "do: give --target onnxruntime"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_compress_speaks_of_its_options(run: Run, case: str) -> None:
+    words, *said = SAID[case]
+    found = run("compress", MODEL, *SHAPE, "--out", "r", *words)
+    assert found.code == 2
+    assert all(part in found.err for part in said), found.err
+    for python in ("Budget", "exact_only", "keep=1.0", "a task"):
+        assert python not in found.err
+
+
+def test_json_says_the_same(run: Run) -> None:
+    found = run("compress", MODEL, *SHAPE, "--out", "r", "--keep", "1.5", "--json")
+    assert found.data["error"]["asked"] == "--keep 1.5" and "--keep 0.7" in found.data["error"]["do"]
+
+
+def test_python_keeps_its_own_words() -> None:
+    with pytest.raises(InputError) as caught:
+        niwaki.Budget(keep=1.5)
+    assert caught.value.asked == "Budget(keep=1.5)"
+    assert caught.value.do == "to remove 30 % write keep=0.7; for an amount such as 12.5 ms write " \
+                              "Budget.at_most(12.5, 'latency')"  # fmt: skip
+    assert str(caught.value) == f"Budget(keep=1.5); found: {caught.value.found}; do: {caught.value.do}"
+
+
+def test_a_setting_is_written_by_the_command_at_hand() -> None:
+    command = typer.main.get_command(app)
+    compress, trace, none = (writer(command, words) for words in (["--quiet", "compress", "m"], ["trace"], []))
+    for setting, option, other in (
+        (Setting("exact_only", True), "--exact-only", "exact_only=True"),
+        (Setting("exact_only", False), "no --exact-only", "exact_only=False"),
+        (Setting("protect", written="protect=[...]"), "--protect", "--protect"),
+        (Setting("bits", 7), "--bits 7", "bits=7"),
+        (Setting("fold", True), "--set fold=true", "fold=True"),
+        (Setting("per", "macs"), "--set per=macs", "per='macs'"),
+        (Setting("insist", True, "insist=True"), "insist=True", "insist=True"),
+    ):
+        assert (compress(setting), trace(setting)) == (option, other)
+        assert none(setting) == str(setting)
