@@ -29,8 +29,8 @@ def load_check(
     if saved is None:
         raise InputError(f"load-check {folder}", found="no folder", do="give the folder that a run was saved to")
     if not saved.record:
-        found, do = "no report.json, which has the digest", "save the run again"
-        raise FileDamagedError(f"load-check {folder}", found=found, where=str(folder), do=do)
+        missing, do = "no report.json, which has the digest", "save the run again"
+        raise FileDamagedError(f"load-check {folder}", found=missing, where=str(folder), do=do)
     record = saved.record.get("digest")
     if record is not None and not (isinstance(record, dict) and isinstance(record.get("sha256"), str)):
         raise FileDamagedError(
