@@ -110,6 +110,18 @@ def attend(
     return output.transpose(1, 2).contiguous(), summed
 
 
+def hidden_tokens(call: Call, parts: Sequence[Part]) -> Tensor | None:
+    """For one new token: which stored ones it does not see, uint8 `[batch, heads, tokens]`; None if it sees all."""
+    found = _hidden(call, parts, 0, 1)
+    if found is None:
+        return None
+    if found.shape[2] != 1:
+        do = "use a model whose mask is the same for all heads"
+        raise InputError("decode in one kernel", found="a mask of its own for each query head", do=do)
+    wide = found[:, :, 0, 0].expand(call.keys.shape[0], call.keys.shape[1], found.shape[-1])
+    return wide.to(torch.uint8).contiguous()
+
+
 def _hidden(call: Call, parts: Sequence[Part], at: int, rows: int) -> Tensor | None:
     """True where a token is not seen, `[batch, heads or 1, group or 1, rows, tokens]`; None if every token is."""
     if call.mask is None:

@@ -1,5 +1,6 @@
 """One layer of a compressed cache: an old part with fewer tokens, channels or bits, and a whole one behind it."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -142,7 +143,8 @@ class CompressedLayer(KVLayer):
             output = asked.own(self.whole.keys.read(), self.whole.values.read())
         else:
             parts = [part for part in (self.old, self.whole) if part is not None]
-            output, sums = attend(call, parts, sums=self._weights is not None)
+            done = _in_one_kernel(call, parts) if self.settings.fused and self._weights is None else None
+            output, sums = (done, []) if done is not None else attend(call, parts, sums=self._weights is not None)
             if self._weights is not None:
                 self._weights = pad(self._weights, (0, call.new)) + torch.cat(sums, dim=-1)
         self._flush()
@@ -267,6 +269,15 @@ class CompressedLayer(KVLayer):
 def _everything(call: Call) -> Segment:
     """The call's own keys and values, uncopied."""
     return Segment(Dense(call.keys.detach()), Dense(call.values.detach()), call.values.shape[-1], start=0)
+
+
+def _in_one_kernel(call: Call, parts: list[Segment]) -> Tensor | None:
+    """By the fused kernel; None where it cannot."""
+    if not call.query.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    from niwaki.kv import fused
+
+    return fused.decode(call, parts) if fused.suits(call, parts) else None
 
 
 def _tokens(places: Tensor, weights: Tensor | None, real: Tensor | None, seen: int, budget: int) -> Tokens:

@@ -2,9 +2,10 @@
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import final
 
-from niwaki.errors import InputError, NothingChangedWarning
+from niwaki.errors import InputError, MissingExtraError, NothingChangedWarning
 from niwaki.kv.arithmetic import settings_bytes
 from niwaki.kv.cache import How, Load
 from niwaki.kv.channels import Channels
@@ -41,7 +42,15 @@ class Compression(How):
     None: as the papers do, never for channels and SnapKV, each `group` with bits, each token with policies that go on.
     """
 
+    fused: bool = False
+    """Decode single tokens by one Triton kernel on CUDA, where nothing is packed; elsewhere and otherwise by PyTorch.
+
+    Tried in Triton's interpreter and compiled, never run on a GPU.
+    """
+
     def __post_init__(self) -> None:
+        if self.fused and find_spec("triton") is None:
+            raise MissingExtraError("decode by a fused kernel: needs triton", do="pip install triton, or fused=False")
         if self.channels is None and self.tokens is None and self.bits is None:
             raise InputError("compress a cache", found="nothing to leave out", do="give channels, tokens or bits")
         if self.recent < 0 or (self.flush_every or 0) < 0:
@@ -88,7 +97,7 @@ class Compression(How):
         return settings_bytes(self._settings(), site, load)
 
     def _settings(self) -> Settings:
-        return Settings(self.channels, self.tokens, self.bits, self.recent, self._flush)
+        return Settings(self.channels, self.tokens, self.bits, self.recent, self._flush, self.fused)
 
 
 def _asks_for_all(channels: Channels) -> bool:

@@ -16,6 +16,7 @@ class Settings:
     bits: Bits | None
     recent: int
     flush: int
+    fused: bool = False
 
     def whole(self, tokens: int) -> int:
         """How many of `tokens` that stay are stored whole after a prompt: recent ones, and what fills no group."""
