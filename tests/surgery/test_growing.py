@@ -220,6 +220,19 @@ def test_heads_do_not_grow() -> None:
         plan_of(graph, times)
 
 
+def test_groups_that_read_several_outputs_of_one_unit_do_not_grow() -> None:
+    """Depthwise with two outputs each, then a convolution whose five groups read both: one unit, found by a search."""
+    model = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Conv2d(5, 10, 1, groups=5), nn.Conv2d(10, 5, 1, groups=5))
+    net = nn.Sequential(*model, nn.Conv2d(5, 3, 1))
+    graph = niwaki.trace(net, torch.zeros(1, 2, 4, 4))
+    group = next(g for g in graph.groups if g.fixed is None)
+    assert group.kind == "channels" and not growable(graph)[group.ids].any()
+    times = np.ones(graph.units.count, np.int64)
+    times[group.ids[0]] = 2
+    with pytest.raises(InputError, match="do not grow"):
+        plan_of(graph, times)
+
+
 def test_written_out_widths_do_not_grow() -> None:
     class Written(nn.Module):
         def __init__(self) -> None:

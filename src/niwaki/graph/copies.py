@@ -45,7 +45,9 @@ def along(units: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def growable(graph: ChannelGraph) -> np.ndarray:
-    """Units of which copies may be made: free ones that lie in no grid and in no table of positions; bool `[units]`."""
+    """Units of which copies may be made: free ones that lie in no grid, in no table of positions, and are not read by
+    groups of a convolution (which would have another number of groups, not wider ones); bool `[units]`.
+    """
     units = graph.units
     found = np.zeros(units.count, bool)
     for group in graph.groups:
@@ -53,6 +55,9 @@ def growable(graph: ChannelGraph) -> np.ndarray:
     found &= ~(units.in_row | units.in_column)
     for _, source, _ in graph.tables:
         found[source[source >= 0]] = False
+    for axis in graph.axes:
+        if axis.blocks > 1:
+            found[axis.units[axis.units >= 0]] = False
     return found
 
 
