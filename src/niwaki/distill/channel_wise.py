@@ -1,15 +1,12 @@
 """Channel-wise distillation (CWD): where each channel of the teacher looks, the student's shall look."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from niwaki.distill.loss import Loss, Widths, laid_out, need_equal, need_positions
-from niwaki.errors import InputError
+from niwaki.distill.loss import Loss, Widths, divergence, laid_out, need_equal, need_positions, need_temperature
 
 
 @final
@@ -40,8 +37,7 @@ class ChannelWise(Loss):
     """Of the channels; None: the second of [batch, channels, height, width], the last of [batch, tokens, width]."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"ChannelWise(temperature={self.temperature!r})", do="give a temperature above 0")
+        need_temperature(self, self.temperature)
 
     @property
     def widths(self) -> Widths:
@@ -56,7 +52,4 @@ class ChannelWise(Loss):
         ours, theirs = laid_out(student, teacher, self.axis)  # [batch, channels, positions]
         need_equal(ours, theirs, "channel_wise")
         need_positions(ours, "channel_wise")
-        look = functional.log_softmax(ours / self.temperature, dim=2)
-        target = functional.log_softmax(theirs / self.temperature, dim=2)
-        apart = functional.kl_div(look, target, reduction="none", log_target=True).sum(2)  # [batch, channels]
-        return self.temperature**2 * apart.mean()
+        return divergence(ours, theirs, self.temperature, axis=2)  # of positions; mean over [batch, channels]

@@ -1,15 +1,12 @@
 """Softened class scores: the student learns which wrong classes its teacher finds likely."""
 
-import math
 from dataclasses import dataclass
 from typing import final
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from niwaki.distill.loss import Loss, Widths, laid_out, need_equal
-from niwaki.errors import InputError
+from niwaki.distill.loss import Loss, Widths, divergence, laid_out, need_equal, need_temperature
 
 
 @final
@@ -39,8 +36,7 @@ class Logits(Loss):
     """Of the classes; None: the second of [batch, classes, height, width], the last of fewer axes."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"Logits(temperature={self.temperature!r})", do="give a temperature above 0")
+        need_temperature(self, self.temperature)
 
     @property
     def widths(self) -> Widths:
@@ -54,7 +50,4 @@ class Logits(Loss):
         """The divergence of scores [batch, classes], [batch, tokens, vocabulary] or [batch, classes, height, width]."""
         ours, theirs = laid_out(student, teacher, self.axis)  # [batch, classes, positions]
         need_equal(ours, theirs, "logits")
-        soft = functional.log_softmax(ours / self.temperature, dim=1)
-        target = functional.log_softmax(theirs / self.temperature, dim=1)
-        apart = functional.kl_div(soft, target, reduction="none", log_target=True).sum(1)  # [batch, positions]
-        return self.temperature**2 * apart.mean()
+        return divergence(ours, theirs, self.temperature, axis=1)  # of classes; mean over [batch, positions]

@@ -1,11 +1,13 @@
 """What a distillation loss is, and how it lays out outputs and features of any shape."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from niwaki.errors import InputError
 
@@ -71,6 +73,23 @@ def laid_out(
             do="tap places of the same batch and positions (nothing is resized), or give the axis of the channels",
         )
     return _laid(student, at), _laid(teacher.detach(), at)
+
+
+def need_temperature(loss: Loss, temperature: float) -> None:
+    """Refuse a temperature that is not above 0.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not 0 < temperature < math.inf:
+        raise InputError(f"{type(loss).__name__}(temperature={temperature!r})", do="give a temperature above 0")
+
+
+def divergence(ours: Tensor, theirs: Tensor, temperature: float, *, axis: int) -> Tensor:
+    """T^2 times the mean of KL(softmax(theirs / T) || softmax(ours / T)), softmax and divergence along an axis."""
+    soft, target = (functional.log_softmax(scores / temperature, dim=axis) for scores in (ours, theirs))
+    apart = functional.kl_div(soft, target, reduction="none", log_target=True).sum(axis)
+    return temperature**2 * apart.mean()
 
 
 def need_equal(student: Tensor, teacher: Tensor, what: str) -> None:

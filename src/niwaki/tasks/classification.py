@@ -11,16 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.errors import InputError, NotFiniteError, OutOfMemoryError, UnknownNameError
+from niwaki.errors import InputError, NotFiniteError, UnknownNameError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
-from niwaki.tasks.outputs import logits_of
-from niwaki.units import device_of, run
+from niwaki.tasks.outputs import logits_of, outputs_of
+from niwaki.tasks.parts import part_of
+from niwaki.units import device_of
 
 Batch = tuple[Tensor, Tensor]
 AUGMENT = ("none", "flip_crop")
-SPLITS = ("train", "val", "test")
 
 
 class Labelled(Protocol):
@@ -124,13 +124,8 @@ class Classification(Task):
             NotFiniteError: the model puts out NaN or infinite values.
             OutOfMemoryError: the device is too small for a batch.
         """
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        images: Labelled = getattr(self.splits, split)
-        count = len(images) if limit is None else min(limit, len(images))
-        if count < 1:
-            found = f"{len(images)} pictures, limit {limit}"
-            raise InputError(f"evaluate on the {split} split", found=found, do="use a split and a limit above 0")
+        part, count = part_of(self.splits, split, limit, of="pictures")
+        images: Labelled = part
         right = torch.zeros((), dtype=torch.int64, device=device_of(model))
         finite = torch.ones((), dtype=torch.bool, device=device_of(model))
         with evaluating(model):
@@ -157,13 +152,7 @@ class Classification(Task):
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Float[Tensor, "batch classes"], Int[Tensor, " batch"]]:
         inputs, labels = batch
-        like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
-        try:
-            output = run(model, inputs.to(like.device, like.dtype))
-        except torch.OutOfMemoryError as cause:
-            found = f"no memory left on {like.device} for a batch of {len(inputs)}"
-            raise OutOfMemoryError("run the model", found=found, do="use a smaller batch") from cause
-        logits = logits_of(output)
+        logits = logits_of(outputs_of(model, inputs))
         wanted = (len(inputs), len(self.splits.classes))
         if tuple(logits.shape) != wanted:
             found, do = f"output of shape {tuple(logits.shape)}", "use a model with as many classes as the data"

@@ -138,7 +138,7 @@ class Depth(Head):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         output, target, there = self._fitted(output, target)
-        return torch.where(there, (output - target).abs(), 0.0).sum() / there.sum().clamp(min=1)
+        return _mean((output - target).abs(), there)
 
     def sums(self, output: Tensor, target: Tensor) -> Float[Tensor, " sums"]:
         output, target, there = self._fitted(output, target)
@@ -188,7 +188,7 @@ class Normals(Head):
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         cosine, there = self._fitted(output, target)
-        return torch.where(there, 1 - cosine, 0.0).sum() / there.sum().clamp(min=1)
+        return _mean(1 - cosine, there)
 
     def sums(self, output: Tensor, target: Tensor) -> Float[Tensor, " sums"]:
         cosine, there = self._fitted(output.double(), target)
@@ -209,6 +209,11 @@ class Normals(Head):
         wide = output if output.dtype == torch.float64 else output.float()
         target = target.to(wide.device, wide.dtype)
         return functional.cosine_similarity(wide, target, dim=1), target.square().sum(1) > 0
+
+
+def _mean(apart: Tensor, there: Tensor) -> Tensor:
+    """Over the pixels that are there; 0 where none is."""
+    return torch.where(there, apart, 0.0).sum() / there.sum().clamp(min=1)
 
 
 def _over(total: float, count: float) -> float:

@@ -16,11 +16,11 @@ from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.outputs import logits_of
+from niwaki.tasks.parts import part_of
 from niwaki.units import device_of, run
 
 Batch = tuple[Tensor, Tensor]
 Kind = Literal["causal", "masked"]
-SPLITS = ("train", "val", "test")
 UNCOUNTED = -100
 """The label of a position that nothing is asked of; torch's own."""
 KEPT, DRAWN = 0.1, 0.1
@@ -142,13 +142,8 @@ class LanguageModelling(Task):
 
     def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
         """`perplexity` and `accuracy`, in one pass; raises as `evaluate`."""
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        blocks: Blocks = getattr(self.splits, split)
-        count = len(blocks) if limit is None else min(limit, len(blocks))
-        if count < 1:
-            found = f"{len(blocks)} sequences, limit {limit}"
-            raise InputError(f"evaluate on the {split} split", found=found, do="use a split and a limit above 0")
+        part, count = part_of(self.splits, split, limit, of="sequences")
+        blocks: Blocks = part
         nats, tokens, right = [], [], []
         with evaluating(model):
             for number, batch in enumerate(self._labelled(blocks.batches(self.batch), self.seed)):

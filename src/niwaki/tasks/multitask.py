@@ -9,15 +9,16 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from niwaki.errors import InputError, NotFiniteError, OutOfMemoryError, UnknownNameError
+from niwaki.errors import InputError, NotFiniteError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.heads import Head
-from niwaki.units import device_of, run
+from niwaki.tasks.outputs import outputs_of
+from niwaki.tasks.parts import part_of
+from niwaki.units import device_of
 
 Batch = tuple[Tensor, dict[str, Tensor]]
-SPLITS = ("train", "val", "test")
 
 
 class Samples(Protocol):
@@ -120,13 +121,8 @@ class Multitask(Task):
 
     def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
         """Every head's figures as HEAD_FIGURE, then the summary; raises as `evaluate`."""
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        samples: Samples = getattr(self.splits, split)
-        count = len(samples) if limit is None else min(limit, len(samples))
-        if count < 1:
-            found = f"{len(samples)} pictures, limit {limit}"
-            raise InputError(f"evaluate on the {split} split", found=found, do="use a split and a limit above 0")
+        part, count = part_of(self.splits, split, limit, of="pictures")
+        samples: Samples = part
         sums: dict[str, Tensor] = {}
         with evaluating(model):
             for number, (inputs, targets) in enumerate(samples.batches(self.batch)):
@@ -170,12 +166,7 @@ class Multitask(Task):
         return found
 
     def _outputs(self, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-        like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
-        try:
-            output: Any = run(model, inputs.to(like.device, like.dtype))
-        except torch.OutOfMemoryError as cause:
-            found = f"no memory left on {like.device} for a batch of {len(inputs)}"
-            raise OutOfMemoryError("run the model", found=found, do="use a smaller batch") from cause
+        output = outputs_of(model, inputs)
         names = [head.name for head in self.heads]
         if isinstance(output, Mapping):
             listed: list[Any] = [output.get(name) for name in names]

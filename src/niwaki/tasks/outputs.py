@@ -1,10 +1,26 @@
-"""Where the scores are in what a network puts out."""
+"""Running a network on a batch, and where the scores are in what it puts out."""
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from niwaki.errors import InputError
+from niwaki.errors import InputError, OutOfMemoryError
+from niwaki.units import run
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Any:
+    """What a model puts out for a batch, which is moved to its device and kind of number.
+
+    Raises:
+        OutOfMemoryError: the device is too small for the batch.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), inputs)
+    try:
+        return run(model, inputs.to(like.device, like.dtype))
+    except torch.OutOfMemoryError as cause:
+        found = f"no memory left on {like.device} for a batch of {len(inputs)}"
+        raise OutOfMemoryError("run the model", found=found, do="use a smaller batch") from cause
 
 
 def logits_of(output: Any, shape: str = "[batch, classes]") -> Tensor:
