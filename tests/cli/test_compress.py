@@ -31,6 +31,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory, networks: str) -> Iterator[P
             "1",
             "--lr",
             "0.02",
+            "--label-smoothing",
+            "0.1",
             "--keep",
             "0.5",
             "--out",
@@ -64,6 +66,7 @@ def test_settings_say_what_was_asked(saved: Path) -> None:
     settings = json.loads((saved / "runs" / "a" / "settings.json").read_text())
     task = settings["task"]
     assert (task["splits"]["source"], task["batch"], task["augment"]) == ("digits", 128, "none")
+    assert task["label_smoothing"] == 0.1 and settings["calibration"] == 16
     assert (settings["limit"], settings["source"], settings["weights"]) == (40, MODEL, "random")
     assert settings["recovery"]["lr"] == 0.02 and settings["meters"] == []
 
@@ -266,7 +269,22 @@ WRONG = {
     "taylor without data": (("--out", "r", "--method", "taylor"), "its score needs gradients"),
     "limit without data": (("--out", "r", "--limit-test", "3"), "--limit-test 3; found: no data"),
     "normalisation without data": (("--out", "r", "--normalisation", "none"), "no data to normalise"),
-    "augment": (("--out", "r", "--data", "digits", "--augment", "swirl"), "swirl"),
+    "augment": (
+        ("--out", "r", "--data", "digits", "--recover", "1", "--augment", "swirl"), "unknown augmentation 'swirl'"
+    ),
+    "augment without data": (("--out", "r", "--augment", "flip_crop"), "--augment flip_crop; found: no data"),
+    "augment without recovery": (
+        ("--out", "r", "--data", "digits", "--augment", "flip_crop"), "--augment flip_crop; found: no recovery"
+    ),
+    "batch without data": (("--out", "r", "--batch", "64"), "--batch 64; found: no data"),
+    "calibrate without data": (("--out", "r", "--calibrate", "4"), "--calibrate 4; found: no data"),
+    "smoothing without data": (("--out", "r", "--label-smoothing", "0.1"), "--label-smoothing 0.1; found: no data"),
+    "smoothing without recovery": (
+        ("--out", "r", "--data", "digits", "--label-smoothing", "0.1"), "found: no recovery to set it for"
+    ),
+    "smoothing": (
+        ("--out", "r", "--data", "digits", "--recover", "1", "--label-smoothing", "1"), "give a share in [0, 1)"
+    ),
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.tasks import Classification
 from niwaki.train import Checkpoints, Drops, Ema, Mix, Recovery, Speed, Validation
+from niwaki.train.loop import clip_
 from niwaki.train.mixing import mixed, pasted
 from niwaki.train.settings import from_plain
 
@@ -195,6 +196,16 @@ def test_half_precision_computes_in_half_and_keeps_the_weights(precision):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, atol=0.03, rtol=0.03)
         assert not torch.equal(one, other)
+
+
+def test_clipping_without_gradients_changes_nothing():
+    """A task whose loss leaves all weights aside for a while; and 3 and 4, of length 5, clipped to 1."""
+    alone, other = (nn.Parameter(torch.tensor([value])) for value in (1.0, 2.0))
+    clip_([alone], [], most=1.0)
+    assert alone.grad is None and alone.item() == 1.0
+    alone.grad, other.grad = torch.tensor([3.0]), torch.tensor([4.0])
+    clip_([alone], [other], most=1.0)
+    assert (alone.grad.item(), other.grad.item()) == pytest.approx((0.6, 0.8), rel=1e-5)
 
 
 def test_a_scaled_loss_is_unscaled_before_clipping():

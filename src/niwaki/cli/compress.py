@@ -47,6 +47,8 @@ from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
 from niwaki.files import first_process, partial_of
 
+BATCH, CALIBRATE = 128, 16
+"""Samples in a batch, and batches to re-estimate batch norm with, unless said."""
 ADAMW_RATE = 0.001
 """Of networks that know something already; sgd has the recovery's own."""
 
@@ -104,11 +106,17 @@ def compress(
         ),
     ] = None,
     distill: Distill = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
-    augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a batch; 128 unless said.")] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="Of pictures in the recovery: none (unless said) or flip_crop.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="In the recovery: share of the target spread over all classes; 0.1 is usual.")
+    ] = None,
     calibrate: Annotated[
-        int, typer.Option(min=0, metavar="BATCHES", help="To re-estimate batch norm with; 0 leaves it out.")
-    ] = 16,
+        int | None,
+        typer.Option(min=0, metavar="BATCHES", help="To re-estimate batch norm with; 16 unless said, 0 leaves it out."),
+    ] = None,
     runs: Annotated[int, typer.Option(min=0, help="Timed passes before and after; 0 leaves latency out.")] = 10,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,
     export: Annotated[
@@ -155,9 +163,16 @@ def compress(
     given = training_of(recovery_settings, "--recovery-set", {"epochs": recover or None, "seed": seed, **training})
     if given.get("optimizer") == "adamw":
         given.setdefault("lr", ADAMW_RATE)
-    for name, value in (("--recover", recover), ("--limit-test", limit_test)):
+    augment = None if augment == "none" else augment
+    taught = {"--augment": augment, "--label-smoothing": label_smoothing}
+    of_data = {"--recover": recover, "--limit-test": limit_test, "--batch": batch, "--calibrate": calibrate, **taught}
+    for name, value in of_data.items():
         if value and data is None:
             raise InputError(f"{name} {value}", found="no data", do="give --data")
+    for name, value in taught.items():
+        if value and not recover:
+            raise InputError(f"{name} {value}", found="no recovery to set it for", do="give --recover EPOCHS")
+    batch, calibrate = batch or BATCH, CALIBRATE if calibrate is None else calibrate
 
     if low_memory:
         asked_for = {
@@ -212,7 +227,7 @@ def compress(
             asked.example,
             method=made,
             budget=budgets,
-            task=task_of(asked, batch=batch, augment=augment),
+            task=task_of(asked, batch=batch, augment=augment or "none", label_smoothing=label_smoothing or 0.0),
             recovery=recovery,
             distill=losses,
             repair=calibrate > 0,

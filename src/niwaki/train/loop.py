@@ -359,6 +359,8 @@ class Loop:
 def clip_(*groups: list[nn.Parameter], most: float) -> None:
     """Scale gradients down to a norm of all together; groups may be in shards or not."""
     found = [[p.grad for p in group if p.grad is not None] for group in groups]
+    if not any(found):  # nothing was trained in this step
+        return
     norms = [whole(nn.utils.get_total_norm(gradients)) for gradients in found if gradients]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
     for group in groups:
