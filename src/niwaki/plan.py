@@ -1,7 +1,9 @@
 """The plan: which units stay, as a readable file that cuts a fresh copy of the model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -196,6 +198,10 @@ def _without_new(cut: Mapping[str, Any]) -> list[int]:
     return old
 
 
+LARGE = 1 << 22
+"""From so many elements on, tensors are cut on two axes at once."""
+
+
 def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero: str = "reads") -> Tensor:
     """`tensor` with only the positions that stay, by index_select, and with new ones.
 
@@ -218,6 +224,8 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero
             tensor = torch.tensor(cut["values"], dtype=tensor.dtype, device=tensor.device)
             continue
         if blocks == 1:
+            if axis == 0 and keep and tensor.numel() >= LARGE and (other := _other_axis(tensor, cuts)) is not None:
+                return _rows_and_columns(tensor, keep, *other)
             tensor = tensor.index_select(axis, _positions(keep, tensor))
             if cut.get("new") and (zero == "all" or cut.get("zero")):
                 tensor.index_fill_(axis, _positions(cut["new"], tensor), 0)
@@ -236,10 +244,57 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero
     return tensor
 
 
+def _other_axis(tensor: Tensor, cuts: list[Mapping[str, Any]]) -> tuple[int, list[int]] | None:
+    """Axis and positions of the second of two plain cuts, where rows are the first."""
+    if len(cuts) != 2 or any("new" in cut for cut in cuts) or tensor.is_meta or not tensor.is_contiguous():
+        return None
+    axis, keep = int(cuts[1]["axis"]), cuts[1]["keep"]
+    plain = 0 < axis < tensor.dim() and cuts[1].get("blocks", 1) == 1 and "values" not in cuts[1]
+    return (axis, keep) if plain and keep and keep[-1] < tensor.shape[axis] else None
+
+
+def _rows_and_columns(tensor: Tensor, rows: list[int], axis: int, keep: list[int]) -> Tensor:
+    """What stays on two axes of a large tensor, a few rows at a time: nothing large is made on the way, which takes
+    longer than all else. Positions that stay in runs of equal length (what flattening makes of channels) are moved as
+    such.
+    """
+    shape = (len(rows), *tensor.shape[1:axis], len(keep), *tensor.shape[axis + 1 :])
+    at = np.array(keep, dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(at) != 1)
+    run = int(np.gcd.reduce(np.concatenate([at[[0, *(breaks + 1)]], at[[*breaks, -1]] + 1, [tensor.shape[axis]]])))
+    if run > 1:
+        tensor, at = tensor.unflatten(axis, (-1, run)), at[::run] // run
+    columns = torch.from_numpy(at).to(tensor.device)
+    small = tensor.new_empty((len(rows), *tensor.shape[1:axis], at.size, *tensor.shape[axis + 1 :]))
+    step, picked = max(1, LARGE * len(tensor) // (16 * tensor.numel())), _positions(rows, tensor)
+    for start in range(0, len(rows), step):
+        part = tensor.index_select(0, picked[start : start + step])
+        torch.index_select(part, axis, columns, out=small[start : start + step])
+    return small.reshape(shape)
+
+
+_read: ContextVar[dict[tuple[int, torch.device], tuple[list[int], Tensor]] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Inside, a list of positions that several cuts share is read once."""
+    token = _read.set({})
+    try:
+        yield
+    finally:
+        _read.reset(token)
+
+
 def _positions(keep: list[int], tensor: Tensor) -> Tensor:
-    return torch.from_numpy(np.array(keep, dtype=np.int64)).to(
-        tensor.device
-    )  # a list read by torch takes twice as long
+    """The positions as a tensor; a list read by torch takes twice as long."""
+    known = _read.get()
+    if known is None:
+        return torch.from_numpy(np.array(keep, dtype=np.int64)).to(tensor.device)
+    key = id(keep), tensor.device
+    if key not in known:
+        known[key] = keep, torch.from_numpy(np.array(keep, dtype=np.int64)).to(tensor.device)
+    return known[key][1]
 
 
 def encode_example(example: Any) -> Any:

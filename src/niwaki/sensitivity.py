@@ -138,7 +138,8 @@ def sensitivity(
             do=("give ", Setting("data", written="a task")),
         )
     batches = task.calibration(16, seed) if task is not None and gradients else None
-    scores = score(graph, collect(model, graph, how.needs, batches=batches, loss=task.loss if task else None), how=how)
+    needs = how.needs | {Need.WEIGHT}  # weights that are no numbers are refused, whatever is read of them
+    scores = score(graph, collect(model, graph, needs, batches=batches, loss=task.loss if task else None), how=how)
     atoms, left = make_atoms(graph, scores, grids=grids, exact_only=False, bundle="mean")
     wanted = [(pool, share) for pool in range(len(atoms.pools)) for share in sorted(set(shares), reverse=True)]
     plans: list[tuple[str, int, int, np.ndarray]] = []

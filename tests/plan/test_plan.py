@@ -81,6 +81,31 @@ def test_cuts_in_blocks_by_hand() -> None:
     assert apply_cuts(weight, [whole, {"tensor": "w", "axis": 0, "keep": [2, 3]}], "w").tolist() == [[5, 6], [7, 8]]
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "columns"),
+    [
+        ((5, 8), 1, [0, 3, 4, 7]),
+        ((5, 8), 1, [2, 3, 6, 7]),  # runs of two
+        ((5, 8), 1, [5]),
+        ((5, 3, 8), 2, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ((5, 8, 2, 3), 1, [4, 5, 6, 7]),  # one run of four
+    ],
+)
+def test_large_tensors_lose_rows_and_columns_at_once(
+    shape: tuple[int, ...], axis: int, columns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niwaki.plan.LARGE", 16)  # a row or two at a time
+    weight = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    rows = [0, 2, 3]
+    cuts: list[Any] = [{"tensor": "w", "axis": 0, "keep": rows}, {"tensor": "w", "axis": axis, "keep": columns}]
+    small = apply_cuts(weight, cuts, "w")
+    assert torch.equal(small, weight[rows].index_select(axis, torch.tensor(columns)))
+    assert small.is_contiguous()
+    beyond = [cuts[0], {**cuts[1], "keep": [shape[axis]]}]
+    with pytest.raises(niwaki.errors.PlanMismatchError):
+        apply_cuts(weight, beyond, "w")
+
+
 def test_examples_keep_shapes_types_and_plain_values() -> None:
     example = {"x": torch.zeros(2, 3), "i": [torch.ones(4, dtype=torch.long), (True, "s", None, 1.5)]}
     spec = json.loads(json.dumps(encode_example(example)))

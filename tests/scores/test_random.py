@@ -72,3 +72,14 @@ def test_what_needs_numbers_says_that_there_are_none(how: Any) -> None:
     with pytest.raises(niwaki.errors.InputError, match=r"holds no numbers; where: 0\.weight; do: .*Random"):
         evidence = niwaki.collect(model, graph, how.needs, batches=[x], loss=lambda net, batch: net(batch).sum())
         niwaki.score(graph, evidence, how=how)
+
+
+def test_weights_that_nobody_reads_are_not_looked_at() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight[0, 0] = float("nan")
+    graph = niwaki.trace(model, torch.zeros(1, 4))
+    evidence = niwaki.collect(model, graph, Random.needs)
+    assert len(niwaki.score(graph, evidence, how=Random()).values) == 2
+    with pytest.raises(niwaki.errors.NotFiniteError, match=r"where: 0\.weight"):
+        niwaki.score(graph, evidence, how=niwaki.scores.Magnitude())

@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import get_args
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from niwaki.budgets.atoms import Blocks, Bundle, Grids, make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
-from niwaki.budgets.rule import Atoms, Parts, Rule, runs
+from niwaki.budgets.rule import Atoms, Parts, Rule, Savings, runs
 from niwaki.errors import BudgetError, InputError, NothingChangedWarning, Setting, UnknownNameError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.memory import with_bytes, with_memory
@@ -71,12 +71,13 @@ def choose(
     atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, blocks=blocks)
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
-    single = Ledger.of(graph.widths, graph.costs, atoms.units, graph.units.count)
-    atoms = replace(atoms, saves={name: single.savings(name, full) for name in ("macs", "params", "units")})
+    parts = Parts.of(atoms.units)
+    single = cache(lambda: Ledger.of(graph.widths, graph.costs, parts, graph.units.count))
+    atoms = replace(atoms, units=parts, saves=Savings(lambda name: single().savings(name, full)))
     priority = how(atoms)
     timed = [name for name in TIMES if any(budget.of == name for budget in budgets)]
     chunks, chunk_priority, chained = _chunks(
-        atoms, priority, budgets, [partial(single.worth, name, full=full) for name in timed]
+        atoms, priority, budgets, [partial(single().worth, name, full=full) for name in timed]
     )
     ledger = Ledger.of(graph.widths, graph.costs, chunks, graph.units.count)
     before = ledger.totals(full)
@@ -213,7 +214,11 @@ def _stops(
         multiples = np.array([multiple])
     else:
         at, bounds = runs(atoms.takes.indptr, order)
-        held, place = np.unique(atoms.takes.indices[at], return_inverse=True)
+        groups = atoms.takes.indices[at]
+        if groups.size and (groups == groups[0]).all():
+            held, place = groups[:1], np.zeros(groups.size, np.intp)
+        else:
+            held, place = np.unique(groups, return_inverse=True)
         takes, sizes = np.zeros((order.size, held.size), dtype=np.int64), atoms.sizes[held]
         takes[np.repeat(np.arange(order.size), np.diff(bounds)), place] = atoms.takes.data[at]
         own = atoms.multiples[held] if atoms.multiples is not None else np.ones(held.size, dtype=np.int64)

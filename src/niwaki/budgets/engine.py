@@ -169,9 +169,14 @@ def refill(
         if not candidates.size:
             return
         taken = 0
-        for i in candidates[:64]:
+        dear: set[int] = set()  # kinds of which one did not fit: what they cost only grows
+        for i in candidates[:64].tolist():
             taken += 1
             if int(chained[i]) in blocked:
+                continue
+            if int(ledger.kind[i]) in dear:
+                if chained[i] >= 0:
+                    blocked.add(int(chained[i]))
                 continue
             one = np.array([i])
             price = {name: float(ledger.additions(name, one, counts)[0]) for name in slack}
@@ -180,6 +185,8 @@ def refill(
                 held = slice(ledger.takes.indptr[i], ledger.takes.indptr[i + 1])
                 counts[ledger.takes.indices[held]] += ledger.takes.data[held]
                 slack = {name: slack[name] - price[name] for name in slack}
-            elif chained[i] >= 0:
+                continue
+            dear.add(int(ledger.kind[i]))
+            if chained[i] >= 0:
                 blocked.add(int(chained[i]))
         candidates = candidates[taken:]

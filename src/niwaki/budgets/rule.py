@@ -1,7 +1,7 @@
 """What a rule sees and says: atoms in pools, and the order in which they go."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final, overload
 
@@ -73,6 +73,30 @@ class Parts(Sequence[np.ndarray]):
 
 
 @final
+class Savings(Mapping[str, np.ndarray]):
+    """What removing each atom alone saves, worked out when a rule asks for it: "macs", "params", "units"."""
+
+    NAMES = ("macs", "params", "units")
+
+    def __init__(self, ask: Callable[[str], np.ndarray]) -> None:
+        self.ask = ask
+        self.known: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.NAMES:
+            raise KeyError(name)
+        if name not in self.known:
+            self.known[name] = self.ask(name)
+        return self.known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.NAMES)
+
+    def __len__(self) -> int:
+        return len(self.NAMES)
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Atoms:
     """The smallest things that can be removed: a channel, a whole head, one channel of every head.
@@ -88,7 +112,7 @@ class Atoms:
     """Pool of each atom; int64 `[atoms]`, from 0 without gaps."""
     width: np.ndarray
     """Positions of the group's axis one atom stands for (head size for a head); int64 `[atoms]`."""
-    saves: dict[str, np.ndarray]
+    saves: Mapping[str, np.ndarray]
     """What removing each atom alone saves: "macs", "params", "units"; float64 `[atoms]`."""
     least: np.ndarray
     """Atoms that every pool keeps at least; int64 `[pools]`. Two columns of a grid: one would no longer be an axis."""

@@ -38,14 +38,17 @@ class Evidence:
 
 @final
 class Checked(Mapping[str, Tensor]):
-    """Weights on disk, each looked at for NaN and infinity as it is read."""
+    """Weights, on disk or here, each looked at for NaN and infinity as it is read."""
 
-    def __init__(self, weights: Stored) -> None:
+    def __init__(self, weights: Stored | dict[str, Tensor]) -> None:
         self.weights = weights
+        self.seen: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.weights[name]
-        refuse_not_finite(name, tensor)
+        if name not in self.seen and not tensor.is_meta:
+            refuse_not_finite(name, tensor)
+            self.seen.add(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -137,7 +140,8 @@ def collect(
     Raises:
         InputError: gradients are needed but no batches or loss are given, or the weights are on disk or on the meta
             device; or the model, or what is stored, is not the graph's.
-        NotFiniteError: a weight or gradient is not finite.
+        NotFiniteError: a weight or gradient is not finite. Where nothing is needed, weights are looked at when they are
+            read.
     """
     weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
     missing = [axis.tensor for axis in graph.axes if not axis.buffer and axis.tensor not in weights]
@@ -150,6 +154,8 @@ def collect(
             do = "load the whole model, or use a score of the weights alone"
             raise InputError("gradients as evidence", found="weights that stay on disk", do=do)
         return Evidence(Checked(on_disk(stored, graph, weights)))
+    if not needs:  # nobody asked for weights: they are looked at when somebody does
+        return Evidence(Checked(weights))
     for name, tensor in weights.items():
         if not tensor.is_meta:
             refuse_not_finite(name, tensor)

@@ -101,7 +101,9 @@ def find_blocks(
         own = owners.get(call.path, ())
         if not own or any(call.records.start <= t.start and t.stop <= call.records.stop for t in taken):
             continue
-        inside = [records[i] for i in call.records]
+        inside = records[call.records.start : call.records.stop]
+        if not any(record.name.removesuffix("_") in ADDS for record in inside):
+            continue
         if any(
             read.get(id(value), -1) >= call.records.stop
             for record in inside
@@ -215,7 +217,7 @@ def _state(
     if record.kind != pointwise.__name__:
         return None
     name = record.name.removesuffix("_")
-    if name in ("add", "sub", "rsub") and len(given) == 2 and "same" in known and any(zero):
+    if name in ADDS and len(given) == 2 and "same" in known and any(zero):
         at = known.index("same")
         first = at == 0 and name != "rsub"
         whole = name == "add" and record.kwargs.get("alpha", 1) == 1
@@ -227,6 +229,10 @@ def _state(
     if known == ["same"] and given[0].shape == _shape(record) and settled(record):
         return "same"
     return None
+
+
+ADDS = frozenset({"add", "sub", "rsub"})
+"""Where the branch of a block meets its input."""
 
 
 def _shape(record: Record) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ Removing whole rows follows strict and row ties, removing columns follows strict
 """
 
 from bisect import bisect_right
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +65,8 @@ class LabelSpace:
         """
         if not labels.size:
             return True
+        if not self._starts:
+            return False
         start = self._free_start(labels)
         if start is None:
             return False
@@ -193,7 +196,12 @@ class LabelSpace:
 
 def varying(labels: np.ndarray) -> tuple[int, ...]:
     """Axes along which the labels vary: those that are not of size 1."""
-    return tuple([axis for axis, size in enumerate(labels.shape) if size > 1])
+    return _long(labels.shape)
+
+
+@lru_cache(maxsize=4096)
+def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([axis for axis, size in enumerate(shape) if size > 1])
 
 
 def column_axis(labels: np.ndarray) -> int:

@@ -5,7 +5,7 @@ whether its result has the shape worked out here as well; where it has not, it i
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from itertools import zip_longest
 from typing import Any
 
@@ -98,8 +98,13 @@ def _plain(tensor: Any) -> bool:
     """A tensor on the meta device whose elements lie in their order, one behind the other."""
     if type(tensor) not in TENSORS or not tensor.is_meta or tensor.layout is not torch.strided:
         return False
+    return _in_order(tensor.shape, tensor.stride())
+
+
+@lru_cache(maxsize=4096)
+def _in_order(shape: Shape, strides: tuple[int, ...]) -> bool:
     step = 1
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride()), strict=True):
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if stride != step:
             return False
         step *= size

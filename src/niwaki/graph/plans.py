@@ -44,6 +44,8 @@ def plan_of(
     kept: dict[str, tuple[int, ...]] = {}
     sizes: dict[str, int] = {}
     inexact: dict[str, str] = {}
+    lively = np.zeros(graph.units.row.max(initial=-1) + 1, bool)  # rows that keep something
+    lively[graph.units.row[graph.units.in_row & alive]] = True
     for group in graph.groups:
         stays, often = alive[group.ids], times[group.ids]
         if (often == 1).all():
@@ -54,7 +56,8 @@ def plan_of(
             raise InputError(f"cut group {group.name}", found=f"it is fixed: {group.fixed}", do="leave it whole")
         kept[group.name] = tuple(np.repeat(np.arange(group.units), often).tolist())
         sizes[group.name] = group.units
-        kind = _manner(graph, group.ids[~stays], alive)
+        rows = graph.units.row[group.ids[~stays]]
+        kind = "column" if lively[rows].any() else "row"  # how removed units of a grid went
         marks = graph.units.inexact[kind][group.ids[often != 1]]
         if (marks >= 0).any():
             inexact[group.name] = graph.units.inexact_reasons[int(marks.max())]
@@ -68,11 +71,12 @@ def plan_of(
         if graph.shapes[name]
     ]
     padded = np.append(times, 1)
+    same: dict[bytes, list[int]] = {}
     for axis in graph.axes:
         if (padded[axis.units] == 1).all() or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
-            cuts.append(_entry(axis, name, padded))
+            cuts.append(_entry(axis, name, padded, same))
     for name, source, values in graph.tables:
         stays = padded[source] > 0
         if not stays.all():
@@ -112,12 +116,17 @@ def _record(budget: Budget) -> dict[str, Any]:
     return record
 
 
-def _entry(axis: Axis, name: str, times: np.ndarray) -> dict[str, Any]:
-    """The cut of one axis of a tensor; `times` has a number for each unit, and 1 behind them."""
+def _entry(axis: Axis, name: str, times: np.ndarray, same: dict[bytes, list[int]] | None = None) -> dict[str, Any]:
+    """The cut of one axis of a tensor; `times` has a number for each unit, and 1 behind them. Equal lists of `same` are
+    one list.
+    """
     entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
     if axis.blocks == 1:
         positions, copies = along(axis.units, times)
-        entry["keep"] = positions.tolist()
+        key = positions.tobytes()
+        entry["keep"] = positions.tolist() if same is None or key not in same else same[key]
+        if same is not None:
+            same[key] = entry["keep"]
         if copies.any():
             entry["new"] = np.flatnonzero(copies).tolist()
             entry["zero"] = axis.role == "in"
@@ -137,14 +146,6 @@ def cuts_of(graph: ChannelGraph, tensor: str, alive: np.ndarray) -> list[Mapping
         _entry(axis, tensor, padded) for axis in graph.axes if axis.tensor == tensor and not padded[axis.units].all()
     ]
     return sorted(cuts, key=lambda cut: cut.get("blocks", 1) == 1)
-
-
-def _manner(graph: ChannelGraph, gone: np.ndarray, alive: np.ndarray) -> str:
-    """Whether removed grid units went as whole rows or as columns."""
-    row = graph.units.row
-    hit = np.zeros(row.max(initial=-1) + 1, bool)
-    hit[row[gone]] = True
-    return "column" if (hit[row] & graph.units.in_row & alive).any() else "row"
 
 
 def alive_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:

@@ -345,9 +345,12 @@ class Recorder(TorchDispatchMode):
 
     def _constants(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> list[Tensor] | None:
         """What the outputs are, where the inputs are known."""
+        for value in inputs:
+            if value.constant is None:
+                return None
         if not all(map(countable, outputs)) or torch.Tag.nondeterministic_seeded in call.func.tags:
             return None
-        if any(value.constant is None for value in inputs) or call.func._schema.is_mutable:
+        if call.func._schema.is_mutable:
             return None
         if not outputs[0].is_meta:
             return [tensor.detach() for tensor in outputs]

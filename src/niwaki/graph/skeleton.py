@@ -79,6 +79,18 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         raise _uncopied(model, error) from error
 
 
+def evaluating(model: nn.Module) -> nn.Module:
+    """`model.eval()`, at once where no module has ways of its own."""
+    modules = [module for _, module in walk(model)]
+    kinds = {type(module) for module in modules}
+    own = any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
+    if own or not all("training" in vars(module) for module in modules):
+        return model.eval()
+    for module in modules:
+        vars(module)["training"] = False
+    return model
+
+
 @contextlib.contextmanager
 def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[nn.Module]:
     """`model` itself, ready to be traced and without memory for as long as the block runs; then it is as it was.
@@ -130,7 +142,7 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
                 lease[name] = copy.deepcopy(value, memo)
         except Exception as error:
             raise _uncopied(model, error) from error
-        yield without_caches(without_hooks(model)).eval()
+        yield evaluating(without_caches(without_hooks(model)))
     finally:
         for module, state in own:
             object.__setattr__(module, "__dict__", state)

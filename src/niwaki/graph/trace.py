@@ -23,7 +23,17 @@ from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Heard, Record, Recorder, countable, fix_outputs, seed
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
-from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, to_meta, walk, without_caches, without_hooks
+from niwaki.graph.skeleton import (
+    copy_with,
+    evaluating,
+    identity,
+    like,
+    named_tensors,
+    to_meta,
+    walk,
+    without_caches,
+    without_hooks,
+)
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter, Value
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
@@ -239,7 +249,7 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = without_caches(without_hooks(copy_with(model, stand_in))).eval()
+    skeleton = evaluating(without_caches(without_hooks(copy_with(model, stand_in))))
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()

@@ -117,6 +117,12 @@ def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]],
     `operands` are (shape, labels, why) already in the result's coordinates up to broadcasting.
     """
     ndim = len(shape)
+    lone = alike(operands, ndim)
+    if lone is not None:
+        kept = lone[:1]
+        for array in lone[1:]:
+            merge(space, kept, array)
+        return tuple(kept)
     incoming: list[np.ndarray] = []
     bare: dict[int, str] = {}
     for size, labels, why in operands:
@@ -125,7 +131,7 @@ def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]],
         for axis in rigid_axes(size, padded):
             bare.setdefault(axis, why)
         incoming.extend(padded)
-    kept: list[np.ndarray] = []
+    kept = []
     for array in incoming:
         axes = varying(array)
         if not axes:
@@ -137,6 +143,20 @@ def join(space: LabelSpace, operands: list[tuple[tuple[int, ...], Labels, str]],
                 continue
         merge(space, kept, array)
     return tuple(kept)
+
+
+def alike(operands: list[tuple[tuple[int, ...], Labels, str]], ndim: int) -> list[np.ndarray] | None:
+    """The labels of operands of full rank, each with labels along one axis alone, the same for all; else None."""
+    axes, found = None, []
+    for size, labels, _ in operands:
+        if len(labels) != 1 or len(size) != ndim or labels[0].ndim != ndim:
+            return None
+        mine = varying(labels[0])
+        if len(mine) != 1 or (axes is not None and mine != axes):
+            return None
+        axes = mine
+        found.append(labels[0])
+    return found or None
 
 
 def covers(space: LabelSpace, labels: Labels, result: Labels) -> bool:

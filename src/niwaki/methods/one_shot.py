@@ -123,7 +123,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         seen = collect(
             model,
             graph,
-            how.needs,
+            how.needs | {Need.WEIGHT},  # weights that are no numbers are refused, whatever is read of them
             batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
             loss=task.loss if task else None,
         )

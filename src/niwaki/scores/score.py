@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.errors import InputError, NotFiniteError
-from niwaki.evidence import Evidence, GroupView, Need, need_numbers, views
+from niwaki.evidence import Checked, Evidence, GroupView, Need, need_numbers, views
 from niwaki.graph import ChannelGraph
 
 Merge = Literal["joint", "sum", "mean", "max"]
@@ -61,9 +61,10 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
             found="the evidence has no gradients",
             do="collect(..., how.needs)",
         )
-    if how.needs and isinstance(evidence.weights, dict):  # what is on disk holds numbers
+    held = evidence.weights.weights if isinstance(evidence.weights, Checked) else evidence.weights
+    if how.needs and isinstance(held, dict):  # what is on disk holds numbers
         used = {axis.tensor for axis in graph.axes}
-        need_numbers({n: t for n, t in evidence.weights.items() if n in used}, f"score by {type(how).__name__}")
+        need_numbers({n: t for n, t in held.items() if n in used}, f"score by {type(how).__name__}")
     values: dict[str, Tensor] = {}
     missing = []
     for view in views(graph, evidence):

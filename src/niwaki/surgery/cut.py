@@ -12,7 +12,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, walk, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
-from niwaki.plan import Plan, apply_cuts, decode_example
+from niwaki.plan import Plan, apply_cuts, decode_example, read_once
 from niwaki.surgery.attention import adapt_attention, apply_classes
 from niwaki.surgery.blocks import leave_out_
 from niwaki.surgery.check import Retrace, example_of, retrace
@@ -156,7 +156,8 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
         return like(tensor, data.clone())
 
-    small = without_caches(copy_with(model, change))
+    with read_once():
+        small = without_caches(copy_with(model, change))
     leave_out_(small, plan.dropped)
     return small
 

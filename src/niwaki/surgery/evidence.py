@@ -79,9 +79,14 @@ def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
 def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
     """Numbers seen in each module and what they become."""
     found: Changes = {}
+    told: set[tuple[str, int]] = set()
     for record in graph.records:
-        table = found.setdefault(record.module, {})
+        module = record.module
+        table = found.setdefault(module, {})
         for value in (*record.outputs, *record.inputs):
+            if (module, id(value)) in told:
+                continue
+            told.add((module, id(value)))
             for old, new in zip(value.shape, sizes.of(value), strict=True):
                 if old > 1:
                     table.setdefault(old, set()).add(new)

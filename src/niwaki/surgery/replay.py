@@ -64,7 +64,7 @@ class Departed(Exception):
 
 def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes) -> bool:
     """Whether the forward of `small` is plainly the traced one, every call cut down; False says nothing."""
-    if graph.device != "meta" or graph.data_reads or not regular(graph, alive):
+    if graph.device != "meta" or graph.data_reads or (alive > 1).any() or not regular(graph, alive > 0):
         return False
     replay = Replay(graph, sizes)
     try:

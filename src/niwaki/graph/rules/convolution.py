@@ -15,8 +15,18 @@ from niwaki.graph.values import Labels, Value, join
 
 def channel_labels(call: Call, value: Value, axis: int, what: str) -> np.ndarray | None:
     """Labels of `value` along the channel axis as a flat array; those that run along space are tied."""
+    parameter = value.parameter
+    if parameter is not None:
+        if value.shape[axis] == 1:
+            return None
+        if axis not in parameter.seeds:
+            parameter.axis(call.space, axis)
+        if parameter.blocks[axis] == 1:
+            return parameter.seeds[axis]
+    elif len(value.fields) == 1 and varying(value.fields[0]) == (axis,):
+        return value.fields[0].ravel()
     found = None
-    for labels in value.get(call.space, (axis,)) if value.parameter is not None else value.fields:
+    for labels in value.get(call.space, (axis,)) if parameter is not None else value.fields:
         for other in varying(labels):
             if other != axis and other != 0:
                 call.space.tie(labels, other)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from niwaki.graph.labels import varying
 from niwaki.graph.rules.registry import Call, rule
 from niwaki.graph.values import Labels, covers, join
 
@@ -90,12 +91,20 @@ def meet(call: Call) -> Labels:
     """All tensor operands meet index by index."""
     tensors = [t for t in (*call.args, *call.kwargs.values()) if isinstance(t, Tensor)]
     values = [call.value(t) for t in tensors]
+    if len(values) == 1 and values[0].parameter is None and values[0].shape == call.shape:
+        fields = values[0].fields
+        if not fields:
+            return ()
+        if len(fields) == 1 and varying(fields[0]):
+            own = values[0].zero and not call.space.is_free(fields[0], zero=True)
+            call.zero = keeps_zero(call, [own])
+            return fields
     operands = [(value.shape, value.get(call.space), value.why) for value in values]
     result = join(call.space, operands, call.shape)
     # unit by unit: an operand is zero only where units of its own are gone
-    fields = [value.get(call.space) for value in values]
+    listed = [labels for _, labels, _ in operands]
     call.zero = bool(result) and all(
-        keeps_zero(call, [v.zero and covers(call.space, f, (r,)) for v, f in zip(values, fields, strict=True)])
+        keeps_zero(call, [v.zero and covers(call.space, f, (r,)) for v, f in zip(values, listed, strict=True)])
         for r in result
     )
     return result
