@@ -1,6 +1,8 @@
 """ThinK's scores and choices, with the numbers of a worked example; and what a thin cache computes and holds."""
 
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from niwaki.kv.channels import best, stay
 from niwaki.kv.compressed_layer import CompressedLayer
 from niwaki.kv.dense import Dense
 from niwaki.kv.think import value_scores
+from niwaki.measure.memory import _Live
 
 QUERIES = [[1.0, 0, 2, 0], [3, 1, 0, 0]]
 KEYS = [[1.0, 4, 0, 1], [0, 3, 1, 1], [2, 0, 1, 1]]
@@ -379,3 +382,76 @@ def test_generated_tokens_follow_when_asked() -> None:
     assert layer.old is not None and layer.whole is not None
     assert layer.old.tokens == 42 + 12 and layer.whole.tokens == 9
     assert layer.whole.start == 54
+
+
+def test_choosing_takes_little_memory_beside_what_is_stored() -> None:
+    """Besides the thin copy: at most one layer's keys; really a few pieces of 1024 tokens."""
+    tokens, width = 8_000, 64
+    query, keys, values = (torch.randn(1, 2, tokens, width).bfloat16() for _ in range(3))
+    layer = Compression(channels=ThinK(keep=0.5)).layer(site(width, heads=2, kv_heads=2))
+    call = Call(query, keys, values, None, 0.125, None, own=lambda k, v: query)
+    known = {one.untyped_storage()._cdata for one in (query, keys, values)}
+    with _Live(known) as live:
+        layer.take(call)
+    extra = live.peak - layer.nbytes()
+    assert extra <= keys.untyped_storage().nbytes() / 2
+    assert live.peak >= layer.nbytes()  # it was seen at all
+    assert layer.nbytes() == 2 * (tokens - 32) * (32 + 64) * 2 + 2 * 32 * 128 * 2 + 2 * 32 * 2
+
+
+def test_a_copied_cache_goes_on_by_itself_and_copies_no_model() -> None:
+    model, ids = kv_zoo.llama(), kv_zoo.prompt(50)
+    cache = ThinKCache(model, keep=0.5)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        twin = copy.deepcopy(cache)
+        assert first_layer(twin).site.module is first_layer(cache).site.module
+        steps = [model(kv_zoo.prompt(1, seed=3), past_key_values=one).logits for one in (cache, twin)]
+        assert torch.equal(*steps)
+        model(kv_zoo.prompt(1, seed=4), past_key_values=twin)
+    assert (cache.get_seq_length(), twin.get_seq_length()) == (51, 52)
+
+
+def test_threads_with_caches_of_their_own_do_not_meet() -> None:
+    model = kv_zoo.llama()
+    prompts = [kv_zoo.prompt(60, seed=seed) for seed in range(4)]
+    keeps = [0.5, 1.0, 0.5, 0.25]
+
+    def work(number: int) -> torch.Tensor:
+        cache = ThinKCache(model, keep=keeps[number])
+        return kv_zoo.generate(model, prompts[number], past_key_values=cache)
+
+    expected = [work(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(expected, pool.map(work, range(4)), strict=True):
+            assert torch.equal(one, other)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_window_longer_than_the_prompt_asks_all_of_it() -> None:
+    torch.manual_seed(9)
+    query, keys = torch.randn(1, 1, 12, 8), torch.randn(1, 1, 12, 8)
+    seen = observed(query, keys)
+    assert torch.equal(ThinK(window=100).key_scores(seen), ThinK(window=12).key_scores(seen))
+
+
+def test_the_choice_beats_the_keys_own_norm_chance_and_its_opposite() -> None:
+    """What is lost of Q K^T, for the queries asked, over several draws with uneven channels."""
+    lost = dict.fromkeys(("think", "keys", "random", "worst"), 0.0)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        scale = torch.rand(2, 32) * 3
+        query, keys = torch.randn(1, 1, 32, 32) * scale[0], torch.randn(1, 1, 200, 32) * scale[1]
+        tail = torch.cat((torch.zeros(1, 1, 168, 32), query), dim=2)  # asked last, behind a prompt of 200
+        scores = ThinK(window=32).key_scores(observed(tail, keys))
+        found = {
+            "think": best(scores, 16),
+            "keys": best(keys.norm(dim=2), 16),
+            "random": torch.randperm(32)[None, None, :16],
+            "worst": best(-scores, 16),
+        }
+        for name, kept in found.items():
+            whole = query @ keys.transpose(-1, -2)
+            part = query[..., kept[0, 0]] @ keys[..., kept[0, 0]].transpose(-1, -2)
+            lost[name] += float((whole - part).norm())
+    assert lost["think"] < lost["keys"] < lost["random"] < lost["worst"]

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from niwaki.errors import InputError, NotFiniteError, NothingChangedWarning
 from niwaki.kv.attention import Call, attend
-from niwaki.kv.dense import Dense
+from niwaki.kv.dense import Dense, Rows
 from niwaki.kv.eviction import Tokens
 from niwaki.kv.layer import KVLayer
 from niwaki.kv.observation import Observation
@@ -117,7 +117,11 @@ class CompressedLayer(KVLayer):
     def _stored(self, rows: Segment, keys: Tensor | None, values: Tensor | None) -> Segment:
         """Compact and, where asked, packed: only the channels `keys` and `values`."""
         thin = (_columns(rows.keys.read(), keys), _columns(rows.values.read(), values))
-        packed = [Dense.of(one) for one in thin] if self.settings.bits is None else self.settings.bits.pack(*thin)
+        if self.settings.bits is not None:
+            packed: Sequence[Rows] = self.settings.bits.pack(*thin)
+        else:  # chosen channels are a copy already
+            chosen = zip(thin, (keys, values), strict=True)
+            packed = [Dense.of(one) if which is None else Dense(one) for one, which in chosen]
         positions = None if rows.positions is None else rows.positions.clone()
         return replace(
             rows,

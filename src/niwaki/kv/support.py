@@ -40,6 +40,10 @@ class Site:
     sliding: int | None
     """Tokens it looks back at; None where it sees all. Sliding layers are left to transformers."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Site":
+        """A copied cache is of the same model."""
+        return self
+
 
 def transformers() -> Any:
     """The package, imported when it is first needed.
