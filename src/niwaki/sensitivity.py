@@ -128,7 +128,9 @@ def sensitivity(
         ([('0#2', 8, 4)], 'output change')
     """
     if not shares or any(type(share) is not float or not 0 < share < 1 for share in shares):
-        raise InputError(f"sensitivity(shares={list(shares)})", found="not between 0 and 1", do="give e.g. (0.75, 0.5)")
+        said = Setting("shares", ",".join(map(str, shares)), f"sensitivity(shares={list(shares)})")
+        do = ("give e.g. ", Setting("shares", "0.75,0.5", "(0.75, 0.5)"))
+        raise InputError((said,), found="not between 0 and 1", do=do)
     graph = trace(model, example, protect=protect)
     gradients = Need.GRADIENT in how.needs
     if gradients and task is None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 import typer
 
 import niwaki
@@ -65,3 +66,22 @@ def test_a_setting_is_written_by_the_command_at_hand() -> None:
     ):
         assert (compress(setting), trace(setting)) == (option, other)
         assert none(setting) == str(setting)
+
+
+def test_other_commands_speak_of_theirs(run: Run) -> None:
+    said = run("sensitivity", MODEL, *SHAPE, "--shares", "1.5")
+    assert said.code == 2 and "error: --shares 1.5; found: not between 0 and 1; do: give e.g. --shares 0.75" in said.err
+    with pytest.raises(InputError, match=r"sensitivity\(shares=\[1.5\]\).*give e.g. \(0.75, 0.5\)"):
+        niwaki.sensitivity.sensitivity(torch.nn.Linear(1, 1), torch.zeros(1, 1), shares=(1.5,))
+
+
+def test_shared_options_are_those_of_ask() -> None:
+    """`ask_as_typed` hands on by name what commands declare."""
+    import inspect
+
+    from niwaki.cli.sources import SHARED, ask
+
+    assert set(SHARED) < set(inspect.signature(ask).parameters)
+    for name in ("compress", "train", "sensitivity", "measure"):
+        known = {one.name for one in typer.main.get_command(app).commands[name].params}  # type: ignore[attr-defined]
+        assert set(SHARED) - {"factory"} | {"model", "data"} <= known, name

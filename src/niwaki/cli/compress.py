@@ -192,7 +192,7 @@ def compress(
 
     import niwaki
     import niwaki.report
-    from niwaki.cli.sources import ask, task_of
+    from niwaki.cli.sources import ask_as_typed, task_of
     from niwaki.measure import Latency
     from niwaki.train import Recovery
 
@@ -202,17 +202,7 @@ def compress(
     made = method_made(listed, fields)
     recovery = Recovery.from_json({"checkpoints": {}, **given}) if recover else None
     losses = losses_of(distill)
-    asked = ask(
-        model,
-        checkpoint=checkpoint,
-        shape=shape,
-        spec=data,
-        normalisation=normalisation,
-        split_seed=split_seed,
-        seed=seed,
-        threads=threads,
-        device=device,
-    )
+    asked = ask_as_typed(context)
     place, kept = target_of(target, batch=target_batch, threads=threads, table=table, budgets=budgets)
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"

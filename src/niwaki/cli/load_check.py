@@ -13,7 +13,7 @@ from niwaki.errors import FileDamagedError, InputError
 def load_check(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder.")],
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="What the run was made from; its own record unless said.")
+        str | None, typer.Argument(metavar="MODEL", help="What the run was made from; its own record unless said.")
     ] = None,
     shape: Input = None,
     device: CheckDevice = None,

@@ -10,6 +10,7 @@ from niwaki.errors import InputError
 
 
 def measure(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_FOLDER", help="A model's source, or a run's folder.")],
     factory: Annotated[
         str | None, typer.Option("--model", help="The model a run started from; the run's own record unless said.")
@@ -31,22 +32,11 @@ def measure(
     if limit_test is not None and data is None:
         raise InputError(f"--limit-test {limit_test}", found="no data to test on", do="give --data")
 
-    from niwaki.cli.sources import ask, task_of
+    from niwaki.cli.sources import ask_as_typed, task_of
     from niwaki.measure import COUNTS, Latency, Meter
     from niwaki.measure import measure as take
 
-    asked = ask(
-        model,
-        factory=factory,
-        checkpoint=checkpoint,
-        shape=shape,
-        spec=data,
-        normalisation=normalisation,
-        split_seed=split_seed,
-        seed=seed,
-        threads=threads,
-        device=device,
-    )
+    asked = ask_as_typed(context)
     network = asked.loaded.model
     meters: tuple[Meter, ...] = COUNTS if runs == 0 else (*COUNTS, Latency(runs=runs, threads=threads, batch=batch))
     taken = take(network, asked.example, meters=meters)

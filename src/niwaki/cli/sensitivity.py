@@ -65,20 +65,10 @@ def sensitivity(
         raise InputError(f"--limit {limit}", found="no data to judge on", do="give --data")
 
     import niwaki
-    from niwaki.cli.sources import ask, task_of
+    from niwaki.cli.sources import ask_as_typed, task_of
     from niwaki.report.sensitivities import sensitivity_page, sensitivity_svg, table_of
 
-    asked = ask(
-        model,
-        checkpoint=checkpoint,
-        shape=shape,
-        spec=data,
-        normalisation=normalisation,
-        split_seed=split_seed,
-        seed=seed,
-        threads=threads,
-        device=device,
-    )
+    asked = ask_as_typed(context)
     if data is None:
         say("no data: what is told is how far outputs move on random inputs, relative to their length")
     made: dict[str, Any] = {

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, final
 
 import torch
+import typer
 
 from niwaki import data
 from niwaki.cli.options import pairs_of, shape_of
@@ -76,6 +77,17 @@ def ask(
     if spec is not None and (splits is None or (normalisation is None and usual is not None)):
         splits = _data(spec, wanted, normalisation or usual, split)
     return _placed(Asked(network.loaded, network.example, splits, run), place)
+
+
+SHARED = ("factory", "checkpoint", "shape", "normalisation", "split_seed", "seed", "threads", "device")
+"""Options that commands on a model share, by the names of their parameters."""
+
+
+def ask_as_typed(context: typer.Context) -> Asked:
+    """What the command at hand works on, by those of the shared options that it has."""
+    typed = context.params
+    shared = {name: typed[name] for name in SHARED if name in typed}
+    return ask(typed["model"], spec=typed.get("data"), **shared)
 
 
 def _square(shape: tuple[int, ...] | None) -> bool:

@@ -90,22 +90,12 @@ def train(
     fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(place)}
 
     import niwaki.report
-    from niwaki.cli.sources import ask, task_of
+    from niwaki.cli.sources import ask_as_typed, task_of
     from niwaki.methods.trained import Training
     from niwaki.train import Recovery
 
     how = Recovery.from_json(fields)
-    asked = ask(
-        model,
-        checkpoint=checkpoint,
-        shape=shape,
-        spec=data,
-        normalisation=normalisation,
-        split_seed=split_seed,
-        seed=seed,
-        threads=threads,
-        device=device,
-    )
+    asked = ask_as_typed(context)
     task = task_of(asked, batch=batch, augment=augment, label_smoothing=label_smoothing)
     assert task is not None
     work = Training(

@@ -15,7 +15,7 @@ def verify(
     plan: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER_OR_PLAN]",
+            metavar="FOLDER_OR_PLAN",
             help="A run's folder, or its plan.json. Alone, a run's folder is judged by the model that it names.",
         ),
     ] = None,
