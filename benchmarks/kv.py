@@ -1,9 +1,15 @@
-"""Compressed key/value caches beside a peer's: the same channels chosen, and the bytes that are really held.
+"""Compressed key/value caches: beside a peer's, the same channels chosen and the bytes really held; and decoding time.
 
-    python benchmarks/kv.py --model FOLDER --text FILE --peer peer/bin/python
+    python benchmarks/kv.py --only peer --model FOLDER --text FILE --peer peer/bin/python
+    python benchmarks/kv.py --only speed
 
-The model is a folder of transformers; the text is read as bytes, or by the tokenizer in the folder `--tokenizer`. The
-peer runs in an environment of its own: see benchmarks/kv_peer.py.
+peer: the model is a folder of transformers; the text is read as bytes, or by the tokenizer in the folder `--tokenizer`.
+The peer runs in an environment of its own: see benchmarks/kv_peer.py.
+
+speed: two layers of a Llama with random weights (8 query heads, 2 key/value heads of 64 channels, float32), one
+sequence; a forward pass of one token, caches in turns. transformers' own cache copies all its keys and values for each
+token; "in two parts" holds the same numbers as ours does, the prompt untouched and new tokens behind it, with nothing
+left out, and so tells how much of a gain is that.
 """
 
 import argparse
@@ -11,19 +17,53 @@ import json
 import shlex
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rows import Rows, arguments, prose, table
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from niwaki import kv
 from niwaki.data import open_text
 from niwaki.kv.compressed_layer import CompressedLayer
 
 KEEPS = (0.7, 0.5, 0.3)
+LENGTHS = (2048, 8192, 16384)
+STEPS = 16
+THIN = kv.ThinK(keep=0.6)
+HOWS: dict[str, kv.Compression] = {
+    "ThinK 0.6": kv.Compression(channels=THIN),
+    "ThinK 0.5, values 0.5": kv.Compression(channels=kv.ThinK(keep=0.5, values=0.5)),
+    "SnapKV 0.25": kv.Compression(tokens=kv.SnapKV(keep=0.25)),
+    "SnapKV 0.25, ThinK 0.6": kv.Compression(tokens=kv.SnapKV(keep=0.25), channels=THIN),
+    "KIVI 4 bits": kv.Compression(bits=kv.KIVI(bits=4)),
+    "ThinK 0.6, KIVI 4 bits": kv.Compression(channels=THIN, bits=kv.KIVI(bits=4)),
+}
+
+
+class InTwo(kv.KVLayer):
+    """Everything, the prompt apart from what follows."""
+
+    def take(self, call: kv.Call) -> Tensor:
+        if not self.parts:
+            width = call.keys.shape[2]
+            self.parts = (
+                kv.Segment.whole(call.keys, call.values, start=0),
+                kv.Segment.whole(call.keys[:, :, :0], call.values[:, :, :0], start=width),
+            )
+            return call.own(call.keys, call.values)
+        first, last = self.parts
+        assert isinstance(last, kv.Segment)
+        self.parts = (first, last.append(call.keys, call.values))
+        return kv.attend(call, self.parts)[0]
+
+
+class Whole(kv.How):
+    def layer(self, site: kv.Site) -> kv.KVLayer:
+        return InTwo()
 
 
 def chosen(model: Any, prompt: Tensor, keep: float) -> tuple[list[list[list[int]]], list[int]]:
@@ -77,8 +117,41 @@ def beside(rows: Rows, options: argparse.Namespace) -> None:
         rows.add(key, values, seed=0, threads=1)
 
 
+def speed(rows: Rows, options: argparse.Namespace) -> None:
+    """Rows of every way at each length."""
+    torch.manual_seed(options.seed)
+    config = LlamaConfig(
+        vocab_size=256,
+        hidden_size=512,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=2 * max(LENGTHS),
+    )
+    model = LlamaForCausalLM(config).eval()
+    for tokens in LENGTHS:
+        names = ["transformers", "in two parts", *HOWS]
+        if not any(rows.wanted(f"speed {tokens} {name}") for name in names):
+            continue
+        hows = [Whole(), *HOWS.values()]
+        makers = [DynamicCache, *(partial(kv.KVCache, model, how) for how in hows)]
+        prompt = torch.randint(1, 256, (1, tokens))
+        for name, taken in zip(names, kv.decoding(model, prompt, makers, steps=STEPS), strict=True):
+            values = {
+                "what": "speed",
+                "tokens": tokens,
+                "name": name,
+                "bytes": taken["cache_bytes"].value,
+                "ms": taken["decode_ms"].value,
+                "spread": taken["decode_ms"].spread,
+            }
+            rows.add(f"speed {tokens} {name}", values, seed=options.seed, threads=options.threads)
+
+
 def page(rows: Rows) -> str:
-    lines = [
+    peers = [
         (
             row["model"],
             row["keep"],
@@ -91,7 +164,19 @@ def page(rows: Rows) -> str:
         if row["what"] == "peer"
     ]
     heads = ("model", "key channels kept", "heads with the same channels", "whole cache, bytes", "ours", "kvpress")
-    return "# Key/value caches beside a peer\n\n" + prose(__doc__ or "") + table(heads, lines)
+    text = "# Key/value caches\n\n" + prose(__doc__ or "")
+    text += "## Beside a peer\n\n" + table(heads, peers)
+    taken = [row for row in rows.rows if row["what"] == "speed"]
+    if taken:
+        told = []
+        for name in dict.fromkeys(row["name"] for row in taken):
+            here = {row["tokens"]: row for row in taken if row["name"] == name}
+            cells = [f"{row['ms']:.1f} ± {row['spread']:.1f}" if (row := here.get(n)) else "-" for n in LENGTHS]
+            last = here.get(LENGTHS[-1])
+            told.append((name, *cells, f"{last['bytes']:,.0f}" if last else "-"))
+        columns = ("cache", *(f"ms at {n} tokens" for n in LENGTHS), f"bytes at {LENGTHS[-1]}")
+        text += "\n\n## Time of a decoded token\n\n" + table(columns, told)
+    return text
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -103,11 +188,13 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    asked = arguments((__doc__ or "").splitlines()[0], cases=("peer",), threads=1, more=options)
+    asked = arguments((__doc__ or "").splitlines()[0], cases=("peer", "speed"), threads=1, more=options)
     torch.set_num_threads(asked.threads)
     rows = Rows("kv", fresh=asked.fresh, packages=("transformers",))
     if not asked.table:
-        beside(rows, asked)
+        for name, run in (("peer", beside), ("speed", speed)):
+            if asked.only is None or name in asked.only:
+                run(rows, asked)
     rows.write(page(rows))
 
 
