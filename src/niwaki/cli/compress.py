@@ -111,7 +111,8 @@ def compress(
         str | None, typer.Option(help="Of pictures in the recovery: none (unless said) or flip_crop.")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="In the recovery: share of the target spread over all classes; 0.1 is usual.")
+        float | None,
+        typer.Option(help="Share of the target spread over all classes, in the recovery and in scores by gradients."),
     ] = None,
     calibrate: Annotated[
         int | None,
