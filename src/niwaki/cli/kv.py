@@ -1,5 +1,6 @@
 """`niwaki kv`: a key/value cache with fewer bytes, before and after; `niwaki kv plan`: what it will take."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from niwaki.cli.options import AsJson, Checkpoint, Device, Seed, Threads
 from niwaki.cli.talk import show
-from niwaki.errors import InputError, UnknownNameError
+from niwaki.errors import InputError, NothingChangedWarning, UnknownNameError
 
 METHODS = ("think", "cskv")
 INITIALISATIONS = ("whitened", "asvd", "svd")
@@ -82,24 +83,26 @@ def kv(
         how = LowRankWay(0.2 if keep is None else keep, values, init=init, file=projections, window=recent, bits=bits)
     else:
         how = think_way(0.6 if keep is None else keep, values, tokens=tokens, bits=bits, recent=recent, known=POLICIES)
-    if planning:
-        table, record = planned(words[1], how, batch=batch)
-    else:
-        assert text is not None
-        table, record = judged(
-            words[0],
-            how,
-            text=text,
-            tokenizer=tokenizer,
-            length=length,
-            score=score,
-            limit=limit,
-            lines=lines,
-            steps=steps,
-            batch=batch,
-            checkpoint=checkpoint,
-            threads=threads,
-            device=device,
-            seed=seed,
-        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", NothingChangedWarning)  # not for every layer of every window
+        if planning:
+            table, record = planned(words[1], how, batch=batch)
+        else:
+            assert text is not None
+            table, record = judged(
+                words[0],
+                how,
+                text=text,
+                tokenizer=tokenizer,
+                length=length,
+                score=score,
+                limit=limit,
+                lines=lines,
+                steps=steps,
+                batch=batch,
+                checkpoint=checkpoint,
+                threads=threads,
+                device=device,
+                seed=seed,
+            )
     show(table, data=record, as_json=as_json)
