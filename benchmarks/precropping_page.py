@@ -124,6 +124,13 @@ def page(rows: Rows) -> None:
     if parts:
         (rows.page.parent / PICTURE).write_text(picture(parts), encoding="utf-8")
         text += f"![Accuracy over the share of parameters that stay]({PICTURE})\n\n"
+    planned = 2 * (3 + 3 * 3 * (len(ARMS) - 1))
+    if len(taken) < planned:
+        text += prose(f"""
+            **Not finished**: {len(taken)} of the {planned} trainings of two networks (ResNet-20, VGG-11-BN) at 2x, 4x
+            and 10x with three seeds were made so far. What is not in the tables was not run, and of claims that are
+            not listed nothing was shown, neither for nor against.
+        """)
     for key, here in parts.items():
         text += f"## {heading(key)}\n\n"
         shrinks = sorted({r["shrink"] for r in here if r["arm"] != "dense"})
