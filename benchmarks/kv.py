@@ -9,7 +9,8 @@ The peer runs in an environment of its own: see benchmarks/kv_peer.py.
 speed: two layers of a Llama with random weights (8 query heads, 2 key/value heads of 64 channels, float32), one
 sequence; a forward pass of one token, caches in turns. transformers' own cache copies all its keys and values for each
 token; "in two parts" holds the same numbers as ours does, the prompt untouched and new tokens behind it, with nothing
-left out, and so tells how much of a gain is that.
+left out, and so tells how much of a gain is that. The machine did other work meanwhile: compare within a column, and
+mind the spread (half the distance of the quartiles).
 """
 
 import argparse
