@@ -5,7 +5,7 @@
 
 Each text window and each page is read into a cache, and what follows is decoded token by token against it. All methods
 see the same tokens, in float16. Projections are made and trained on the training split; nothing is chosen on the test
-split. StreamingLLM and H2O keep as many tokens as the measured bytes of unpacked CSKV allow.
+split. StreamingLLM and H2O keep as many tokens as fit into the bytes of unpacked CSKV.
 """
 
 import argparse
@@ -99,8 +99,8 @@ def trained(options: argparse.Namespace) -> Case:
     return Case(folder.name, *both(model), splits, length, facts(), options.lines)
 
 
-def arms(case: Case, full: float) -> Iterator[tuple[str, Callable[[], kv.How | None]]]:
-    """Names and ways; `full` are the bytes of the whole cache in the text window."""
+def arms(case: Case) -> Iterator[tuple[str, Callable[[], kv.How | None]]]:
+    """Names and ways."""
     yield "whole", lambda: None
     for keep in (0.7, 0.6, 0.5):
         yield f"ThinK {keep}", lambda keep=keep: kv.Compression(channels=kv.ThinK(keep=keep))
@@ -122,19 +122,23 @@ def arms(case: Case, full: float) -> Iterator[tuple[str, Callable[[], kv.How | N
             kv.Load(case.length - 1)
         )
         for policy in (kv.StreamingLLM, kv.H2O):
-            tokens = max(8, round(share / full * (case.length - 1)))
             yield (
                 f"{policy.__name__}, bytes of CSKV {keep}",
-                # the newest tokens count as kept, so that as many are stored
-                lambda policy=policy, tokens=tokens: kv.Compression(
-                    tokens=policy(keep=tokens), recent=min(WINDOW, tokens // 2)
-                ),
+                lambda policy=policy, share=share: evicting(case, policy, share),
             )
 
 
+def evicting(case: Case, policy: Callable[..., kv.Eviction], share: int) -> kv.How:
+    """As many tokens as fit into so many bytes, with the places and scores that are kept of each."""
+    load = kv.Load(case.length - 1)
+    ways = [
+        kv.Compression(tokens=policy(keep=tokens), recent=min(WINDOW, tokens // 2)) for tokens in range(8, case.length)
+    ]
+    return [way for way in ways if kv.plan(case.model, way).bytes(load) <= share][-1]
+
+
 def judge(case: Case, rows: Rows, options: argparse.Namespace) -> None:
-    whole = kv.plan(case.model, kv.Compression(channels=kv.ThinK(keep=0.5))).full_bytes(kv.Load(case.length - 1))
-    for name, way in arms(case, whole):
+    for name, way in arms(case):
         key = f"{case.name}, {name}"
         if not rows.wanted(key):
             continue
