@@ -5,12 +5,14 @@ import inspect
 import pytest
 
 import niwaki.tasks
-from niwaki.tasks import Head, Task
+from niwaki.tasks import Cached, Facts, Head, Task, Whole
 
+PARTS = (Head, Facts, Whole, Cached)
+"""What tasks are made of: heads, what is hidden in a text, and ways to read one."""
 TASKS = [
     kind
     for name in niwaki.tasks.__all__
-    if (kind := getattr(niwaki.tasks, name)) is not Task and not issubclass(kind, Head)
+    if (kind := getattr(niwaki.tasks, name)) is not Task and not issubclass(kind, PARTS)
 ]
 
 
