@@ -64,7 +64,7 @@ def test_a_missing_shard_is_an_error_in_four_parts(shards: Path, run: Run) -> No
         (("--checkpoint", "whole", "--export", "onnx"), "--export with --low-memory"),
         (("--checkpoint", "whole", "--target", "pytorch"), "--target with --low-memory"),
         (("--checkpoint", "whole", "--method", "taylor"), "weights that stay on disk"),
-        (("--checkpoint", "whole", "--set", "fold=true"), "fold=True"),
+        (("--checkpoint", "whole", "--set", "fold=true"), "--set fold=true"),
         (("--checkpoint", "nowhere"), "no such place"),
     ],
 )

@@ -140,7 +140,7 @@ def test_open_takes_a_pair_for_the_normalisation_and_a_root(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
-        ("mnist", UnknownNameError, "digits, imagefolder:..., cifar10:..., npz:..."),
+        ("mnist", UnknownNameError, "digits, imagefolder:DIR, cifar10:DIR, npz:FILE, text:FILE"),
         ("digits:here", InputError, "write digits alone"),
         ("npz", InputError, "write npz:PATH"),
         ("npz:nowhere.npz", InputError, "no such file or folder"),

@@ -179,7 +179,10 @@ def test_files_without_weights_are_refused(tmp_path):
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(FileDamagedError, match=says):
             read_checkpoint(tmp_path / "w.pth")
+    (tmp_path / "text.pth").write_text("hi")
+    with pytest.raises(FileDamagedError, match="found: no checkpoint of torch; where"):
+        read_checkpoint(tmp_path / "text.pth")
     with pytest.raises(InputError, match="no such file"):
         read_checkpoint(tmp_path / "absent.pth")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="found: a folder"):
         read_checkpoint(tmp_path)

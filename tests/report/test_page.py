@@ -16,11 +16,22 @@ from niwaki.report.points import Point, runtimes
 from niwaki.report.reading import read
 from niwaki.report.scatter import scatter
 from niwaki.report.style import DARK, LIGHT
-from niwaki.report.tables import promises, uncounted, widths_beside
+from niwaki.report.tables import headline, promises, uncounted, widths_beside
 
 Save = Callable[..., Path]
 Made = Callable[..., dict[str, Any]]
 MS = {"unit": "ms", "value": 2.0, "spread": 0.1, "definition": "median"}
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [(50.0, "smaller: 50.0 % of the MACs stay"), (134.0, "made some of Net wider: 134.0 % of the MACs; ")],
+)
+def test_headline_says_what_grew(save: Save, made: Made, after: float, said: str) -> None:
+    data = made()
+    data["model"]["class"] = "Net"
+    data["before"]["macs"]["value"], data["after"]["macs"]["value"] = 100.0, after
+    assert said in headline(read(save("one", data=data))[0])
 
 
 def test_training_curves(save: Save, made: Made) -> None:

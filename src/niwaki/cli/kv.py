@@ -64,7 +64,11 @@ def kv(
     """Compress a model's key/value cache and measure it. Bytes, perplexity, retrieval and time, before and after."""
     planning = words[0] == "plan"
     if len(words) != 1 + planning:
-        raise InputError(f"niwaki kv {' '.join(words)}", found=f"{len(words)} words", do="niwaki kv [plan] MODEL")
+        raise InputError(
+            f"niwaki kv {' '.join(words)}",
+            found="no model" if len(words) <= planning else "more than one model",
+            do="niwaki kv [plan] MODEL",
+        )
     if method not in METHODS:
         raise UnknownNameError.of("method for caches", method, METHODS)
     if not planning and text is None:

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicCache
 
 from niwaki import kv
 from niwaki.cli.sources import ask
-from niwaki.cli.talk import say
+from niwaki.cli.talk import say, warn
 from niwaki.data import TextSplits, open_text
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.kv.plan import CachePlan
@@ -162,6 +162,10 @@ def judged(
         reader = Cached(new, step=step)
         task = LongText(splits, length, stride, batch, reader)
         sides[side] |= task.metrics(model, split="test", limit=limit)
+        if side == 0 and sides[0]["perplexity"].value > vocabulary:
+            warn(
+                f"a perplexity above the {vocabulary} tokens of the vocabulary: is the text in the model's own tokens?"
+            )
         if lines:
             facts = Facts.of_text(_encoder(tokenizer))
             asking = Retrieval(facts, lines, questions=min(8, lines), sequences=limit, batch=batch, reader=reader)

@@ -17,11 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph.cost import Term
 from niwaki.graph.kernels import Kernels, like_input
-from niwaki.graph.labels import LabelSpace, varying
+from niwaki.graph.labels import LabelSpace
 from niwaki.graph.rules import MOVEMENT, RULES, Call
 from niwaki.graph.rules.pointwise import is_pointwise, meet
-from niwaki.graph.skeleton import named_tensors
-from niwaki.graph.values import Labels, Memory, Parameter, Value
+from niwaki.graph.values import Labels, Memory, Value
 from niwaki.units import DataRead, Unknown, tensors_in
 
 CONSTANT_LIMIT = 1 << 22
@@ -471,38 +470,3 @@ def _source_line() -> str:
             return f"{'/'.join(path.split('/')[-2:])}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return "unknown line"
-
-
-def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
-    """Make every parameter and buffer known to the recorder, under its first name."""
-    found: dict[str, Parameter] = {}
-    for kind, tensors in zip(("parameter", "buffer"), named_tensors(model), strict=True):
-        first: dict[int, tuple[str, Tensor]] = {}
-        for name, tensor in tensors:
-            first.setdefault(id(tensor), (name, tensor))
-        for name, tensor in first.values():
-            if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
-                # tables of positions and counters: their values are known, their width is nobody's choice
-                if kind == "buffer":
-                    recorder.value(tensor).table = name
-                continue
-            parameter = Parameter(name, tuple(tensor.shape), buffer=kind == "buffer", itemsize=tensor.dtype.itemsize)
-            found[name] = parameter
-            recorder.know(
-                tensor,
-                Value(
-                    tuple(tensor.shape),
-                    why=f"the {kind} {name}",
-                    zero=kind == "parameter",
-                    parameter=parameter,
-                    direct=True,
-                ),
-            )
-    return found
-
-
-def fix_outputs(recorder: Recorder, output: Any, reason: str = "output of the model") -> None:
-    for tensor in tensors_in(output):
-        for labels in recorder.value(tensor).get(recorder.space):
-            if varying(labels):
-                recorder.space.fix(labels, reason)

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from niwaki.errors import CannotCutError
-from niwaki.graph.recorder import Recorder, fix_outputs
+from niwaki.graph.ends import fix_outputs
+from niwaki.graph.recorder import Recorder
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, like, walk, without_caches, without_hooks
 from niwaki.graph.values import Parameter

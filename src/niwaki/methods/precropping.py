@@ -129,8 +129,10 @@ class PreCropping(Method):
             raise InputError(
                 f"PreCropping of a trained {type(job.model).__name__}",
                 found=f"{why}; cropping throws its training away",
-                do="use a method that looks at weights (magnitude, taylor, udfc), leave the checkpoint out, or "
-                "insist=True",
+                do=(
+                    "use a method that looks at weights (magnitude, taylor, udfc), start from untrained weights, or ",
+                    Setting("insist", True),
+                ),
             )
         if job.distill:
             raise InputError("PreCropping with a teacher", found="the uncut network is untrained", do="leave it out")

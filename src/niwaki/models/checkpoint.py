@@ -147,7 +147,10 @@ def _torch(path: Path) -> Any:
         do = "save model.state_dict(), best as safetensors; a pickle of anything else could run code and is not read"
         raise _damaged(path, found, do) from cause
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as cause:
-        raise _damaged(path, (str(cause).strip() or type(cause).__name__).splitlines()[0][:300]) from cause
+        told = (
+            "" if isinstance(cause, LookupError) else str(cause).strip()
+        )  # which key torch's reader missed helps nobody
+        raise _damaged(path, (told or "no checkpoint of torch").splitlines()[0][:300]) from cause
 
 
 def _some(names: list[str]) -> str:

@@ -339,7 +339,9 @@ def headline(run: Run) -> str:
     """The run in one sentence."""
     who = run.get("model").get("class") or run.get("model").get("source") or "the model"
     costs = () if run.trained else ("macs", "params")
-    said = [f"{100 * share:.1f} % of the {title(name)} stay" for name in costs if (share := run.share(name))]
+    shares = {name: share for name in costs if (share := run.share(name))}
+    grown = any(share > 1 for share in shares.values())
+    said = [f"{100 * share:.1f} % of the {title(name)}" + ("" if grown else " stay") for name, share in shares.items()]
     before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
     if before is not None and after is not None:
         said.append(f"accuracy {before:.2f} → {after:.2f} %")
@@ -349,6 +351,8 @@ def headline(run: Run) -> str:
     words = "; ".join(said) or "no cost was measured before and after"
     if run.trained:
         return f"Trained {who}: {'; '.join(said) or 'no accuracy was measured'}."
+    if grown:
+        return f"{run.get('method').get('name', 'A method')} made some of {who} wider: {words}."
     return f"{run.get('method').get('name', 'A method')} made {who} smaller: {words}."
 
 

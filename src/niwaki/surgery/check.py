@@ -14,9 +14,10 @@ from torch import nn
 
 from niwaki.graph import ChannelGraph
 from niwaki.graph.copies import along
+from niwaki.graph.ends import fix_outputs, seed
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
-from niwaki.graph.recorder import UNREGISTERED, Record, Recorder, fix_outputs, seed
+from niwaki.graph.recorder import UNREGISTERED, Record, Recorder
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.running import quiet, watch

@@ -15,9 +15,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from niwaki.graph import ChannelGraph
+from niwaki.graph.ends import seed
 from niwaki.graph.groups import components, rows_of_grids
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Recorder, seed
+from niwaki.graph.recorder import Recorder
 from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import copy_with, identity, shared, to_meta
 from niwaki.graph.trace import note_constant

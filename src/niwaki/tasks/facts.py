@@ -108,7 +108,7 @@ class Facts:
         Examples:
             >>> facts = Facts.of_text(lambda text: list(text.encode()))
             >>> facts.line, facts.keys.shape, bytes(facts.before), bytes(facts.told)
-            (41, torch.Size([100, 3]), b'line ', b'? <')
+            (36, torch.Size([100, 3]), b'line ', b'? <')
         """
         numbers = [str(number) for number in range(first, first + count)]
         written = [
