@@ -147,10 +147,9 @@ def _torch(path: Path) -> Any:
         do = "save model.state_dict(), best as safetensors; a pickle of anything else could run code and is not read"
         raise _damaged(path, found, do) from cause
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as cause:
-        told = (
-            "" if isinstance(cause, LookupError) else str(cause).strip()
-        )  # which key torch's reader missed helps nobody
-        raise _damaged(path, (told or "no checkpoint of torch").splitlines()[0][:300]) from cause
+        # which key or place torch's reader missed helps nobody
+        words = "" if isinstance(cause, LookupError) else str(cause).strip()
+        raise _damaged(path, (words or "no checkpoint of torch").splitlines()[0][:300]) from cause
 
 
 def _some(names: list[str]) -> str:
