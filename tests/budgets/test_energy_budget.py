@@ -85,6 +85,8 @@ def test_a_network_is_compressed_to_joules(tmp_path: Path) -> None:
     assert json.loads(table.read_text())["machine"]["of"] == "energy"
     with pytest.raises(InputError, match="another machine"):
         timed(net, X, graph_of(net, 1, 64), target=TARGET, table=other(table, tmp_path))
+    with pytest.raises(InputError, match="of 'energy', here None"):  # nor for one of times
+        timed(net, X, graph_of(net, 1, 64), target=Target("pytorch", threads=TARGET.threads), table=table)
 
 
 def other(table: Path, folder: Path) -> Path:

@@ -67,6 +67,33 @@ def test_steps_and_pools_that_stay() -> None:
     assert widths(graph, [1.5, 1.5], 50, multiple=2, most=[2.0, 1.0]) == [6, 4]  # 8, 4 costs 52
 
 
+def test_multiples_never_lift_a_pool_above_its_cap() -> None:
+    """Up to 4 x 1.2 there is no multiple of 8 for a pool of 4: it stays. Up to 4 x 2 there is 8."""
+    graph = graph_of(chain(2, 4, 20, 1), 1, 2)
+    assert widths(graph, [1.2, 1.2], 10_000, multiple=8, most=[1.2, 1.2]) == [4, 24]
+    assert widths(graph, [1.0, 1.0], 10_000, multiple=8, most=[2.0, 1.0]) == [8, 20]
+    assert widths(graph, [1.0, 1.0], 8 + 80 + 20, multiple=8, most=[1.2, 1.2]) == [4, 20]
+    # 8 + 64 + 16 = 88; the width that it has lies between two multiples
+    assert widths(graph, [1.2, 1.2], 8 + 80 + 19, multiple=8, most=[1.2, 1.2]) == [4, 16]
+
+
+def test_of_equals_the_first_grows() -> None:
+    """Two pools of 4 that cost and are worth the same, with room for one step."""
+    net = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 3, bias=False))
+    twins = nn.ModuleDict({"a": net, "b": nn.Sequential(*[nn.Linear(*size, bias=False) for size in ((2, 4), (4, 3))])})
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = twins
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(part(x) for part in self.both.values())
+
+    graph = graph_of(Both(), 1, 2)
+    assert widths(graph, [1.0, 1.0], 45) == [5, 4]
+
+
 def test_what_is_copied_first() -> None:
     """Of four atoms at width six the first two are there twice, at three the last is gone, at nine one thrice."""
     graph = graph_of(chain(2, 4, 1), 1, 2)

@@ -61,8 +61,8 @@ def resized(
     """The plan of the widths next to `near` that meet all budgets and leave no room for a step more.
 
     Starts at the rounded shares. While a limit is broken, the pool shrinks by a step whose log density is the cheapest
-    for what it saves; then those grow, the dearest for what they cost first, as long as any fits. A step is as many
-    atoms as multiples ask for.
+    for what it saves; then those grow, the dearest for what they cost first, as long as any fits. A step goes
+    to the next multiple that is asked for, or to the width that the pool has, which it may always keep.
 
     Raises:
         BudgetError: even the smallest shares cost too much.
@@ -89,7 +89,17 @@ def _widths(
     sizes = np.maximum(pools.sizes, 1)
     worth = np.maximum(pools.slopes[pools.layers.may()].sum(0), 1e-3)
     low, high = -(-least // steps) * steps, most // steps * steps
-    widths = np.clip(np.round(shares * sizes / steps).astype(np.int64) * steps, low, np.maximum(high, low))
+    wanted, own = shares * sizes, pools.sizes
+    widths = np.clip(np.round(wanted / steps).astype(np.int64) * steps, low, np.maximum(high, low))
+    widths = np.where((high < low) | (np.abs(wanted - own) < np.abs(wanted - widths)), own, widths)
+
+    def beside(pool: int, change: int) -> int:
+        """The next width up or down: a multiple, or the pool's own; the present one where there is none."""
+        now, step = int(widths[pool]), int(steps[pool])
+        to = (now // step + 1) * step if change > 0 else (-(-now // step) - 1) * step
+        if min(now, to) < own[pool] < max(now, to) or not low[pool] <= to <= high[pool]:
+            to = int(own[pool]) if (own[pool] - now) * change > 0 else to
+        return to if low[pool] <= to <= high[pool] or to == own[pool] else now
 
     def true(now: np.ndarray) -> dict[str, float]:
         found = graph.cost(times_at(graph, atoms, now))
@@ -107,16 +117,16 @@ def _widths(
         found: list[tuple[float, int]] = []
         base = rough(widths)
         for pool in range(widths.size):
-            to = widths[pool] + change * steps[pool]
-            if low[pool] <= to <= high[pool]:
+            to = beside(pool, change)
+            if to != widths[pool]:
                 after = widths.copy()
                 after[pool] = to
                 cost = abs(rough(after) - base)
                 value = worth[pool] * abs(np.log(to / widths[pool]))
                 found.append((value / max(cost, 1e-30), pool))
-        for _, pool in sorted(found, reverse=change > 0):
+        for _, pool in sorted(found, key=lambda one: (-change * one[0], one[1])):
             after = widths.copy()
-            after[pool] += change * steps[pool]
+            after[pool] = beside(pool, change)
             if fit(after):
                 return after
         return None

@@ -235,11 +235,13 @@ class Table:
                 where=str(path),
                 do="delete it: it is measured again",
             ) from error
-        differing = [name for name in machine if table.machine.get(name) != machine[name]]
+        differing = [name for name in {**machine, **table.machine} if table.machine.get(name) != machine.get(name)]
         if differing:
             raise InputError(
                 "use a latency table of another machine",
-                found="; ".join(f"{name} {table.machine.get(name)!r}, here {machine[name]!r}" for name in differing),
+                found="; ".join(
+                    f"{name} {table.machine.get(name)!r}, here {machine.get(name)!r}" for name in differing
+                ),
                 where=str(path),
                 do="give another file: times are worth nothing elsewhere",
             )

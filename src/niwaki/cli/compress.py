@@ -112,7 +112,9 @@ def compress(
     ] = None,
     label_smoothing: Annotated[
         float | None,
-        typer.Option(help="Share of the target spread over all classes, in the recovery and in scores by gradients."),
+        typer.Option(
+            help="Share of the target spread over all classes, in the recovery, and in scores by gradients before it."
+        ),
     ] = None,
     calibrate: Annotated[
         int | None,

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Densities = Literal["synexp", "synflow", "snip", "grasp", "random", "erk", "uniform"]
 Rule = Literal["auto", "program", "neighbours", "log_fit", "square_root"]
 FEW = 8
-"""Channels of a layer below which the claim that densities decide is known to fail (paper page, section 6)."""
+"""Channels of a layer below which the claim that densities decide is known to fail."""
 MOST = 100.0
 """The largest cap: ten times as wide. Without any, cheap layers would take the budget."""
 BATCHES = 8
@@ -144,7 +144,11 @@ class PreCropping(Method):
                 raise BudgetError(f"PreCropping by {budget.of}", found=f"known: {known}", do="use one of them")
             if budget.of in budgets.TIMES and self.cap > 1:
                 found = "times are measured of widths up to the network's own"
-                raise BudgetError(f"growth by {budget.of}", found=found, do="take cap=1, or a budget of macs or params")
+                raise BudgetError(
+                    f"growth by {budget.of}",
+                    found=found,
+                    do=("take ", Setting("cap", 1.0), ", or a budget of macs or params"),
+                )
 
     def choosing(self, job: Job) -> budgets.Choose:
         """What chooses plans, by widths that the first call finds; see `widths_of` for what is raised."""

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 FLOAT = 32
 """Bits of weights that stay as they are."""
 LOW = 4
-"""Below so many bits the closed forms are known to hurt (paper page, section 8)."""
+"""Below so many bits the closed forms are known to hurt."""
 
 
 @final
