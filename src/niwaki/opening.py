@@ -51,13 +51,16 @@ class SavedRun:
         if not isinstance(example, dict) or "float" not in str(example.get("dtype")):
             return None
         lengths = example.get("tensor")
-        return tuple(int(length) for length in lengths) if isinstance(lengths, list) else None
+        if not isinstance(lengths, list) or not all(type(length) is int for length in lengths):
+            return None
+        return tuple(lengths)
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
         """(mean, std) of the pictures that it saw."""
         seen = (self.record.get("splits") or {}).get("normalisation") or {}
-        return (tuple(seen["mean"]), tuple(seen["std"])) if {"mean", "std"} <= set(seen) else None
+        mean, std = seen.get("mean"), seen.get("std")
+        return (tuple(mean), tuple(std)) if mean and std else None
 
     @property
     def split_seed(self) -> int | None:

@@ -96,6 +96,8 @@ def _set(*path: Any) -> Change:
         (_set("widths", 0, "after", 9), r"plan.json.*stem.weight axis 0 keeps 8 here and 9 in report.json"),
         (_set("receipt", "passed", "yes"), "receipt.passed is a str"),
         (_set("model", []), "model is a list"),
+        (_set("digest", [1]), "digest is a list"),
+        (_set("splits", {"normalisation": {"mean": 0.5}}), "splits.normalisation.mean is a float, not a list"),
         (_set("exports", {"onnx": 3}), "exports.onnx is a int, not a dict"),
         (_set("exports", {"onnx": {"latency": {"value": "fast"}}}), "exports.onnx.latency.value is a str"),
         (_set("exports", {"onnx": {"tensorrt_refuses": ["Det"]}}), "exports.onnx.tensorrt_refuses is a list"),

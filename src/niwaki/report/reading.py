@@ -28,7 +28,8 @@ SHAPE: dict[str, Any] = {
     "candidates": [{"label": str, "macs": float, "params": float, "accuracy": float}],
     "versions": dict,
     "seconds": dict,
-    "splits": dict,
+    "splits": {"seed": float, "normalisation": {"mean": [float], "std": [float]}},
+    "digest": dict,
     "pretrained": str,
     "repaired": [
         {
