@@ -228,14 +228,39 @@ def test_eight_bits_change_little() -> None:
 def test_tokens_back_from_an_evicting_cache_are_refused() -> None:
     model, ids, turn = kv_zoo.llama(), kv_zoo.prompt(70), kv_zoo.prompt(4, seed=5)
     with torch.no_grad():
-        for policy, why in ((H2O(keep=0.5), "evicts others"), (SnapKV(keep=40), "not evicted from")):
+        for policy, why in ((H2O(keep=0.5), "evicts others"), (SnapKV(keep=40), "all 70 tokens of the prompt")):
             cache = KVCache(model, Compression(tokens=policy, recent=4))
             model(ids, past_key_values=cache)
-            model(turn, past_key_values=cache)
             with pytest.raises(InputError, match=why):
-                cache.crop(-12)
+                cache.crop(-1)
+            model(turn, past_key_values=cache)
+            with pytest.raises(InputError, match=why):  # a step later as well
+                cache.crop(-5)
         cache.crop(-4)  # what came after the prompt goes back
         assert cache.get_seq_length() == 70
         cache.crop(-70)  # and all of it
         model(ids, past_key_values=cache)
         assert cache.get_seq_length() == 70
+
+
+def test_a_crop_beyond_the_whole_part_goes_on_where_it_ended() -> None:
+    """Without an answer, the place of the whole part would stay behind what is stored, and its mask with it."""
+    model, ids = kv_zoo.llama(), kv_zoo.prompt(64)
+    caches = [KVCache(model, Compression(bits=KIVI(8, group=8), recent=8)) for _ in range(2)]
+    mask = torch.ones(1, 59, dtype=torch.long)
+    with torch.no_grad():
+        model(ids, past_key_values=caches[0])
+        caches[0].crop(-8 - 8)  # 56 packed tokens and 8 whole ones: 48 packed stay
+        model(ids[:, :56], past_key_values=caches[1])
+        caches[1].crop(-8)  # the same 48, none of them cropped
+        first, second = (
+            model(
+                kv_zoo.prompt(11, seed=5),
+                attention_mask=mask,
+                position_ids=torch.arange(48, 59)[None],
+                past_key_values=cache,
+            ).logits
+            for cache in caches
+        )
+    assert layers(caches[0])[0].whole.start == 48  # type: ignore[union-attr]
+    assert torch.equal(first, second)

@@ -96,6 +96,34 @@ def test_many_queries_attend_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.allclose(whole, pieces, rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_logits_beyond_float16_are_those_of_the_model() -> None:
+    """Qwen2's key biases: products of 192 000 before scaling, 67 882 after it; float16 ends at 65 504."""
+    model = kv_zoo.model("Qwen2", dtype=torch.float16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias.fill_(200.0)
+            layer.self_attn.q_proj.bias.fill_(120.0)
+        answers = []
+        for cache in (DynamicCache(), KVCache(model, Whole())):
+            model(kv_zoo.prompt(60), past_key_values=cache)
+            answers.append(model(kv_zoo.prompt(3, seed=5), past_key_values=cache).logits.float())
+    assert torch.isfinite(answers[1]).all()
+    assert (answers[0] - answers[1]).abs().max() < 0.02 * answers[0].abs().max()
+
+
+def test_half_precision_attention_of_small_and_of_no_queries() -> None:
+    torch.manual_seed(0)
+    keys, values = torch.randn(1, 1, 40, 64).half(), torch.randn(1, 1, 40, 64).half()
+    for size in (0.0, 1e-4, 1.0):
+        found = []
+        for dtype in (torch.float16, torch.float32):
+            query = (torch.full((1, 2, 1, 64), size) * keys[:, :, 7:8]).half().to(dtype)
+            known, mixed = keys.to(dtype), values.to(dtype)
+            call = Call(query, known[:, :, -1:], mixed[:, :, -1:], None, 0.125, None, own=lambda k, v: k)
+            found.append(attend(call, [Segment.whole(known, mixed, start=0)])[0].float())
+        assert (found[0] - found[1]).abs().max() < 5e-3
+
+
 def test_beams_and_crops() -> None:
     model, ids = kv_zoo.llama(), kv_zoo.prompt(14, batch=2)
     expected = kv_zoo.generate(model, ids, num_beams=3)

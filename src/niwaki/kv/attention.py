@@ -92,7 +92,7 @@ def attend(
     outputs, summed = [], [query.new_zeros((), dtype=torch.float32)] * (len(parts) if sums else 0)
     for at in range(0, new, step):
         part_queries = query[..., at : at + step, :]
-        logits = torch.cat([part.logits(part_queries) for part in parts], dim=-1) * call.scaling
+        logits = _logits(part_queries, parts, call.scaling)
         if call.softcap is not None:
             logits = torch.tanh(logits / call.softcap) * call.softcap
         if (hidden := _hidden(call, parts, at, logits.shape[-2])) is not None:
@@ -108,6 +108,21 @@ def attend(
             summed = [known + piece for known, piece in zip(summed, pieces, strict=True)]
     output = torch.cat(outputs, dim=-2).reshape(batch, heads, new, -1)
     return output.transpose(1, 2).contiguous(), summed
+
+
+def _logits(query: Tensor, parts: Sequence[Part], scaling: float) -> Tensor:
+    """Scaled products of queries and all parts' keys, `[batch, heads, group, new, tokens]`.
+
+    Products in float16 would leave its range where keys have large biases. There each query is made so small that its
+    largest number is at most 1 / head_dim, by a power of two, so that no product is beyond the largest key; the logits
+    are float32.
+    """
+    if query.dtype != torch.float16:
+        return torch.cat([part.logits(query) for part in parts], dim=-1) * scaling
+    largest = query.abs().amax(dim=-1, keepdim=True).float() * query.shape[-1]
+    size = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+    small = (query.float() / size).to(query.dtype)
+    return torch.cat([part.logits(small) for part in parts], dim=-1).float() * (size * scaling)
 
 
 def hidden_tokens(call: Call, parts: Sequence[Part]) -> Tensor | None:

@@ -33,8 +33,8 @@ class CompressedLayer(KVLayer):
         self.whole: Segment | None = None
         self._weights: Tensor | None = None
         """Attention that the stored tokens got so far, float32 `[batch, heads, tokens]`, where a policy goes by it."""
-        self._just_chosen = False
-        """Whether the last call chose channels or tokens: then it cannot be undone."""
+        self._chosen = 0
+        """Tokens that channels or tokens were chosen by, all of the prompt: they cannot be taken back. 0: none were."""
         self._cropping = False
         """Whether somebody said, before the prompt came, that guesses follow it and may be taken back."""
         self._undecided: Call | None = None
@@ -72,13 +72,14 @@ class CompressedLayer(KVLayer):
             raise InputError("compress a prompt", found="padding on the right", where=self.site.name, do=do)
         kept = self._evicted(Observation(call, _everything(call), real))
         count = kept.tokens - self.settings.whole(kept.tokens)
-        self._just_chosen = kept.tokens < call.new
+        chosen = kept.tokens < call.new
         keys = values = None
         if not count:
             self._say_nothing_was_done(call.new)
         elif self.settings.channels is not None:
             keys, values = self.settings.channels.choose(Observation(call, kept, real), self.site)
-            self._just_chosen |= keys is not None or values is not None
+            chosen |= keys is not None or values is not None
+        self._chosen = call.new if chosen else 0
         if keys is None and values is None and self.settings.bits is None and kept.positions is None:
             count = 0  # nothing is left out: one piece, which the model's own attention can read
         self.whole = kept.stretch(count, kept.tokens).compact()
@@ -137,7 +138,6 @@ class CompressedLayer(KVLayer):
         if self._undecided is not None:
             self._decide(0)
         assert self.whole is not None
-        self._just_chosen = False
         places = None
         if self.whole.positions is not None:
             places = torch.arange(self.seen, self.seen + call.new, dtype=torch.int32, device=call.keys.device)
@@ -251,21 +251,22 @@ class CompressedLayer(KVLayer):
         if self._undecided is not None:
             self._decide(count)
             return
-        if self._just_chosen and count:
-            found = "channels or tokens were chosen with the tokens that shall go"
-            do = "for speculative decoding give generate a cache: past_key_values=ThinKCache(model)"
-            raise InputError("take tokens of the prompt back", found=found, where=self.site.name, do=do)
         if not count:
             return
         if self.settings.tokens is not None and self.settings.tokens.ongoing:
             found = f"{type(self.settings.tokens).__name__} evicts others for every new one"
             raise InputError("take tokens back", found=found, where=self.site.name, do="use SnapKV, or no speculation")
+        if self.seen - count < self._chosen:
+            found = f"channels or tokens were chosen by all {self._chosen} tokens of the prompt"
+            do = "take back fewer; for speculative decoding give generate a cache: past_key_values=ThinKCache(model)"
+            raise InputError("take tokens of the prompt back", found=found, where=self.site.name, do=do)
         assert self.whole is not None
         if count > self.whole.tokens:
             if self.old is None or self.old.positions is not None:
                 found, do = f"{self.whole.tokens} tokens that were not evicted from", "take back fewer"
                 raise InputError(f"take {count} tokens back", found=found, where=self.site.name, do=do)
             self.old = self.old.first(self.old.tokens - (count - self.whole.tokens))
+            self.whole = replace(self.whole, start=self.old.tokens)
         self.whole = self.whole.first(max(0, self.whole.tokens - count))
         self._renew()
 
