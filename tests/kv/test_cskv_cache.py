@@ -415,6 +415,14 @@ def test_settings_out_of_range_are_refused() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_bits_with_nothing_projected_are_refused() -> None:
+    model = kv_zoo.llama()
+    made = projections(model, keep=1.0)
+    with pytest.raises(InputError, match=r"bits=4.*keep=1.*keep below 1"):
+        CSKVCache(model, made, bits=4)
+    CSKVCache(model, made)
+
+
 def test_what_cannot_be_restored_is_refused() -> None:
     model, ids = kv_zoo.llama(), kv_zoo.prompt(20)
     made = projections(model)

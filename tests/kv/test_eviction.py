@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 import kv_zoo
-from niwaki.errors import InputError
+from niwaki.errors import InputError, NothingChangedWarning
 from niwaki.kv import H2O, KIVI, Compression, KVCache, SnapKV, StreamingLLM, ThinK, Tokens, compressed
 from niwaki.kv.compressed_layer import CompressedLayer
 
@@ -264,3 +264,16 @@ def test_a_crop_beyond_the_whole_part_goes_on_where_it_ended() -> None:
         )
     assert layers(caches[0])[0].whole.start == 48  # type: ignore[union-attr]
     assert torch.equal(first, second)
+
+
+def test_a_first_chunk_that_is_short_is_said_to_leave_everything() -> None:
+    model = kv_zoo.llama()
+    cache = KVCache(model, Compression(tokens=SnapKV(keep=40)))
+    with torch.no_grad():
+        with pytest.warns(NothingChangedWarning, match="a prompt of 30 tokens.*no token is evicted") as said:
+            model(kv_zoo.prompt(30), past_key_values=cache)
+        assert len(said) == 1  # once per cache, not per layer
+        model(kv_zoo.prompt(200), past_key_values=cache)
+        assert [layer.whole.tokens for layer in layers(cache)] == [230] * 3  # type: ignore[union-attr]
+        for keep in (40, 1.0):  # nothing to be said: the one evicts, the other shall not
+            model(kv_zoo.prompt(41), past_key_values=KVCache(model, Compression(tokens=SnapKV(keep=keep))))

@@ -3,6 +3,7 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -139,9 +140,19 @@ def test_permuted_channels_and_scales() -> None:
 def test_pairs_stay_together() -> None:
     torch.manual_seed(6)
     query, keys = torch.randn(1, 1, 40, 16), torch.randn(1, 1, 40, 16)
-    chosen = ThinK(keep=0.4, pairwise=True).choose(observed(query, keys), site(16))[0]
+    turning = replace(site(16), module=kv_zoo.llama().model.layers[0].self_attn)
+    chosen = ThinK(keep=0.4, pairwise=True).choose(observed(query, keys), turning)[0]
     assert chosen is not None and chosen.shape[-1] == 8  # 7 of 16, rounded up to pairs
     assert torch.equal(chosen[..., :4] + 8, chosen[..., 4:])
+
+
+def test_pairs_of_neighbours_are_refused() -> None:
+    """Cohere rotates channels 2j and 2j + 1 together."""
+    how = Compression(channels=ThinK(keep=0.5, pairwise=True))
+    with pytest.raises(InputError, match="do not rotate as pairs"):
+        KVCache(kv_zoo.model("Cohere"), how)
+    for kind in ("Qwen2", "Phi3"):
+        KVCache(kv_zoo.model(kind), how).close()
 
 
 def test_scores_of_half_precision_keys_do_not_overflow() -> None:

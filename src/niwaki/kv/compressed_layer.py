@@ -73,6 +73,7 @@ class CompressedLayer(KVLayer):
         kept = self._evicted(Observation(call, _everything(call), real))
         count = kept.tokens - self.settings.whole(kept.tokens)
         chosen = kept.tokens < call.new
+        self._say_if_all_stay(call.new, kept.tokens)
         keys = values = None
         if not count:
             self._say_nothing_was_done(call.new)
@@ -106,6 +107,16 @@ class CompressedLayer(KVLayer):
         return replace(
             kept, keys=kept.keys.take(index), values=kept.values.take(index), positions=index.to(torch.int32)
         )
+
+    def _say_if_all_stay(self, prompt: int, kept: int) -> None:
+        """A policy that judges the prompt alone has had its turn, also where more of it comes in a second call."""
+        policy = self.settings.tokens
+        if not self.speaks or policy is None or policy.ongoing or kept < prompt or policy.keep == 1.0:
+            return
+        message = (
+            f"a prompt of {prompt} tokens, which {policy} keeps all: no token is evicted in this cache"
+        )
+        warnings.warn(message, NothingChangedWarning, stacklevel=2)
 
     def _say_nothing_was_done(self, prompt: int) -> None:
         if self.speaks and self.settings.channels is not None:

@@ -62,6 +62,10 @@ class CSKV(How):
             )
         if self.bits is not None:
             Grid(self.bits, "channels")
+        if self.bits is not None and self._whole:
+            found = "projections of keep=1, with which the model's own cache is kept whole"
+            do = "project with a keep below 1, leave bits out, or pack by Compression(bits=KIVI(...))"
+            raise InputError(f"a CSKV cache with bits={self.bits}", found=found, do=do)
         self.projections.check(self.model)
 
     def layer(self, site: Site) -> KVLayer:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -98,6 +99,23 @@ class Rotation:
         cos, sin = self.table(keys, positions)
         turned: Callable[..., tuple[Tensor, Tensor]] = self._apply
         return turned(keys, keys, cos, sin)[1]
+
+
+def turns_halves(site: Site) -> bool:
+    """Whether channels j and j + head_dim / 2 rotate together, as in Llama; False too where that cannot be told.
+
+    Asks the function beside the module's class to turn every channel alone, by a quarter.
+    """
+    apply = getattr(sys.modules.get(type(site.module).__module__), "apply_rotary_pos_emb", None)
+    if apply is None:
+        return False
+    alone = torch.eye(site.head_dim)
+    sine = torch.ones(1, site.head_dim, site.head_dim)
+    try:
+        turned = apply(alone[None, None], alone[None, None], torch.zeros_like(sine), sine)[1]
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False  # of another form: complex numbers, or both axes' positions
+    return bool(turned.shape[-2:] == alone.shape and (turned[0, 0].abs() == alone.roll(site.head_dim // 2, 1)).all())
 
 
 def _linear(site: Site, layer: Any, name: str) -> tuple[Tensor, Tensor | None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.kv.channels import Channels, best, share, stay
 from niwaki.kv.observation import Observation
+from niwaki.kv.sources import turns_halves
 from niwaki.kv.support import Site
 
 
@@ -36,7 +37,8 @@ class ThinK(Channels):
     round_to: int = 1
     """Channels that stay are rounded up to a multiple of this; 8 suits kernels (77 of 128 become 80)."""
     pairwise: bool = False
-    """Keep or drop the two channels that rotate together. Not in the paper; was worse in a small trial."""
+    """Keep or drop the two channels that rotate together, j and j + head_dim / 2; other pairs are refused. Not in the
+    paper; was worse in a small trial."""
     per_query_head: bool = False
     """One choice, and one copy of keys and values, per query head: the paper's code; takes `group` times the bytes."""
 
@@ -51,6 +53,9 @@ class ThinK(Channels):
         unit = 2 if self.pairwise else 1
         if self.pairwise and (site.rotated != site.head_dim or site.head_dim % 2):
             found = f"{site.rotated} of {site.head_dim} channels rotate"
+            raise InputError("ThinK(pairwise=True)", found=found, where=site.name, do="use pairwise=False")
+        if self.pairwise and not turns_halves(site):
+            found = "channels that do not rotate as pairs (j, j + head_dim / 2)"
             raise InputError("ThinK(pairwise=True)", found=found, where=site.name, do="use pairwise=False")
         keys = stay(self.keep, site.head_dim, round_to=self.round_to)
         return min(site.head_dim, -(-keys // unit) * unit), stay(self.values, site.head_dim, round_to=self.round_to)
