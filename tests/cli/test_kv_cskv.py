@@ -28,7 +28,7 @@ def test_before_and_after_with_and_without_a_file(run, folder):  # noqa: F811
     model = niwaki.models.load("hf:llama.json").model
     made = niwaki.kv.project(model, None, keep=0.5, init="svd")
     made.save("p.safetensors")
-    other = run(*words, "--projections", "p.safetensors")
+    other = run(*(word for word in words if word not in ("--keep", "0.5")), "--projections", "p.safetensors")
     assert other.code == 0, other.err
     assert other.data["after"]["perplexity"]["value"] != found.data["after"]["perplexity"]["value"]
     assert other.data["before"]["perplexity"]["value"] == found.data["before"]["perplexity"]["value"]
@@ -46,6 +46,8 @@ def test_mistakes_are_refused(run, folder):  # noqa: F811
         (("--bits", "3"), "not 2, 4 or 8"),
         (("--projections", "no.safetensors"), "no such file"),
         (("--projections", "a.txt"), "Projections.save"),
+        (("--projections", "a.txt", "--keep", "0.5"), "--keep 0.5"),
+        (("--projections", "a.txt", "--values", "0.5", "--init", "svd"), "--values 0.5, --init svd"),
     ):
         found = run("kv", "hf:llama.json", "--method", "cskv", *RUN, *words)
         assert found.code == 2 and told in found.err, words

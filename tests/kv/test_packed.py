@@ -81,6 +81,15 @@ def test_rows_keep_their_type(dtype: torch.dtype) -> None:
         assert (found.float() - rows.float()).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rows_are_rounded_to_their_type_once(dtype: torch.dtype) -> None:
+    """Scales rounded to bfloat16 first would be off by half a step of 8 bits on their own."""
+    torch.manual_seed(0)
+    rows = (torch.randn(1, 1, 64, 64) + 30).to(dtype)
+    for grid in KIVI(8).grids():
+        assert torch.equal(Packed.of(rows, grid).read(), Packed.of(rows.float(), grid).read().to(dtype))
+
+
 def test_what_cannot_be_packed() -> None:
     with pytest.raises(InputError, match="not 2, 4 or 8"):
         KIVI(bits=3)

@@ -235,6 +235,8 @@ def test_long_text_with_the_smallest_stride_is_exact():
         (lambda: Facts(KEYS[:, 0], VALUES), "facts to retrieve"),
         (lambda: Facts(KEYS[:0], VALUES), "facts to retrieve"),
         (lambda: Needle(FACTS, TEXT, depths=(1.5,)), "shares in"),
+        (lambda: Needle(FACTS, TEXT, lengths=(20,), depths=(0.5, 0.5)), "depths.*twice"),
+        (lambda: Needle(FACTS, TEXT, lengths=(20, 20)), "lengths.*twice"),
         (lambda: Needle(FACTS, TEXT, lengths=(3,)), "needle of 4 tokens"),
         (lambda: Needle(FACTS, TEXT, lengths=(999,)), "give a longer text"),
         (lambda: Needle(FACTS, TEXT, lengths=(20,)).evaluate(LooksUp(), limit=0), "limit above 0"),

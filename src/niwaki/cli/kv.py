@@ -37,7 +37,9 @@ def kv(
     ] = None,
     bits: Annotated[int | None, typer.Option(help="2, 4 or 8: what stays is packed.")] = None,
     recent: Annotated[int, typer.Option(min=0, help="Newest tokens that are stored whole.")] = 32,
-    init: Annotated[str, typer.Option(help=f"For cskv: {', '.join(INITIALISATIONS)}.")] = "whitened",
+    init: Annotated[
+        str | None, typer.Option(help=f"For cskv: {', '.join(INITIALISATIONS)}; whitened unless said.")
+    ] = None,
     projections: Annotated[
         Path | None, typer.Option(help="For cskv: a file of projections; made from the text unless said.")
     ] = None,
@@ -74,17 +76,25 @@ def kv(
     if not planning and text is None:
         raise InputError(f"niwaki kv {words[0]}", found="no text to judge by", do="give --text FILE, or niwaki kv plan")
 
-    if init not in INITIALISATIONS:
+    if init is not None and init not in INITIALISATIONS:
         raise UnknownNameError.of("initialisation", init, INITIALISATIONS)
     if method == "cskv" and tokens is not None:
         do = "leave --tokens out, or use --method think"
         raise InputError("--method cskv", found=f"--tokens {tokens}, which it does not know", do=do)
 
+    if projections is not None:
+        said = {"--keep": keep, "--values": values, "--init": init}
+        if named := [f"{option} {value}" for option, value in said.items() if value is not None]:
+            found = f"{', '.join(named)}, which the projections in it have of their own"
+            raise InputError(f"--projections {projections}", found=found, do="leave these out, or --projections")
+
     from niwaki.cli.kv_run import LowRankWay, Way, judged, planned, think_way
 
     how: Way
     if method == "cskv":
-        how = LowRankWay(0.2 if keep is None else keep, values, init=init, file=projections, window=recent, bits=bits)
+        how = LowRankWay(
+            0.2 if keep is None else keep, values, init=init or "whitened", file=projections, window=recent, bits=bits
+        )
     else:
         how = think_way(0.6 if keep is None else keep, values, tokens=tokens, bits=bits, recent=recent, known=POLICIES)
     with warnings.catch_warnings():

@@ -19,7 +19,6 @@ PREFIX = "niwaki_"
 MOST_LOGITS = 2**25
 """Logits that are in memory at once when many tokens attend: 128 MiB of float32."""
 _TAG = "_niwaki_layer"
-_UNDERSTOOD = frozenset({"dropout", "scaling", "softcap", "sliding_window"})
 _EFFECT = frozenset({"position_bias", "s_aux", "head_mask", "block_mask", "cache", "learnable_sink"})
 """Arguments that would change the scores in ways that are not handled here."""
 

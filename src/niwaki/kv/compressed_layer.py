@@ -113,9 +113,7 @@ class CompressedLayer(KVLayer):
         policy = self.settings.tokens
         if not self.speaks or policy is None or policy.ongoing or kept < prompt or policy.keep == 1.0:
             return
-        message = (
-            f"a prompt of {prompt} tokens, which {policy} keeps all: no token is evicted in this cache"
-        )
+        message = f"a prompt of {prompt} tokens, which {policy} keeps all: no token is evicted in this cache"
         warnings.warn(message, NothingChangedWarning, stacklevel=2)
 
     def _say_nothing_was_done(self, prompt: int) -> None:

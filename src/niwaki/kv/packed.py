@@ -105,8 +105,8 @@ class Packed:
 
     def read(self) -> Tensor:
         axis = 3 if self.grid.axis == "tokens" else 4
-        codes = part(self.codes, self.grid.bits, axis).to(self.dtype)
-        rows = codes * self.scale.to(self.dtype).unsqueeze(axis) + self.least.to(self.dtype).unsqueeze(axis)
+        codes = part(self.codes, self.grid.bits, axis).float()
+        rows = (codes * self.scale.float().unsqueeze(axis) + self.least.float().unsqueeze(axis)).to(self.dtype)
         batch, heads = rows.shape[:2]
         if self.grid.axis == "tokens":
             return rows.reshape(batch, heads, -1, self.width)

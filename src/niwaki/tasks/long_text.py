@@ -53,9 +53,10 @@ class Window(NamedTuple):
 class LongText(Task):
     """How well tokens are told that have `length - stride` tokens or more before them. A batch is a `Window`.
 
-    Windows of `length` tokens start every `stride` tokens; of each the last `stride` are scored, so that every token of
-    the split but the first `length - stride` is scored once. With `reader=Cached(...)` they are read against the cache
-    of what comes before them, which is where a compressed cache shows.
+    Windows of `length` tokens start every `stride` tokens; of each the last `stride` are scored: every token of the
+    split once, but for the first `length - stride` and, at the end, fewer than `stride` that fill no window. With
+    `reader=Cached(...)` they are read against the cache of what comes before them, which is where a compressed cache
+    shows.
 
     Raises:
         InputError: a stride that is not 1 to `length - 1`, or too little text for one window.

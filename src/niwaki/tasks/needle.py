@@ -59,6 +59,9 @@ class Needle(Task):
                 raise InputError(f"Needle({name}={value})", do="give at least 1")
         if not self.depths or not all(0 <= depth <= 1 for depth in self.depths):
             raise InputError(f"Needle(depths={self.depths})", do="give shares in [0, 1]")
+        for name in ("depths", "lengths"):
+            if len(set(given := getattr(self, name))) < len(given):
+                raise InputError(f"Needle({name}={given})", found="one of them twice", do="give each once")
         if not self.lengths or min(self.lengths) < self.facts.line:
             found = f"a needle of {self.facts.line} tokens"
             raise InputError(f"Needle(lengths={self.lengths})", found=found, do="give lengths that it fits in")
