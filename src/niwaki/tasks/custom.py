@@ -11,9 +11,8 @@ from niwaki.errors import InputError, NotFiniteError, UnknownNameError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
+from niwaki.tasks.parts import SPLITS, known
 from niwaki.units import device_of, map_tensors, tensors_in
-
-SPLITS = ("train", "val", "test")
 
 
 def first_of(batch: Any) -> Any:
@@ -98,9 +97,7 @@ class Custom(Task):
 
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
         """The metric on a split, or on its first batches that together have `limit` samples (rows of first tensors)."""
-        batches = self.splits.get(split, ())
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
+        batches = self.splits.get(known(split), ())
         if not len(batches) or (limit is not None and limit < 1):
             found = f"{len(batches)} batches, limit {limit}"
             raise InputError(f"evaluate on the {split} split", found=found, do="use a split and a limit above 0")

@@ -4,41 +4,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, final
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.errors import InputError, NotFiniteError, UnknownNameError
+from niwaki.errors import InputError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
+from niwaki.tasks.facts import Filler
+from niwaki.tasks.parts import SPLITS, counted, finite, known
 from niwaki.tasks.reading import Reader, Whole
 from niwaki.units import device_of
-
-SPLITS = ("train", "val", "test")
-
-
-class Rows(Protocol):
-    """Blocks of neighbouring tokens; `niwaki.data.Tokens` is one."""
-
-    @property
-    def blocks(self) -> Shaped[Tensor, "n length"]: ...
-
-
-class TextSplits(Protocol):
-    """Three splits of a text; `niwaki.data.TextSplits` is one."""
-
-    @property
-    def train(self) -> Rows: ...
-
-    @property
-    def val(self) -> Rows: ...
-
-    @property
-    def test(self) -> Rows: ...
 
 
 class Window(NamedTuple):
@@ -62,7 +42,7 @@ class LongText(Task):
         InputError: a stride that is not 1 to `length - 1`, or too little text for one window.
     """
 
-    splits: TextSplits
+    splits: Filler
     """Where the tokens come from; see `niwaki.data.open_text`. Its blocks are joined again."""
     length: int = 1024
     """Tokens of a window; no more than the model's context."""
@@ -119,12 +99,8 @@ class LongText(Task):
 
     def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
         """`perplexity` and `accuracy` of the scored tokens, in one pass; raises as `evaluate`."""
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        whole = self._count(split)
-        count = whole if limit is None else min(limit, whole)
-        if count < 1:
-            raise InputError(f"evaluate on the {split} split", found=f"limit {limit}", do="use a limit above 0")
+        whole = self._count(known(split))
+        count = counted(split, limit, whole, of="windows")
         nats, right = [], []
         with evaluating(model):
             for window in self._windows(split, torch.arange(count)):
@@ -133,10 +109,7 @@ class LongText(Task):
                 nats.append(lost.mean(1).cpu())
                 right.append((scores.argmax(2) == told).double().mean(1).cpu())
         lost, hit = torch.cat(nats), torch.cat(right)
-        if not lost.isfinite().all():
-            do = "look for NaN in the weights, or for a precision that is too small"
-            raise NotFiniteError(f"evaluate on the {split} split", found="NaN or infinite outputs", do=do)
-        perplexity = math.exp(min(lost.mean().item(), 700.0))  # beyond, a double has no number for it
+        perplexity = math.exp(min(finite(lost, split).mean().item(), 700.0))  # beyond, a double has no number for it
         error = 1 / math.sqrt(count)
         where = (
             f"{count * self.stride} tokens, each with {self.length - self.stride} to {self.length - 1} before it, in "

@@ -12,15 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.errors import InputError, NotFiniteError, UnknownNameError
+from niwaki.errors import InputError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.facts import Facts, Filler, Page, answers_of, filling, seed_of
+from niwaki.tasks.parts import SPLITS, counted, finite, known
 from niwaki.tasks.reading import Reader, Whole
 from niwaki.units import device_of
-
-SPLITS = ("train", "val", "test")
 
 
 @final
@@ -110,19 +109,12 @@ class Needle(Task):
 
     def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
         """`accuracy in L tokens at depth D` for every pair, and `accuracy`; raises as `evaluate`."""
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        trials = self.trials if limit is None else min(limit, self.trials)
-        if trials < 1:
-            raise InputError(f"evaluate on the {split} split", found=f"limit {limit}", do="use a limit above 0")
+        trials = counted(known(split), limit, self.trials, of="trials")
         right: dict[tuple[int, float], int] = {}
         with evaluating(model):
             for length, depth, page in self._pages(split, self.seed, trials):
                 scores, answers = answers_of(model, page, self.reader, self.facts)
-                if not scores.isfinite().all():
-                    do = "look for NaN in the weights, or for a precision that is too small"
-                    raise NotFiniteError(f"evaluate on the {split} split", found="NaN or infinite outputs", do=do)
-                told = int((scores.argmax(2) == answers).all(1).sum())
+                told = int((finite(scores, split).argmax(2) == answers).all(1).sum())
                 right[length, depth] = right.get((length, depth), 0) + told
         place = device_name(device_of(model))
 

@@ -10,15 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.errors import InputError, NotFiniteError, UnknownNameError
+from niwaki.errors import InputError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.facts import Facts, Filler, Page, Rows, answers_of, filling, seed_of
+from niwaki.tasks.parts import SPLITS, counted, finite, known
 from niwaki.tasks.reading import Reader, Whole
 from niwaki.units import device_of
-
-SPLITS = ("train", "val", "test")
 
 
 @final
@@ -112,20 +111,12 @@ class Retrieval(Task):
 
     def metrics(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> dict[str, Measurement]:
         """`accuracy at depth N` for each part of the context that was asked about, and `accuracy`."""
-        if split not in SPLITS:
-            raise UnknownNameError.of("split", split, SPLITS)
-        count = self.sequences if limit is None else min(limit, self.sequences)
-        if count < 1:
-            found = f"{self.sequences} contexts, limit {limit}"
-            raise InputError(f"evaluate on the {split} split", found=found, do="use a limit above 0")
+        count = counted(known(split), limit, self.sequences, of="contexts")
         right, depth = [], []
         with evaluating(model):
             for page in self._pages(split, self.seed, count):
                 scores, answers = answers_of(model, page, self.reader, self.facts)
-                if not scores.isfinite().all():
-                    do = "look for NaN in the weights, or for a precision that is too small"
-                    raise NotFiniteError(f"evaluate on the {split} split", found="NaN or infinite outputs", do=do)
-                told = (scores.argmax(2) == answers).view(len(answers), self.questions, -1)
+                told = (finite(scores, split).argmax(2) == answers).view(len(answers), self.questions, -1)
                 right.append(told.all(2).double().cpu())
                 depth.append(page.depth)
         return self._measured(torch.cat(right), torch.cat(depth), split, model)
