@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "niwaki"
 LEVELS = (
-    {"errors", "verbs", "units", "plan", "find", "files", "stored"},
+    {"errors", "verbs", "units", "boxes", "plan", "find", "files", "stored"},
     {"graph"},
     {"evidence", "surgery", "measure"},
     {"scores", "budgets", "pressure", "repair", "quantize", "distill"},

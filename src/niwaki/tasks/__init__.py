@@ -1,5 +1,6 @@
 """What a batch means: loss, metric, inputs."""
 
+from niwaki.tasks.detector import Detector
 from niwaki.tasks.heads import Depth, Head, Normals, Segmentation
 from niwaki.tasks.task import Task
 
@@ -19,6 +20,7 @@ __all__ = [
     "Classification",
     "Custom",
     "Depth",
+    "Detector",
     "Facts",
     "Head",
     "LanguageModelling",
