@@ -55,6 +55,9 @@ def test_loss_by_hand_plain_and_smoothed():
     batch = (torch.tensor([2.0, 2.0]).view(2, 1, 1, 1), torch.tensor([1, 0]))
     right, wrong = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
     assert TASK.loss(model, batch).item() == pytest.approx((right + wrong) / 2)
+    assert {name: loss.item() for name, loss in TASK.losses(model, batch).items()} == {
+        "loss": pytest.approx((right + wrong) / 2)
+    }
     smooth = Classification(TASK.splits, label_smoothing=0.2)
     first = (batch[0][:1], batch[1][:1])
     assert smooth.loss(model, first).item() == pytest.approx(0.9 * right + 0.1 * wrong)

@@ -44,6 +44,20 @@ def test_by_hand():
     assert made(inputs=lambda batch: batch["y"]).example().tolist() == [[3.0]]
 
 
+def test_a_loss_of_several_parts_is_their_sum():
+    parts = made(
+        loss=lambda model, batch: {
+            "square": nn.functional.mse_loss(model(batch["x"]), batch["y"]),
+            "plain": (model(batch["x"]) - batch["y"]).abs().mean(),
+        }
+    )
+    found = {name: loss.item() for name, loss in parts.losses(line(), BATCHES[0]).items()}
+    assert found == {"square": pytest.approx(10.0), "plain": pytest.approx(3.0)}
+    assert parts.loss(line(), BATCHES[0]).item() == pytest.approx(13.0)
+    whole = made().losses(line(), BATCHES[0])
+    assert list(whole) == ["loss"] and whole["loss"].item() == pytest.approx(10.0)
+
+
 def test_order_is_decided_by_the_seed():
     task = made(splits={"train": list(range(9))})
     orders = [list(task.train_batches(seed)) for seed in (0, 0, 1)]

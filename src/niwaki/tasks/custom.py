@@ -25,7 +25,7 @@ class Custom(Task):
     """What `loss` and `metric` say, on batches of any structure.
 
     Args:
-        loss: (model, batch) -> the scalar to minimise; it calls the model once.
+        loss: (model, batch) -> the scalar to minimise, or several by name, whose sum it is; it calls the model once.
         metric: (model, batches) -> a number, higher is better; the model is in evaluation mode, without gradients.
         splits: "train", "val" and "test" -> batches: a list, or anything with a length and an index.
         inputs: what of a batch the model is called on; by default the first of a tuple or list.
@@ -52,7 +52,7 @@ class Custom(Task):
     def __init__(
         self,
         *,
-        loss: Callable[[nn.Module, Any], Tensor],
+        loss: Callable[[nn.Module, Any], Tensor | Mapping[str, Tensor]],
         metric: Callable[[nn.Module, Iterable[Any]], float],
         splits: Mapping[str, Sequence[Any]],
         inputs: Callable[[Any], Any] = first_of,
@@ -93,7 +93,12 @@ class Custom(Task):
         return map_tensors(self.inputs(self.splits["train"][0]), lambda tensor: tensor[:1])
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return self._loss(model, self._moved(batch, model))
+        return torch.stack(list(self.losses(model, batch).values())).sum()
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """What the function gives: its parts by name, or all of it as "loss"."""
+        found = self._loss(model, self._moved(batch, model))
+        return {"loss": found} if isinstance(found, Tensor) else dict(found)
 
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
         """The metric on a split, or on its first batches that together have `limit` samples (rows of first tensors)."""

@@ -53,6 +53,10 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The scalar to minimise, differentiable; the batch is moved to the model's device and precision."""
 
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """The parts of the loss that are judged apart, by name: scalars, means over the batch; by default one."""
+        return {"loss": self.loss(model, batch)}
+
     @abstractmethod
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
         """The task's metric on a split or its first `limit` samples, higher is better; the model stays as it was."""
