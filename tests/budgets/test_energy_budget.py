@@ -16,6 +16,8 @@ from niwaki.budgets import table_path, timed
 from niwaki.errors import InputError, NiwakiError, UnknownNameError
 from niwaki.measure import Target, energy
 from niwaki.measure.energy import joules_in_turns
+from niwaki.report.reading import Run, read_run
+from niwaki.report.tables import promises
 
 TARGET = Target("pytorch", of="energy")
 X = torch.zeros(1, 64)
@@ -82,11 +84,20 @@ def test_a_network_is_compressed_to_joules(tmp_path: Path) -> None:
         assert (told["of"], told["unit"], len(told["rounds"])) == ("energy", "J", 1)
         assert told["uncut"] == pytest.approx(0.00512) and told["measured"] == pytest.approx(0.00256, rel=0.04)
         assert result.model[0].out_features in (31, 32) and "runtime_latency" not in result.after
+        joules = [side["runtime_energy"] for side in (result.before, result.after)]
+        assert [one.value for one in joules] == pytest.approx([0.00512, 80e-6 * result.model[0].out_features])
+        rows = {row[0]: row[1:] for row in promises(saved(result, tmp_path)).rows}
+        assert rows["energy"][1].startswith("0.00256") and rows["energy"][1].endswith(" J")
     assert json.loads(table.read_text())["machine"]["of"] == "energy"
     with pytest.raises(InputError, match="another machine"):
         timed(net, X, graph_of(net, 1, 64), target=TARGET, table=other(table, tmp_path))
     with pytest.raises(InputError, match="of 'energy', here None"):  # nor for one of times
         timed(net, X, graph_of(net, 1, 64), target=Target("pytorch", threads=TARGET.threads), table=table)
+
+
+def saved(result: Any, folder: Path) -> Run:
+    result.save(folder / "run", force=True)
+    return read_run(folder / "run")
 
 
 def other(table: Path, folder: Path) -> Path:

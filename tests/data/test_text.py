@@ -76,6 +76,12 @@ def test_tokens_of_a_tokenizer(tmp_path):
         open_text(tmp_path / "b.txt", length=3, tokenizer=folder)
 
 
+def test_a_tokenizer_without_its_vocabulary(file, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(FileDamagedError, match=r"no token for any of the text.*with the vocabulary, too"):
+        open_text(file, length=4, tokenizer=tmp_path)
+
+
 def test_refusals(file, tmp_path, monkeypatch):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "folder").mkdir()
@@ -91,6 +97,7 @@ def test_refusals(file, tmp_path, monkeypatch):
         ({"mask": -1}, InputError, "from 0"),
         ({"tokenizer": tmp_path / "nowhere"}, InputError, "no such folder"),
         ({"tokenizer": tmp_path / "folder"}, FileDamagedError, "save_pretrained of a tokenizer"),
+        ({"tokenizer": tmp_path / "folder"}, FileDamagedError, r"from one of: \(1\) a "),  # and not an empty list
     ):
         with pytest.raises(error, match=says):
             open_text(**{"place": file, "length": 4, **arguments})

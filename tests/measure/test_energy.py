@@ -55,9 +55,24 @@ def test_a_counter_that_begins_again(tmp_path: Path) -> None:
     assert counter() == pytest.approx(0.03)
 
 
+def test_the_platform_is_not_counted_on_top_of_its_packages(tmp_path: Path) -> None:
+    """Of three zones one is "psys", in which the packages are; alone it is none."""
+    files = zones(tmp_path, 0, 0, 0)
+    for file, name in zip(files, ("package-0", "psys", "package-1"), strict=True):
+        (file.parent / "name").write_text(f"{name}\n")
+    counters = module.processor_counters(str(tmp_path))
+    for file in files:
+        file.write_text("20000")
+    assert sum(counter() for counter in counters) == pytest.approx(0.04)
+    for file in files[::2]:
+        (file.parent / "name").write_text("psys-1\n")
+    with pytest.raises(NiwakiError, match="no RAPL counters"):
+        module.processor_counters(str(tmp_path))
+
+
 def test_no_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.processor_counters, "__defaults__", (str(tmp_path),))
-    with pytest.raises(NiwakiError, match=r"no RAPL counters: nothing named intel-rapl:\* in"):
+    with pytest.raises(NiwakiError, match=r"no RAPL counters: no package named intel-rapl:\* in"):
         Energy()(nn.Linear(2, 2), X)
     zones(tmp_path, 5)[0].unlink()
     with pytest.raises(NiwakiError, match="can't be read"):

@@ -8,7 +8,9 @@ import torch
 from test_precropping import EXAMPLE, cropped, network
 
 import niwaki
+from budgets.clocks import thousandths, work
 from niwaki.errors import InputError
+from niwaki.measure import Target
 from niwaki.methods import PreCropping
 
 PROBE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -134,3 +136,14 @@ def test_what_the_forward_holds_is_left_as_wide_and_said(caplog: Any) -> None:
     rigid = result.details["precropping"]["rigid"]
     assert rigid and "forward holds their widths: " + ", ".join(rigid) in caplog.text
     assert not set(rigid) & set(result.plan.kept) and result.plan.door == "eager"
+
+
+def test_a_grown_network_promises_no_time_that_nobody_measured(monkeypatch: Any, caplog: Any) -> None:
+    """Layers are measured up to their own widths; a crop has its promise, of a grown one the time is measured only."""
+    monkeypatch.setattr("niwaki.budgets.timed", lambda model, example, graph, **_: thousandths(graph))
+    words: Any = {"keep": 0.7, "target": Target("pytorch")}
+    with caplog.at_level(logging.WARNING):
+        grown, crop = cropped(network(), cap=4.0, **words), cropped(network(), **words)
+    assert grown.plan.grows and "latency" not in grown.plan.promised and "latency_before" in grown.plan.promised
+    assert "no latency is promised" in caplog.text and "runtime_latency" in grown.after
+    assert crop.plan.promised["latency"] == pytest.approx(work(crop.model), rel=0.05)

@@ -56,9 +56,9 @@ def network(kind: str = "depthwise") -> nn.Module:
     )  # fmt: skip
 
 
-def cropped(net: nn.Module, keep: float = 0.4, of: str = "params", **settings: Any) -> Any:
+def cropped(net: nn.Module, keep: float = 0.4, of: str = "params", *, target: Any = None, **settings: Any) -> Any:
     budget = niwaki.Budget(keep=keep, of=of)
-    return niwaki.compress(net, EXAMPLE, method=PreCropping(**settings), budget=budget)
+    return niwaki.compress(net, EXAMPLE, method=PreCropping(**settings), budget=budget, target=target)
 
 
 @pytest.mark.parametrize("of", ["params", "macs"])

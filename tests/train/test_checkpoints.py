@@ -230,6 +230,13 @@ def test_no_count_of_best_ones(wrong):
         Checkpoints(keep_best=wrong)
 
 
+@pytest.mark.parametrize(("said", "count"), [(True, 1), (False, 0)])
+def test_settings_that_said_whether_and_not_how_many(said, count):
+    old = {"epochs": 2, "checkpoints": {"every_steps": None, "keep_last": 3, "keep_best": said}}
+    assert Recovery.from_json(old).checkpoints == Checkpoints(keep_last=3, keep_best=count)
+    assert old["checkpoints"]["keep_best"] is said
+
+
 def damage(path, how):
     if how == "truncated":
         path.write_bytes(path.read_bytes()[:-7])

@@ -88,6 +88,8 @@ def test_the_first_process_measures_alone_and_the_others_wait(tmp_path):
     assert second[0] == 1 and "the first one failed: measure; found: no such machine" in second[1], second
     heard = [json.loads((tmp_path / f"heard.{rank}").read_text()) for rank in (0, 1)]
     assert heard[1] == [] and heard[0].count("table") == heard[0].count("score") == 1 and "measure" in heard[0]
+    groups = [(tmp_path / f"groups.{rank}").read_text() for rank in (0, 1)]
+    assert groups == ["1", "1"], "groups that were made to tell stay behind"
     plans = [json.loads((tmp_path / f"plan.{rank}").read_text()) for rank in (0, 1)]
     assert plans[0] == plans[1] and len(plans[0]["0"]) == 32  # 80 thousandths of a millisecond for each of 64
     weights = [safetensors.torch.load_file(tmp_path / f"weights.{rank}") for rank in (0, 1)]

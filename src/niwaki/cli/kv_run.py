@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache
 from niwaki import kv
 from niwaki.cli.sources import ask
 from niwaki.cli.talk import say, warn
-from niwaki.data import TextSplits, open_text
+from niwaki.data import TextSplits, open_text, tokenizer_in
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.kv.plan import CachePlan
 from niwaki.measure import Measurement
@@ -195,9 +195,7 @@ def _told(how: kv.How) -> str:
 def _encoder(tokenizer: Path | None) -> Any:
     if tokenizer is None:
         return lambda text: list(text.encode())
-    from transformers import AutoTokenizer
-
-    named = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True, trust_remote_code=False)
+    named = tokenizer_in(tokenizer)
     return lambda text: named(text, add_special_tokens=False)["input_ids"]
 
 

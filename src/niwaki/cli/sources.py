@@ -74,6 +74,8 @@ def ask(
         wanted = (1, *splits.shape)
     network = opened(shape=wanted)
     usual = network.loaded.normalisation
+    if spec is not None and wanted is not None and normalisation is None and usual is not None:
+        _refuse_other_channels(source, spec, wanted, len(data.Normalisation.of(usual).mean))
     if spec is not None and (splits is None or (normalisation is None and usual is not None)):
         splits = _data(spec, wanted, normalisation or usual, split)
     return _placed(Asked(network.loaded, network.example, splits, run), place)
@@ -205,6 +207,17 @@ def shape_text(example: Any) -> str | None:
     if isinstance(example, dict) and "float" in str(example.get("dtype")) and isinstance(example.get("tensor"), list):
         return "x".join(map(str, example["tensor"]))
     return None
+
+
+def _refuse_other_channels(source: str, spec: str, shape: tuple[int, ...], channels: int) -> None:
+    """Refuse grey pictures for a model that was made for coloured ones, where --input does not say so."""
+    if len(shape) == 4 and channels > 1 and shape[1] == 1:
+        wanted = "x".join(map(str, (shape[0], channels, *shape[2:])))
+        raise InputError(
+            f"{source} on {spec}",
+            found=f"pictures of {shape[1]} channel, the model's have {channels}",
+            do=f"give --input {wanted}, which repeats them, or --normalisation none if it does take one",
+        )
 
 
 def _data(spec: str, shape: tuple[int, ...] | None, normalisation: Any, seed: int) -> Splits:

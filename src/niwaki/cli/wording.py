@@ -17,7 +17,7 @@ def writer(command: Any, arguments: Sequence[str]) -> Callable[[Setting], str]:
         command: niwaki as click knows it.
     """
     known = getattr(command, "commands", {})
-    named = known.get(next((word for word in arguments if word in known), ""))
+    named = known.get(next((word for word in arguments if not word.startswith("-")), ""))  # niwaki's own are flags
     options = {one.name: one for one in getattr(named, "params", ()) if one.param_type_name == "option"}
     at_once = any(word.split("=", 1)[0] == "--budget" for word in arguments)
 

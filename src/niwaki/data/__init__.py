@@ -15,7 +15,7 @@ from niwaki.data.digits import Digits
 from niwaki.data.image_folder import ImageFolder
 from niwaki.data.npz import Npz
 from niwaki.data.samples import Samples, SampleSplits, open_samples
-from niwaki.data.text import Text, TextSplits, Tokens, open_text
+from niwaki.data.text import Text, TextSplits, Tokens, open_text, tokenizer_in
 
 __all__ = [
     "READERS",
@@ -38,6 +38,7 @@ __all__ = [
     "open_samples",
     "open_text",
     "some",
+    "tokenizer_in",
 ]
 
 TEXT = "text"

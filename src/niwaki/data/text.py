@@ -153,33 +153,43 @@ class Text:
         if self.tokenizer is None:
             tokens = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
             return tokens, max(BYTES, -1 if given is None else given + 1), given
-        named = self._tokenizer(self.tokenizer)
+        named = tokenizer_in(self.tokenizer)
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError as cause:
             found, do = f"no UTF-8: {cause.reason} at byte {cause.start}", "convert the file to UTF-8"
             raise FileDamagedError("read a text", found=found, where=str(self.place), do=do) from cause
         listed = named(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not listed and content.strip():
+            found, do = f"no token for any of the text ({len(named)} known)", "name a folder with the vocabulary, too"
+            raise FileDamagedError("read a tokenizer", found=found, where=str(self.tokenizer), do=do)
         mask = named.mask_token_id if self.mask is True else given
         if self.mask is True and mask is None:
             raise InputError(f"the mask token of {self.tokenizer}", found="it has none", do="give its number: mask=103")
         return torch.tensor(listed, dtype=torch.int32), max(len(named), (mask or 0) + 1), mask
 
-    @staticmethod
-    def _tokenizer(folder: Path) -> Any:
-        if not folder.is_dir():
-            raise InputError(f"tokenizer {folder}", found="no such folder", do="name a folder with tokenizer.json")
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as cause:
-            do = 'pip install "niwaki[llm]", or leave the tokenizer out to read bytes'
-            raise MissingExtraError("a tokenizer needs transformers", do=do) from cause
-        try:
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        except Exception as cause:  # whatever transformers make of a folder that holds none
-            found = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:200]}"
-            do = "name a folder that save_pretrained of a tokenizer wrote"
-            raise FileDamagedError("read a tokenizer", found=found, where=str(folder), do=do) from cause
+
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer of transformers in a folder.
+
+    Raises:
+        InputError: no such folder.
+        FileDamagedError: it holds none.
+        MissingExtraError: transformers is not installed.
+    """
+    if not folder.is_dir():
+        raise InputError(f"tokenizer {folder}", found="no such folder", do="name a folder with tokenizer.json")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as cause:
+        do = 'pip install "niwaki[llm]", or leave the tokenizer out to read bytes'
+        raise MissingExtraError("a tokenizer needs transformers", do=do) from cause
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as cause:  # whatever transformers make of a folder that holds none
+        found = f"{type(cause).__name__}: {' '.join(str(cause).split())[:400]}"  # lists come line by line
+        do = "name a folder that save_pretrained of a tokenizer wrote"
+        raise FileDamagedError("read a tokenizer", found=found, where=str(folder), do=do) from cause
 
 
 def open_text(

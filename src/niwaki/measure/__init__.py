@@ -13,6 +13,7 @@ from niwaki.measure.macs import Macs
 from niwaki.measure.measurement import Measurement, Meter
 from niwaki.measure.memory import Memory
 from niwaki.measure.params import Params
+from niwaki.measure.runtime_energy import RuntimeEnergy
 from niwaki.measure.runtime_latency import RuntimeLatency
 from niwaki.measure.target import Target
 from niwaki.units import need_module
@@ -28,6 +29,7 @@ __all__ = [
     "Memory",
     "Meter",
     "Params",
+    "RuntimeEnergy",
     "RuntimeLatency",
     "Target",
     "measure",

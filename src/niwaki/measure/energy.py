@@ -36,16 +36,19 @@ class _Package:
 
 
 def processor_counters(root: str = POWERCAP) -> list[Counter]:
-    """RAPL's counters of whole packages.
+    """RAPL's counters of whole packages; not "psys", which has the packages in it, and the board.
+
+    Source: Linux, Documentation/power/powercap/powercap.rst, and its intel_rapl_common.c (the names of zones).
 
     Raises:
         NiwakiError: the system shows none, or does not let them be read.
     """
     zones = [zone for zone in sorted(Path(root).glob("intel-rapl:*")) if zone.name.count(":") == 1]
+    zones = [zone for zone in zones if not _named(zone).startswith("psys")]
     if not zones:
         raise NiwakiError(
             "measure the processor's energy",
-            found=f"no RAPL counters: nothing named intel-rapl:* in {root} (virtual machines and clouds hide them)",
+            found=f"no RAPL counters: no package named intel-rapl:* in {root} (virtual machines and clouds hide them)",
             do="run on the machine itself, with the kernel's intel_rapl modules; or measure latency",
         )
     try:
@@ -57,6 +60,12 @@ def processor_counters(root: str = POWERCAP) -> list[Counter]:
             where=root,
             do="let this user read energy_uj (root only, since 2020), or measure latency",
         ) from error
+
+
+def _named(zone: Path) -> str:
+    """What a zone says that it counts: package-0, psys, ..."""
+    file = zone / "name"
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def graphics_counter(device: torch.device) -> Counter:

@@ -7,9 +7,9 @@ from typing import Any, final
 from torch import nn
 
 from niwaki.errors import InputError
-from niwaki.measure.measurement import Measurement, Meter, device_name, evaluating, versions
-from niwaki.measure.target import RUNTIMES, Target, at_batch, in_turns
-from niwaki.units import device_of, map_tensors
+from niwaki.measure.measurement import Measurement, Meter, device_name, versions
+from niwaki.measure.target import RUNTIMES, Target, in_turns
+from niwaki.units import device_of
 
 
 @final
@@ -44,17 +44,8 @@ class RuntimeLatency(Meter):
 
     def __call__(self, model: nn.Module, example: Any) -> Measurement:
         target = self.target()
-        place = device_of(model)
-        if place.type == "meta":
-            raise InputError("latency of a model on the meta device", found="no real tensors", do="load it to a device")
-        given = map_tensors(at_batch(example, self.batch), lambda tensor: tensor.detach().cpu())
-        try:
-            model.to("cpu")
-            with evaluating(model), target.threaded():
-                call = target.open(model, given)
-                times = in_turns({"it": call}, runs=self.runs, warm_up=3, clock=target.clock)["it"]
-        finally:
-            model.to(place)
+        with target.running(model, example) as call:
+            times = in_turns({"it": call}, runs=self.runs, warm_up=3, clock=target.clock)["it"]
         clock = {"cpu": "processor time", "wall": "wall-clock time"}[target.clock]
         machine = target.machine()
         return Measurement(

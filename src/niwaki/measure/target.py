@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from niwaki.errors import InputError, MissingExtraError, UnknownNameError
 from niwaki.measure.energy import joules_in_turns, processor_counters
 from niwaki.measure.measurement import device_name, evaluating
-from niwaki.units import map_tensors, run, tensors_in
+from niwaki.units import device_of, map_tensors, run, tensors_in
 
 RUNTIMES = {"pytorch": ("torch", ""), "onnxruntime": ("onnxruntime", "export"), "openvino": ("openvino", "openvino")}
 """Runtime -> its package, and the extra that brings it."""
@@ -130,29 +130,50 @@ class Target:
                 found=f"its export to ONNX failed: {type(error).__name__}: {str(error).strip().splitlines()[:1]}",
                 do="Target('pytorch'), or a budget of macs",
             ) from error
-        opened = _onnxruntime(content, example, self.threads) if self.runtime == "onnxruntime" else None
-        return opened or _openvino(content, example, self.threads)[0]
+        return self._read(content, example)
+
+    @contextmanager
+    def running(self, model: nn.Module, example: Any) -> Iterator[Call]:
+        """Inside, the whole network as `open` gives it, called on the example's first sample, as often as the batch
+        says: on the CPU, in evaluation mode, with the target's threads. Afterwards the model is where it was.
+
+        Raises:
+            InputError: a model without numbers, and what `open` raises.
+        """
+        place = device_of(model)
+        if place.type == "meta":
+            raise InputError(f"{self.of} of a model on the meta device", found="no real tensors", do="load it first")
+        given = map_tensors(at_batch(example, self.batch), lambda tensor: tensor.detach().cpu())
+        try:
+            model.to("cpu")
+            with evaluating(model), self.threaded():
+                yield self.open(model, given)
+        finally:
+            model.to(place)
 
     def amounts(self, calls: Mapping[str, Call], runs: int) -> dict[str, list[float]]:
-        """What each call takes, in turns: milliseconds of one pass, or joules of one among many."""
+        """What each call takes, in turns: milliseconds of one pass, or joules of one among many (in few stretches)."""
         if self.of == "latency":
             return in_turns(calls, runs=runs, clock=self.clock)
-        return joules_in_turns(calls, processor_counters(), runs=ENERGY_RUNS)
+        return joules_in_turns(calls, processor_counters(), runs=min(runs, ENERGY_RUNS))
 
     def amount(self, layer: nn.Module, inputs: tuple[Any, ...]) -> float:
         """What one layer alone takes: `milliseconds`, or the least joules."""
         if self.of == "latency":
             return self.milliseconds(layer, inputs)
         with self.threaded(), evaluating(layer):
-            return min(self.amounts({"it": self._alone(layer, inputs)}, runs=1)["it"])
+            return min(self.amounts({"it": self._alone(layer, inputs)}, ENERGY_RUNS)["it"])
 
     def _alone(self, layer: nn.Module, inputs: tuple[Any, ...]) -> Call:
         if self.runtime == "pytorch":
             return _eager(layer, inputs)
-        content = _layer_file(layer, inputs)
+        return self._read(_layer_file(layer, inputs), inputs)
+
+    def _read(self, content: bytes, example: Any) -> Call:
+        """A function that runs an ONNX file once."""
         if self.runtime == "onnxruntime":
-            return _onnxruntime(content, inputs, self.threads)
-        return _openvino(content, inputs, self.threads)[0]
+            return _onnxruntime(content, example, self.threads)
+        return _openvino(content, example, self.threads)[0]
 
     def milliseconds(self, layer: nn.Module, inputs: tuple[Any, ...]) -> float:
         """The shortest time of one layer alone, without what it would not need among others, in ms."""

@@ -159,7 +159,7 @@ class PreCropping(Method):
             if not found:
                 found.append(self.widths_of(job, graph, asked))
             how, neutral, told, grown = found[0]
-            plan = choose(graph, neutral, asked, how=how) if grown is None else grown
+            plan = choose(graph, neutral, asked, how=how) if grown is None else _unmeasured(grown)
             self._warn(graph, plan)
             promised = plan.promised
             used = {one: promised[one.of] / max(one.limit(promised[f"{one.of}_before"]), 1e-9) for one in asked}
@@ -319,6 +319,14 @@ class PreCropping(Method):
         few = [name for name, kept in plan.kept.items() if len(kept) < FEW <= graph.group(name).units]
         if few:
             log.warning("fewer than %d channels stay of %s: there densities alone do not decide", FEW, ", ".join(few))
+
+
+def _unmeasured(plan: Plan) -> Plan:
+    """A plan that grows, without the times that were read off beyond the widths that were measured."""
+    read = sorted(set(budgets.TIMES) & set(plan.promised))
+    if read:
+        log.warning("no %s is promised: layers were measured up to their own widths, and some grow", " or ".join(read))
+    return replace(plan, promised={name: value for name, value in plan.promised.items() if name not in read})
 
 
 def trained(job: Job) -> str | None:

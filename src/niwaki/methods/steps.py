@@ -13,7 +13,7 @@ from niwaki.distill import Distilled
 from niwaki.errors import CannotCutError, InputError, Setting
 from niwaki.files import first_process, write_text
 from niwaki.graph import ChannelGraph
-from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeLatency, measure
+from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeEnergy, RuntimeLatency, measure
 from niwaki.methods.job import Job, Method, Outcome, Stage
 from niwaki.plan import Plan
 from niwaki.quantize import Quantised
@@ -250,8 +250,9 @@ def look(model: nn.Module, job: Job) -> dict[str, Measurement]:
         return {}
     wanted = {budget.of for budget in job.budget}
     extra: list[Meter] = [Memory(fused=False)] if "memory" in wanted else []
-    if job.target is not None and job.target.of == "latency":
-        extra.append(RuntimeLatency(job.target.runtime, batch=job.target.batch, threads=job.target.threads))
+    if job.target is not None:
+        kind = RuntimeLatency if job.target.of == "latency" else RuntimeEnergy
+        extra.append(kind(job.target.runtime, batch=job.target.batch, threads=job.target.threads))
     known = {meter.name for meter in job.meters}
     meters = (*COUNTS, *job.meters, *(meter for meter in extra if meter.name not in known))
     found = measure(model, job.example, meters=meters)

@@ -10,7 +10,7 @@ _SHORT = {"parameters": "", "MACs": "", "bytes": "B"}
 TITLES = {"macs": "MACs", "params": "parameters", "memory": "peak memory"}
 """How the usual measurements are called in tables; others go by their own name."""
 
-UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "memory": "bytes", "latency": "ms"}
+UNITS = {"macs": "MACs", "params": "parameters", "bytes": "bytes", "memory": "bytes", "latency": "ms", "energy": "J"}
 """Of amounts in budgets."""
 
 

@@ -232,7 +232,7 @@ def promises(run: Run) -> Table:
     rows = []
     for name, value in run.get("promised").items():
         after = run.get("after")
-        there = "runtime_latency" if name == "latency" and "runtime_latency" in after else name
+        there = f"runtime_{name}" if f"runtime_{name}" in after else name  # of the budget's target
         record = after.get(there)
         if record is None or not isinstance(value, (int, float)) or isinstance(value, bool):
             continue

@@ -136,10 +136,17 @@ class Processes:
         """
         if self.count == 1:
             return make()
-        from torch.distributed import broadcast, new_group
+        from torch.distributed import destroy_process_group, new_group
 
         # of its own: the usual group gives up after PATIENCE, and on GPUs its messages are not the CPU's
         group: Any = new_group(backend="gloo", timeout=LONG)
+        try:
+            return self._told(make, group)
+        finally:
+            destroy_process_group(group)
+
+    def _told(self, make: Callable[[], str], group: Any) -> str:
+        from torch.distributed import broadcast
 
         def send(content: bytes) -> bytes:
             size = torch.tensor([len(content)])

@@ -191,6 +191,9 @@ class Recovery:
             >>> Recovery.from_json({"epochs": 2, "ema": {"decay": 0.9}, "mix": True}).mix
             Mix(mixup=0.2, cutmix=0.0, probability=1.0)
         """
+        kept = data.get("checkpoints")
+        if isinstance(kept, dict) and type(kept.get("keep_best")) is bool:  # older settings said whether, not how many
+            data = {**data, "checkpoints": {**kept, "keep_best": int(kept["keep_best"])}}
         return from_plain(cls, data, "training")
 
 
