@@ -26,6 +26,7 @@ ROLES = {
     "quantize": "Quantisation: whole numbers for weights and activations",
     "kv": "Key/value caches: fewer tokens, channels and bits",
     "distill": "Distillation: what the uncut network still teaches",
+    "pressure": "Pressure: towards sparsity, while a network trains",
     "train": "Training",
     "tasks": "Tasks: what a batch means",
     "measure": "Meters",

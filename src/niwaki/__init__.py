@@ -52,6 +52,7 @@ _FOLDERS = (
     "measure",
     "methods",
     "models",
+    "pressure",
     "quantize",
     "repair",
     "report",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.pressure import Moment, Pressure
 from niwaki.train.average import Average
 from niwaki.train.checkpoints import Saved, prune, write_checkpoint
 from niwaki.train.history import Log
@@ -105,8 +106,11 @@ class Loop:
         bare: nn.Module,
         extra: nn.Module,
         progress: Progress | None,
+        pressure: Pressure | None = None,
     ) -> None:
         self.how, self.task, self.processes, self.progress = how, task, processes, progress
+        self.pressure = pressure
+        self.memory: dict[str, Tensor] = {} if pressure is None else pressure.memory(bare)
         self.called, self.bare, self.extra = called, bare, extra
         self.device = processes.device
         self.named = {f"model.{name}": p for name, p in bare.named_parameters() if p.requires_grad}
@@ -221,9 +225,12 @@ class Loop:
                     done, of = at.epoch * self.per_epoch + at.batch, self.per_epoch * how.epochs
                     self.progress(done, of, f"epoch {at.epoch + 1} of {how.epochs}")
             self.processes.average_gradients(list(self.own.values()))
-            if how.clip is not None:
+            if how.clip is not None or self.pressure is not None:
                 self.scaler.unscale_(self.optimizer)
+            if how.clip is not None:
                 clip_(list(self.named.values()), list(self.own.values()), most=how.clip)
+            if self.pressure is not None:
+                self.pressure(self.bare, self.memory, Moment(at.epoch, how.epochs, at.step, self.total))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
@@ -295,6 +302,7 @@ class Loop:
             if self.average is not None:
                 tensors |= {f"ema.{name}": whole(tensor) for name, tensor in self.average.state.items()}
             tensors |= {f"extra.{name}": tensor for name, tensor in whole_state(self.extra).items()}
+            tensors |= {f"pressure.{name}": whole(tensor) for name, tensor in self.memory.items()}
             tensors["random"] = self.processes.all(random_state(self.device))
             if self.began is not None:
                 tensors["random_at_start_of_epoch"] = self.processes.all(self.began)
@@ -315,7 +323,8 @@ class Loop:
 
     def _bound(self) -> dict[str, Any]:
         """What must be the same for a training to go on to the same end."""
-        return {"processes": self.processes.count, "batches_an_epoch": self.per_epoch, "precision": self.precision}
+        bound = {"processes": self.processes.count, "batches_an_epoch": self.per_epoch, "precision": self.precision}
+        return bound if self.pressure is None else {**bound, "pressure": repr(self.pressure)}
 
     def go_on_from(self, saved: Saved) -> None:
         """Take up the position, the weights and everything else of a checkpoint.
@@ -324,9 +333,9 @@ class Loop:
             InputError: it is of another model, other settings, other data, or another number of processes.
         """
         state, tensors, me = saved.state, saved.training, self.processes.number
-        then, now = _compared(state["settings"]), _compared(self.how.to_json())
-        then |= {name: state[name] for name in self._bound()}
-        now |= self._bound()
+        then, now = {"decayed": "all", **_compared(state["settings"])}, _compared(self.how.to_json())
+        then |= {name: state.get(name) for name in (*self._bound(), "pressure")}
+        now |= {"pressure": None, **self._bound()}
         if odd := [name for name in now if now[name] != then.get(name)]:
             found = "; ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in odd)
             raise _unlike(saved, found, "give the settings, data and processes of before, or start in another folder")
@@ -347,6 +356,8 @@ class Loop:
         if self.average is not None:
             for name, tensor in _below(tensors, "ema.").items():
                 self.average.state[name] = placed_like(tensor, self.average.live[name])
+        for name, tensor in _below(tensors, "pressure.").items():
+            self.memory[name] = placed_like(tensor, self.memory[name])
         self.at = Position(**_position(state["position"]))
         self.losses = list(tensors["losses"][me].to(self.device)) if "losses" in tensors else []
         if "random_at_start_of_epoch" in tensors:

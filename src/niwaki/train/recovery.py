@@ -10,6 +10,7 @@ from torch import nn
 
 from niwaki.errors import InputError, RunExistsError, UnknownNameError
 from niwaki.files import write_json
+from niwaki.pressure import Pressure
 from niwaki.train.checkpoints import listed, newest
 from niwaki.train.history import HISTORY, History
 from niwaki.train.loop import CHECKPOINTS, Loop, Progress, Trainable
@@ -19,6 +20,7 @@ from niwaki.train.untouched import all_or_nothing, channels_last
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
 OPTIMIZERS = ("sgd", "adamw")
+DECAYED = ("all", "weights")
 
 
 @final
@@ -53,7 +55,7 @@ class Recovery:
     momentum: float = 0.9
     """Of sgd; the first beta of adamw."""
     weight_decay: float = 5e-4
-    """On all trained parameters."""
+    """On all trained parameters, or those that `decayed` says."""
     schedule: str = "cosine"
     """"cosine" or "linear" down to zero, "step" down by `drops`, or "constant"; each step its own rate."""
     warmup: float = 0.05
@@ -82,12 +84,17 @@ class Recovery:
     """Looks at the validation split, and early stopping; None looks at nothing."""
     checkpoints: Checkpoints | None = None
     """What a killed training goes on from (`resume=True`), in `folder`; None writes none."""
+    decayed: str = "all"
+    """Which parameters the weight decay is on: "all", or "weights", those of two axes and more: no biases, no scales
+    and shifts of norms."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UnknownNameError.of("schedule", self.schedule, SCHEDULES)
         if self.optimizer not in OPTIMIZERS:
             raise UnknownNameError.of("optimizer", self.optimizer, OPTIMIZERS)
+        if self.decayed not in DECAYED:
+            raise UnknownNameError.of("parameters that decay", self.decayed, DECAYED)
         limits = {
             "epochs": (self.epochs >= 1, "of at least 1"),
             "lr": (0 < self.lr < math.inf, "above 0"),
@@ -101,9 +108,15 @@ class Recovery:
         in_range(self, limits)
 
     def __call__(
-        self, model: nn.Module, task: Trainable, *, progress: Progress | None = None, resume: bool = False
+        self,
+        model: nn.Module,
+        task: Trainable,
+        *,
+        progress: Progress | None = None,
+        resume: bool = False,
+        pressure: Pressure | None = None,
     ) -> History:
-        """Trains `model` in place on the task's training split.
+        """Trains `model` in place on the task's training split; a `pressure` adds to the gradients before each step.
 
         With `resume` it goes on from the newest whole checkpoint in `folder`, if there is one, to the very weights
         that the training would have given without the break (on the CPU, with as many threads).
@@ -133,7 +146,8 @@ class Recovery:
             processes.same(extra)
             last = self.speed.channels_last and not processes.sharded
             with processes.joined(model) as (called, bare), channels_last(bare, last):
-                loop = Loop(self, task, processes, called=called, bare=bare, extra=extra, progress=progress)
+                loop = Loop(self, task, processes, called=called, bare=bare, extra=extra, progress=progress,
+                            pressure=pressure)  # fmt: skip
                 saved = newest(folder / CHECKPOINTS) if resume and folder is not None else None
                 if saved is not None:
                     loop.go_on_from(saved)
@@ -165,7 +179,7 @@ class Recovery:
 
     def new_optimizer(self, *groups: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimiser of these settings, over groups of parameters."""
-        trained = [{"params": group} for group in groups if group]
+        trained = [part for group in groups for part in self._parts(group)]
         if self.optimizer == "adamw":
             betas = (self.momentum, 0.999)
             return torch.optim.AdamW(trained, lr=self.lr, betas=betas, weight_decay=self.weight_decay)
@@ -173,6 +187,13 @@ class Recovery:
         return torch.optim.SGD(
             trained, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=nesterov
         )
+
+    def _parts(self, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameters that decay, and those that do not."""
+        bare = [parameter for parameter in parameters if self.decayed == "weights" and parameter.dim() < 2]
+        without = {id(parameter) for parameter in bare}
+        heavy: list[dict[str, Any]] = [{"params": [p for p in parameters if id(p) not in without]}]
+        return [part for part in (*heavy, {"params": bare, "weight_decay": 0.0}) if part["params"]]
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain data; groups are objects of their own."""
