@@ -12,8 +12,9 @@ from torch import Tensor
 
 import niwaki
 from niwaki.errors import FileDamagedError, InputError, NotFiniteError
+from niwaki.models.darknet_cfg import parse
 from niwaki.models.darknet_files import load_weights_, save_darknet
-from niwaki.models.darknet_net import Darknet, decode, parse
+from niwaki.models.darknet_net import Darknet, decode
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "coco-yolo-fastest-darknet"

@@ -9,9 +9,9 @@ from torch import nn
 
 from niwaki.errors import FileDamagedError, InputError
 from niwaki.models import Built, ModelSource
+from niwaki.models.darknet_cfg import parse
 from niwaki.models.darknet_files import load_weights_
 from niwaki.models.darknet_net import Darknet as Network
-from niwaki.models.darknet_net import parse
 
 
 @final

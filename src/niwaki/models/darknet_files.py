@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from niwaki.errors import FileDamagedError, InputError, making
 from niwaki.models.checkpoint import refuse_not_finite
-from niwaki.models.darknet_net import Convolution, Darknet, Section, parse
+from niwaki.models.darknet_cfg import Section, parse
+from niwaki.models.darknet_net import Convolution, Darknet
 
 VERSION = (0, 2, 5)
 """Written: the first version whose count of pictures seen has 64 bits is 0.2."""

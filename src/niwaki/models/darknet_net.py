@@ -2,23 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from niwaki.errors import FileDamagedError, InputError
+from niwaki.models.darknet_cfg import Section
+from niwaki.models.darknet_heads import YoloHead
 
 SLOPE = 0.1  # of "leaky", darknet's constant
-NAMES = {
-    "network": "net",
-    "conv": "convolutional",
-    "max": "maxpool",
-    "avg": "avgpool",
-}
-"""Other names of layers."""
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(SLOPE),
@@ -31,80 +24,12 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@final
-@dataclass(frozen=True)
-class Section:
-    """One layer of a cfg."""
-
-    kind: str
-    options: dict[str, str]
-    line: int
-    """Where it begins in the file."""
-    where: str = field(default="", compare=False)
-
-    def refused(self, found: str, do: str) -> InputError:
-        return InputError(f"build [{self.kind}]", found=found, where=f"{self.where}:{self.line}", do=do)
-
-    def number(self, name: str, default: int) -> int:
-        return int(self._of(name, default, int))
-
-    def real(self, name: str, default: float) -> float:
-        return float(self._of(name, default, float))
-
-    def numbers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers, separated by commas; empty where there is none."""
-        try:
-            return tuple(int(float(item)) for item in self.options.get(name, "").split(",") if item.strip())
-        except ValueError as cause:
-            raise self._no_number(name) from cause
-
-    def activation(self) -> nn.Module:
-        name = self.options.get("activation", "logistic" if self.kind == "convolutional" else "linear")
-        if name not in ACTIVATIONS:
-            raise self.refused(f"activation {name!r}", f"known: {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS[name]()
-
-    def _of(self, name: str, default: float, kind: Callable[[str], float]) -> float:
-        try:
-            return kind(self.options[name]) if name in self.options else default
-        except ValueError as cause:
-            raise self._no_number(name) from cause
-
-    def _no_number(self, name: str) -> InputError:
-        return self.refused(f"{name}={self.options[name]}", "write a number")
-
-
-def parse(text: str, where: str) -> tuple[Section, ...]:
-    """The sections of a cfg; the first is [net].
-
-    Raises:
-        FileDamagedError: a line that is neither a section, nor name=value, nor a comment, or no [net] at the start.
-    """
-
-    def damaged(line: int, found: str) -> FileDamagedError:
-        do = "give a cfg as darknet reads it: [net] first, then a section a layer with name=value lines"
-        return FileDamagedError("read a darknet cfg", found=found, where=f"{where}:{line}", do=do)
-
-    sections: list[Section] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
-        line = raw.partition("#")[0].partition(";")[0].strip()
-        if not line:
-            continue
-        if line.startswith("["):
-            if not line.endswith("]") or len(line) < 3:
-                raise damaged(number, f"{raw.strip()[:60]!r}")
-            kind = line[1:-1].strip().lower()
-            sections.append(Section(NAMES.get(kind, kind), {}, number, where))
-            continue
-        name, equals, value = line.partition("=")
-        if not equals or not sections:
-            raise damaged(number, f"{raw.strip()[:60]!r}")
-        sections[-1].options[name.strip()] = value.strip()
-    if not sections or sections[0].kind != "net":
-        raise damaged(1, f"[{sections[0].kind}] first" if sections else "no section")
-    if len(sections) == 1:
-        raise damaged(sections[0].line, "a [net] without layers")
-    return tuple(sections)
+def activation(section: Section) -> nn.Module:
+    """What a section says about its activation."""
+    name = section.options.get("activation", "logistic" if section.kind == "convolutional" else "linear")
+    if name not in ACTIVATIONS:
+        raise section.refused(f"activation {name!r}", f"known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
 
 
 class Convolution(nn.Module):
@@ -124,7 +49,7 @@ class Convolution(nn.Module):
         normalised = bool(section.number("batch_normalize", 0))
         self.conv = nn.Conv2d(width, filters, size, stride, padding, dilation, groups, bias=not normalised)
         self.bn = nn.BatchNorm2d(filters, eps=1e-5) if normalised else None
-        self.act = section.activation()
+        self.act = activation(section)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -206,16 +131,7 @@ class Yolo(nn.Module):
 
     def __init__(self, section: Section) -> None:
         super().__init__()
-        flat = [float(item) for item in section.options.get("anchors", "").split(",") if item.strip()]
-        pairs = tuple(zip(flat[::2], flat[1::2], strict=False))
-        mask = section.numbers("mask") or tuple(range(len(pairs)))
-        if not pairs or any(not 0 <= i < len(pairs) for i in mask):
-            raise section.refused(f"{len(pairs)} anchors, mask {mask}", "give anchors, and a mask of their numbers")
-        self.anchors = tuple(pairs[i] for i in mask)
-        """Width and height in pixels, of the boxes of this head."""
-        self.classes = section.number("classes", 20)
-        self.scale_x_y = section.real("scale_x_y", 1.0)
-        self.new_coords = bool(section.number("new_coords", 0))
+        self.head = YoloHead.of(section)
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -298,7 +214,7 @@ def _layer(section: Section, widths: list[int]) -> tuple[nn.Module, int]:
             raise section.refused("weights of its own, or scaling by place", "build it in a factory of yours")
         if len(set(widths)) > 1:
             raise section.refused(f"{widths} channels together", "join layers of one width")
-        return (Shortcut if kind == "shortcut" else Product)(section.activation()), width
+        return (Shortcut if kind == "shortcut" else Product)(activation(section)), width
     if kind == "maxpool":
         return MaxPool(section), width
     if kind == "avgpool":
@@ -310,13 +226,18 @@ def _layer(section: Section, widths: list[int]) -> tuple[nn.Module, int]:
     if kind == "dropout":
         return nn.Dropout(section.real("probability", 0.5)), width
     if kind == "yolo":
-        head = Yolo(section)
-        if width != len(head.anchors) * (5 + head.classes):
-            found = f"{width} channels for {len(head.anchors)} boxes of 5 + {head.classes} numbers"
+        end = Yolo(section)
+        if width != end.head.width:
+            found = f"{width} channels for {len(end.head.mask)} boxes of 5 + {end.head.classes} numbers"
             raise section.refused(found, "set filters of the layer before to boxes * (5 + classes)")
-        return head, width
+        return end, width
     known = "convolutional, route, shortcut, maxpool, avgpool, upsample, dropout, sam, scale_channels, yolo"
     raise section.refused("a layer of unknown kind", f"known: {known}")
+
+
+def heads_of(sections: tuple[Section, ...]) -> tuple[YoloHead, ...]:
+    """Settings of the [yolo] layers, in the order of the network's outputs."""
+    return tuple(YoloHead.of(section) for section in sections if section.kind == "yolo")
 
 
 def decode(model: Darknet, heads: tuple[Tensor, ...]) -> Tensor:
@@ -326,18 +247,10 @@ def decode(model: Darknet, heads: tuple[Tensor, ...]) -> Tensor:
     """
     _, rows, columns = model.shape
     found = []
-    for head, x in zip((m for m in model.layers if isinstance(m, Yolo)), heads, strict=True):
-        batch, _, h, w = x.shape
-        anchors = x.new_tensor(head.anchors)  # [boxes, 2]
-        x = x.view(batch, len(head.anchors), 5 + head.classes, h, w)
-        place, size, rest = x[:, :, :2], x[:, :, 2:4], x[:, :, 4:]
-        if not head.new_coords:
-            place, rest = place.sigmoid(), rest.sigmoid()
-        sy, sx = torch.meshgrid(torch.arange(h).to(x), torch.arange(w).to(x), indexing="ij")
-        place = place * head.scale_x_y - (head.scale_x_y - 1) / 2 + torch.stack((sx, sy))
-        place = place / x.new_tensor((w, h)).view(2, 1, 1)
-        times = (2 * size) ** 2 if head.new_coords else size.exp()
-        size = times * (anchors / x.new_tensor((columns, rows))).view(1, -1, 2, 1, 1)
-        boxes = torch.cat((place, size, rest), 2)  # [batch, boxes, 5 + classes, h, w]
-        found.append(boxes.permute(0, 1, 3, 4, 2).reshape(batch, -1, 5 + head.classes))
+    for head, x in zip(heads_of(model.sections), heads, strict=True):
+        raw = head.read(x, (rows, columns))
+        first, last = raw.corners.div(x.new_tensor((columns, rows) * 2)).split(2, -1)
+        objectness, labels = head.shares(raw)
+        boxes = torch.cat(((first + last) / 2, last - first, objectness.unsqueeze(-1), labels), -1)
+        found.append(boxes.flatten(1, 3))  # [batch, boxes * h * w, 5 + classes]
     return torch.cat(found, 1)
