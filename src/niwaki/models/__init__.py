@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.models.checkpoint import load_checkpoint_, read_checkpoint, refuse_not_finite
 from niwaki.models.source import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.tasks.detector import Detector
 from niwaki.units import Example
 
 # isort: split
@@ -69,6 +70,8 @@ class Loaded:
     """(mean, std) its pictures are normalised with, where the source says so; fits `niwaki.data.open`."""
     assumed: str = ""
     """Where the example's shape came from, if neither the user nor the network says it; see `Built`."""
+    detector: Detector | None = None
+    """How it is trained and read, if it finds boxes and its family is known here; for `tasks.Detection`."""
 
 
 def load(
@@ -106,8 +109,9 @@ def load(
         names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
         refuse_not_finite(built.model.state_dict(), names, where=source)
     weights = checkpoint or ("stored with the model" if built.stored else "random")
+    again = partial(_untrained, made, seed)
     return Loaded(
-        built.model, built.example, source, partial(_untrained, made, seed), weights, built.normalisation, built.assumed
+        built.model, built.example, source, again, weights, built.normalisation, built.assumed, built.detector
     )
 
 
@@ -144,7 +148,9 @@ def outline(
         with parameters_on_meta():
             return _untrained(made, seed)
 
-    return Loaded(built.model, built.example, source, again, "not read", built.normalisation, built.assumed)
+    return Loaded(
+        built.model, built.example, source, again, "not read", built.normalisation, built.assumed, built.detector
+    )
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from torch import nn
 from niwaki.errors import FileDamagedError, InputError
 from niwaki.models import Built, ModelSource
 from niwaki.models.darknet_cfg import parse
+from niwaki.models.darknet_detector import DarknetDetector
 from niwaki.models.darknet_files import load_weights_
 from niwaki.models.darknet_net import Darknet as Network
+from niwaki.models.darknet_net import heads_of
 
 
 @final
@@ -45,7 +47,9 @@ class Darknet(ModelSource):
             raise InputError(f"an input for darknet:{self.name}", found=found, do="give a shape with its channels")
         model.shape = (channels, rows, columns)
         plain = ((0.0,) * channels, (1.0,) * channels)  # pixels from 0 to 1, as they are
-        return Built(model, torch.zeros(1, channels, rows, columns), plain)
+        heads = heads_of(model.sections)
+        detector = DarknetDetector(heads) if len({head.classes for head in heads}) == 1 else None
+        return Built(model, torch.zeros(1, channels, rows, columns), plain, detector=detector)
 
     def fill_(self, model: nn.Module, file: str | Path) -> None:
         if Path(file).suffix == ".weights":

@@ -9,7 +9,6 @@ from torch import Tensor
 from niwaki.models.darknet_cfg import Section
 
 LARGEST = 10.0  # e^10 anchors are more than any picture; beyond it boxes would become infinite
-PAIRED = ("ciou", "diou", "giou")  # the kinds of overlap that torchvision has a loss of
 
 
 @final
@@ -97,7 +96,7 @@ class YoloHead:
         return len(self.mask) * (5 + self.classes)
 
     def read(self, x: Tensor, size: tuple[int, int]) -> Raw:
-        """The raw numbers `[batch, boxes * (5 + classes), rows, columns]` of pictures of `size` (rows, columns) pixels."""
+        """Raw numbers `[batch, boxes * (5 + classes), h, w]`, of pictures of `size` (rows, columns) pixels."""
         batch, _, h, w = x.shape
         x = x.view(batch, len(self.mask), 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
         place, shape = x[..., :2], x[..., 2:4]  # [batch, boxes, h, w, 2]

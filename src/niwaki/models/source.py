@@ -10,6 +10,7 @@ from torch import nn
 
 from niwaki.errors import InputError
 from niwaki.models.checkpoint import load_checkpoint_
+from niwaki.tasks.detector import Detector
 from niwaki.units import Example
 
 USUAL = "the usual one"
@@ -30,6 +31,8 @@ class Built:
     """Whether the weights came with the source (and were not drawn at random)."""
     assumed: str = ""
     """Where the example's shape came from, if neither the user nor the network says it: a guess, a usual one."""
+    detector: Detector | None = None
+    """How it is trained and read, if it finds boxes and its family is known here."""
 
 
 @dataclass(frozen=True)
