@@ -8,6 +8,8 @@ from collections.abc import Callable
 BOXES_V3 = "10,13, 16,30, 33,23, 30,61, 62,45, 59,119, 116,90, 156,198, 373,326"
 BOXES_V4 = "12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401"
 BOXES_TINY = "10,14, 23,27, 37,58, 81,82, 135,169, 344,319"
+V4 = {"iou_loss": "ciou", "iou_normalizer": 0.07, "cls_normalizer": 1.0, "ignore_thresh": 0.7}
+"""How YOLOv4 trains; its larger version also teaches the anchors that fit nearly as well as the best."""
 
 
 class Cfg:
@@ -43,21 +45,20 @@ class Cfg:
             self.conv(2 * width, 3)
         return self.conv(width, 1)
 
-    def head(self, width: int, mask: str, anchors: str, scale: float = 1.0) -> None:
+    def head(self, width: int, mask: str, anchors: str, scale: float = 1.0, **more: object) -> None:
         self.conv(width, 3)
         boxes = len(mask.split(","))
         self.add("convolutional", size=1, stride=1, pad=1, filters=boxes * (5 + self.classes), activation="linear")
-        self.add(
-            "yolo", mask=mask, anchors=anchors, classes=self.classes, num=anchors.count(",") // 2 + 1, scale_x_y=scale
-        )
+        said = {"mask": mask, "anchors": anchors, "classes": self.classes, "num": anchors.count(",") // 2 + 1}
+        self.add("yolo", **said, scale_x_y=scale, **more)
 
     def text(self) -> str:
         return "\n".join(self.lines)
 
 
-def yolov4(size: int = 320) -> str:
+def yolov4(size: int = 320, *, classes: int = 80) -> str:
     """CSPDarknet53 with mish, pyramid pooling, a path aggregation network, three heads (arXiv:2004.10934)."""
-    net = Cfg(size)
+    net = Cfg(size, classes=classes)
     net.conv(32, 3, act="mish")
     outs = []
     for width, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
@@ -75,7 +76,8 @@ def yolov4(size: int = 320) -> str:
     before = net.last
     pools = []
     for window in (5, 9, 13):
-        net.route(before)
+        if pools:
+            net.route(before)
         pools.append(net.add("maxpool", stride=1, size=window))
     net.route(*reversed(pools), before)
     top = net.pairs(512, 1)
@@ -87,20 +89,20 @@ def yolov4(size: int = 320) -> str:
         side = net.conv(width, 1)
         net.route(side, up)
         lateral.append(net.pairs(width, 2))
-    net.head(256, "0,1,2", BOXES_V4, 1.2)
+    net.head(256, "0,1,2", BOXES_V4, 1.2, **V4, iou_thresh=0.213)
     last = lateral[1]
     for width, join, mask, scale in ((256, lateral[0], "3,4,5", 1.1), (512, top, "6,7,8", 1.05)):
         net.route(last)
         down = net.conv(width, 3, 2)
         net.route(down, join)
         last = net.pairs(width, 2)
-        net.head(2 * width, mask, BOXES_V4, scale)
+        net.head(2 * width, mask, BOXES_V4, scale, **V4, iou_thresh=0.213)
     return net.text()
 
 
-def yolov4_tiny(size: int = 320) -> str:
+def yolov4_tiny(size: int = 320, *, classes: int = 80) -> str:
     """Three blocks that work on half of their channels, two heads (arXiv:2011.08036, sec. 4)."""
-    net = Cfg(size)
+    net = Cfg(size, classes=classes)
     net.conv(32, 3, 2)
     net.conv(64, 3, 2)
     deep = -1
@@ -115,18 +117,18 @@ def yolov4_tiny(size: int = 320) -> str:
         net.add("maxpool", size=2, stride=2)
     net.conv(512, 3)
     top = net.conv(256, 1)
-    net.head(512, "3,4,5", BOXES_TINY, 1.05)
+    net.head(512, "3,4,5", BOXES_TINY, 1.05, **V4)
     net.route(top)
     net.conv(128, 1)
     up = net.add("upsample", stride=2)
     net.route(up, deep)
-    net.head(256, "0,1,2", BOXES_TINY, 1.05)
+    net.head(256, "0,1,2", BOXES_TINY, 1.05, **V4)
     return net.text()
 
 
-def yolov3(size: int = 320) -> str:
+def yolov3(size: int = 320, *, classes: int = 80) -> str:
     """Darknet-53 and three heads (arXiv:1804.02767)."""
-    net = Cfg(size)
+    net = Cfg(size, classes=classes)
     net.conv(32, 3)
     outs = []
     for width, blocks in ((64, 1), (128, 2), (256, 8), (512, 8), (1024, 4)):
@@ -146,9 +148,9 @@ def yolov3(size: int = 320) -> str:
     return net.text()
 
 
-def yolov3_tiny(size: int = 320) -> str:
+def yolov3_tiny(size: int = 320, *, classes: int = 80) -> str:
     """Convolutions and pools, the last of which keeps its size; two heads."""
-    net = Cfg(size)
+    net = Cfg(size, classes=classes)
     skip = -1
     for width in (16, 32, 64, 128, 256, 512):
         last = net.conv(width, 3)
@@ -165,7 +167,7 @@ def yolov3_tiny(size: int = 320) -> str:
     return net.text()
 
 
-CFGS: dict[str, Callable[[], str]] = {
+CFGS: dict[str, Callable[..., str]] = {
     "yolov4": yolov4,
     "yolov4-tiny": yolov4_tiny,
     "yolov3": yolov3,

@@ -3,18 +3,20 @@
 import importlib.util
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
 from niwaki.errors import FileDamagedError, InputError, NotFiniteError
 from niwaki.models.darknet_cfg import parse
 from niwaki.models.darknet_files import load_weights_, save_darknet
-from niwaki.models.darknet_net import Darknet, decode
+from niwaki.models.darknet_net import Convolution, Darknet, decode
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT.parent / "shared" / "data" / "weights" / "coco-yolo-fastest-darknet"
@@ -322,18 +324,42 @@ def test_arguments_and_other_shapes(cfg):
 # -- published networks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, count",
-    [("yolov4", 64363101), ("yolov4-tiny", 6056606), ("yolov3", 61949149), ("yolov3-tiny", 8852366)],
-)
-def test_published_architectures_have_the_published_parameters(name, count):
+@pytest.fixture(scope="module")
+def cfgs() -> dict[str, Callable[..., str]]:
     spec = importlib.util.spec_from_file_location("darknet_cfgs", ROOT / "benchmarks" / "darknet_cfgs.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module.CFGS
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [("yolov4", 64363101), ("yolov4-tiny", 6056606), ("yolov3", 61949149), ("yolov3-tiny", 8852366)],
+)
+def test_published_architectures_have_the_published_parameters(cfgs, name, count):
     with torch.device("meta"):
-        net = Darknet(parse(module.CFGS[name](), name))
+        net = Darknet(parse(cfgs[name](), name))
     assert sum(parameter.numel() for parameter in net.parameters()) == count
+
+
+def test_yolov4_of_twenty_classes_has_the_published_size_and_compute(cfgs):
+    """64.040 M parameters and 59.67 GFLOPs (2 x MAC) at 416; 107 convolutions with batch norm, and the places that
+    group channel pruning names: channels and resolution by number of layer."""
+    sections = parse(cfgs["yolov4"](416, classes=20), "yolov4.cfg")
+    with torch.device("meta"):
+        net = Darknet(sections).eval()
+    x = torch.zeros(1, 3, 416, 416, device="meta")
+    assert sum(parameter.numel() for parameter in net.parameters()) == 64_040_001
+    convolutions = {i: layer for i, layer in enumerate(net.layers) if isinstance(layer, Convolution)}
+    assert sum(layer.bn is not None for layer in convolutions.values()) == 107 and len(net.layers) == 162
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        outs = net(x)
+    assert counter.get_total_flops() == 59_668_670_464
+    assert niwaki.trace(net, x).macs == 59_668_670_464 // 2
+    assert [tuple(out.shape[1:]) for out in outs] == [(75, 52, 52), (75, 26, 26), (75, 13, 13)]
+    widths = {10: 64, 23: 128, 54: 256, 85: 512, 117: 256, 127: 128, 137: 256, 148: 512, 159: 1024}
+    assert {i: convolutions[i].conv.out_channels for i in widths} == widths
 
 
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="the shared data folder is not here")
