@@ -6,6 +6,9 @@ from niwaki.budgets.density_widths import DensityWidths
 from niwaki.budgets.equal_density import EqualDensity
 from niwaki.budgets.erk import ERK
 from niwaki.budgets.global_rank import GlobalRank
+from niwaki.budgets.group_threshold import GroupThreshold, at_pace, realised
+from niwaki.budgets.layer_groups import Layer, LayerGroup, groups_by_scale, groups_given, scaled_layers
+from niwaki.budgets.loss_rises import loss_rises
 from niwaki.budgets.measured import Choose, Measured, choose_measured
 from niwaki.budgets.pools import Pools, pools_of
 from niwaki.budgets.rule import Rule
@@ -23,6 +26,9 @@ __all__ = [
     "DensityWidths",
     "EqualDensity",
     "GlobalRank",
+    "GroupThreshold",
+    "Layer",
+    "LayerGroup",
     "Layers",
     "Measured",
     "Pools",
@@ -31,9 +37,15 @@ __all__ = [
     "Uniform",
     "WaterFilling",
     "WidthProgram",
+    "at_pace",
     "choose",
     "choose_measured",
+    "groups_by_scale",
+    "groups_given",
+    "loss_rises",
     "pools_of",
+    "realised",
+    "scaled_layers",
     "table_path",
     "timed",
 ]

@@ -187,7 +187,7 @@ def _chunks(
     bounds = np.searchsorted(atoms.pool[ranked], np.arange(len(atoms.pools) + 1))
     for pool in range(len(atoms.pools)):
         order = ranked[bounds[pool] : bounds[pool + 1]]
-        stops, tied = _stops(atoms, order, int(atoms.least[pool]), budgets, multiple)
+        stops, tied = stops_of(atoms, order, int(atoms.least[pool]), budgets, multiple)
         if worth and stops.size:  # of the counts that are left, those at which a measured time steps down
             good = np.logical_and.reduce([one(order) for one in worth])
             tied = tied or not good[stops - 1].all()
@@ -204,7 +204,7 @@ def _chunks(
     return chunks, np.maximum.reduceat(priority[order], first), np.concatenate(chains)
 
 
-def _stops(
+def stops_of(
     atoms: Atoms, order: np.ndarray, least: int, budgets: tuple[Budget, ...], multiple: int
 ) -> tuple[np.ndarray, bool]:
     """After how many atoms of a pool, in `order`, every group holds a multiple and no floor is undercut; and whether a
