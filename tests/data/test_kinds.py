@@ -9,7 +9,7 @@ from niwaki.errors import InputError, UnknownNameError
 
 def test_every_kind_is_listed() -> None:
     listed = data.kinds()
-    assert [one.partition(":")[0] for one in listed] == [*data.READERS, data.TEXT]
+    assert [one.partition(":")[0] for one in listed] == [*data.READERS, *data.BOX_READERS, data.TEXT]
     with pytest.raises(UnknownNameError) as caught:
         data.open("nope")
     assert caught.value.found == f"known: {', '.join(listed)}"
@@ -17,3 +17,5 @@ def test_every_kind_is_listed() -> None:
     assert all(one in option.help for one in listed)  # typed there, since help imports no torch
     with pytest.raises(InputError, match="open_text"):
         data.open("text:book.txt")
+    with pytest.raises(InputError, match="open_boxes"):
+        data.open("voc:folder")

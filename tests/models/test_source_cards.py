@@ -15,7 +15,10 @@ CARDS = Path(__file__).parents[2] / "docs" / "cards"
 FIELDS = ("title", "source", "needs", "passes over data", "exact", "status")
 BLOCKS = {
     "data": {
-        **{reader.__module__.split(".")[-1]: reader for reader in niwaki.data.READERS.values()},
+        **{
+            reader.__module__.split(".")[-1]: reader
+            for reader in (*niwaki.data.READERS.values(), *niwaki.data.BOX_READERS.values())
+        },
         "text": niwaki.data.open_text,
         "samples": niwaki.data.open_samples,
     },
@@ -23,6 +26,7 @@ BLOCKS = {
     "tasks": {
         "classification": niwaki.tasks.Classification,
         "custom": niwaki.tasks.Custom,
+        "detection": niwaki.tasks.Detection,
         "language_modelling": niwaki.tasks.LanguageModelling,
         "long_text": niwaki.tasks.LongText,
         "multitask": niwaki.tasks.Multitask,

@@ -56,7 +56,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, 
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE, or for language models text:FILE.", metavar="SPEC"
+        help="digits, imagefolder:DIR, cifar10:DIR, npz:FILE; for detectors voc:DIR, coco:FILE, yolo:FOLDER/data.yaml "
+        "(settings after '?', such as fit=squash); for language models text:FILE.",
+        metavar="SPEC",
     ),
 ]
 Normalisation = Annotated[

@@ -1,4 +1,5 @@
-"""Where data come from: `open` reads a named source of pictures and splits it once, by seed; `open_text` a text."""
+"""Where data come from: `open` reads a named source of pictures and splits it once, by seed; `open_boxes` pictures with
+boxes, `open_text` a text."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from niwaki.errors import InputError, UnknownNameError
 from niwaki.data.splits import Images, Normalisation, Splits, assemble
 
 # isort: split
+from niwaki.data.annotated import Annotated, BoxReader, BoxSource
+from niwaki.data.box_splits import BOX_READERS, BoxPictures, BoxSplits, is_boxes, open_boxes
 from niwaki.data.cifar10 import Cifar10
 from niwaki.data.digits import Digits
 from niwaki.data.image_folder import ImageFolder
@@ -18,8 +21,14 @@ from niwaki.data.samples import Samples, SampleSplits, open_samples
 from niwaki.data.text import Text, TextSplits, Tokens, open_text, tokenizer_in
 
 __all__ = [
+    "BOX_READERS",
     "READERS",
     "TEXT",
+    "Annotated",
+    "BoxPictures",
+    "BoxReader",
+    "BoxSource",
+    "BoxSplits",
     "Images",
     "Normalisation",
     "Part",
@@ -32,9 +41,11 @@ __all__ = [
     "Text",
     "TextSplits",
     "Tokens",
+    "is_boxes",
     "kinds",
     "label_tensor",
     "open",
+    "open_boxes",
     "open_samples",
     "open_text",
     "some",
@@ -48,7 +59,8 @@ READERS: dict[str, type[Reader]] = {"digits": Digits, "imagefolder": ImageFolder
 
 def kinds() -> list[str]:
     """Every kind of data that a word names, as it is written: what the command line's --data takes."""
-    return [*(f"{name}:{kind.place_name}" if kind.takes else name for name, kind in READERS.items()), f"{TEXT}:FILE"]
+    pictures = [f"{name}:{kind.place_name}" if kind.takes else name for name, kind in READERS.items()]
+    return [*pictures, *(f"{name}:{kind.place_name}" for name, kind in BOX_READERS.items()), f"{TEXT}:FILE"]
 
 
 def open(
@@ -84,6 +96,8 @@ def open(
     kind, _, place = spec.partition(":")
     if kind == TEXT:
         raise InputError(f"data {spec!r}", found="a text, not pictures", do="niwaki.data.open_text reads it")
+    if kind in BOX_READERS:
+        raise InputError(f"data {spec!r}", found="pictures with boxes", do="niwaki.data.open_boxes reads them")
     if kind not in READERS:
         raise UnknownNameError.of("kind of data", kind, kinds())
     reader = READERS[kind]

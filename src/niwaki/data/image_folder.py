@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from niwaki.data import Part, Reader, Source, some
-from niwaki.errors import FileDamagedError, InputError, MissingExtraError
+from niwaki.data.pictures import BILINEAR, ENDINGS, read_picture
+from niwaki.errors import InputError
 
-ENDINGS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 IN_MEMORY_BYTES = 1 << 30  # decoded pictures up to here are kept; more are decoded for every batch
 MARGIN = 0.875  # the usual evaluation crop of ImageNet models: 224 of 256 pixels
 
@@ -85,26 +85,12 @@ class Files:
 
 def decode(path: Path, *, size: int, channels: int) -> Tensor:
     """One upright, centred, square picture, uint8 [channels, size, size]."""
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as cause:
-        raise MissingExtraError("reading pictures needs pillow", do='pip install "niwaki[data]"') from cause
-    try:
-        with Image.open(path) as opened:
-            opened.draft("RGB" if channels == 3 else "L", (size * 2, size * 2))  # JPEG: decode no more than needed
-            picture = ImageOps.exif_transpose(opened)
-            if "transparency" in picture.info:
-                picture = picture.convert("RGBA")
-            picture = picture.convert("RGB" if channels == 3 else "L")
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as cause:
-        raise FileDamagedError(
-            "read a picture", found=str(cause), where=str(path), do="replace it or take it out of the folder"
-        ) from cause
+    picture = read_picture(path, "RGB" if channels == 3 else "L", near=size * 2)
     width, height = picture.size
     short = min(width, height)
     side = short if short <= size else max(size, MARGIN * short)
     left, top = (width - side) / 2, (height - side) / 2
-    square = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    square = picture.resize((size, size), BILINEAR, box=(left, top, left + side, top + side))
     return torch.from_numpy(np.array(square, dtype=np.uint8)).reshape(size, size, channels).permute(2, 0, 1)
 
 

@@ -5,8 +5,10 @@ from niwaki.tasks.heads import Depth, Head, Normals, Segmentation
 from niwaki.tasks.task import Task
 
 # isort: split
+from niwaki.tasks.augmentation import Augmentation
 from niwaki.tasks.classification import Classification
 from niwaki.tasks.custom import Custom
+from niwaki.tasks.detection import Detection, Reading
 from niwaki.tasks.facts import Facts
 from niwaki.tasks.language_modelling import LanguageModelling
 from niwaki.tasks.long_text import LongText
@@ -16,10 +18,12 @@ from niwaki.tasks.reading import Cached, Whole
 from niwaki.tasks.retrieval import Retrieval
 
 __all__ = [
+    "Augmentation",
     "Cached",
     "Classification",
     "Custom",
     "Depth",
+    "Detection",
     "Detector",
     "Facts",
     "Head",
@@ -28,6 +32,7 @@ __all__ = [
     "Multitask",
     "Needle",
     "Normals",
+    "Reading",
     "Retrieval",
     "Segmentation",
     "Task",
