@@ -3,7 +3,7 @@
 import pytest
 
 from niwaki import data
-from niwaki.cli.options import Data
+from niwaki.cli.options import DETECTORS, Data
 from niwaki.errors import InputError, UnknownNameError
 
 
@@ -17,5 +17,6 @@ def test_every_kind_is_listed() -> None:
     assert all(one in option.help for one in listed)  # typed there, since help imports no torch
     with pytest.raises(InputError, match="open_text"):
         data.open("text:book.txt")
+    assert tuple(data.BOX_READERS) == DETECTORS
     with pytest.raises(InputError, match="open_boxes"):
         data.open("voc:folder")

@@ -13,6 +13,8 @@ from niwaki.cli.methods import Method, method_named
 from niwaki.cli.options import (
     EXPORTS,
     AsJson,
+    Augment,
+    Batch,
     Checkpoint,
     Data,
     Device,
@@ -47,8 +49,8 @@ from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
 from niwaki.files import first_process, partial_of
 
-BATCH, CALIBRATE = 128, 16
-"""Samples in a batch, and batches to re-estimate batch norm with, unless said."""
+CALIBRATE = 16
+"""Batches to re-estimate batch norm with, unless said."""
 ADAMW_RATE = 0.001
 """Of networks that know something already; sgd has the recovery's own."""
 
@@ -106,10 +108,8 @@ def compress(
         ),
     ] = None,
     distill: Distill = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples in a batch; 128 unless said.")] = None,
-    augment: Annotated[
-        str | None, typer.Option(help="Of pictures in the recovery: none (unless said) or flip_crop.")
-    ] = None,
+    batch: Batch = None,
+    augment: Augment = None,
     label_smoothing: Annotated[
         float | None,
         typer.Option(
@@ -166,8 +166,7 @@ def compress(
     given = training_of(recovery_settings, "--recovery-set", {"epochs": recover or None, "seed": seed, **training})
     if given.get("optimizer") == "adamw":
         given.setdefault("lr", ADAMW_RATE)
-    augment = None if augment == "none" else augment
-    taught = {"--augment": augment, "--label-smoothing": label_smoothing}
+    taught = {"--augment": None if augment == "none" else augment, "--label-smoothing": label_smoothing}
     of_data = {"--recover": recover, "--limit-test": limit_test, "--batch": batch, "--calibrate": calibrate, **taught}
     for name, value in of_data.items():
         if value and data is None:
@@ -175,7 +174,7 @@ def compress(
     for name, value in taught.items():
         if value and not recover:
             raise InputError(f"{name} {value}", found="no recovery to set it for", do="give --recover EPOCHS")
-    batch, calibrate = batch or BATCH, CALIBRATE if calibrate is None else calibrate
+    calibrate = CALIBRATE if calibrate is None else calibrate
 
     if low_memory:
         asked_for = {
@@ -220,7 +219,7 @@ def compress(
             asked.example,
             method=made,
             budget=budgets,
-            task=task_of(asked, batch=batch, augment=augment or "none", label_smoothing=label_smoothing or 0.0),
+            task=task_of(asked, batch=batch, augment=augment, label_smoothing=label_smoothing or 0.0),
             recovery=recovery,
             distill=losses,
             repair=calibrate > 0,

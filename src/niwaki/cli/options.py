@@ -64,6 +64,18 @@ Data = Annotated[
 Normalisation = Annotated[
     str | None, typer.Option(help="none, half, imagenet, cifar10 or digits; the model's or source's own unless said.")
 ]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Samples in a batch; 128 unless said, of detectors 16.", metavar="N")
+]
+Augment = Annotated[
+    str | None,
+    typer.Option(
+        help="Of training pictures: none (unless said) or flip_crop; of detectors none, flip or mosaic (unless said).",
+        metavar="NAME",
+    ),
+]
+DETECTORS = ("voc", "coco", "yolo")
+"""Kinds of data with boxes, that the command line knows before torch is imported; a test compares them."""
 TargetName = Annotated[
     str | None,
     typer.Option(

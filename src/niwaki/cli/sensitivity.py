@@ -12,6 +12,7 @@ import typer
 
 from niwaki.cli.options import (
     AsJson,
+    Batch,
     Checkpoint,
     Data,
     Device,
@@ -42,7 +43,7 @@ def sensitivity(
     score: Annotated[str, typer.Option(help=f"What goes first: {', '.join(SCORES)}.")] = "magnitude",
     protect: Protect = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge on at most this many validation samples.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
+    batch: Batch = None,
     file: Annotated[
         Path | None, typer.Option(metavar="FILE.jsonl", help="Keeps each row; the same command goes on from there.")
     ] = None,

@@ -11,16 +11,22 @@ import typer
 from niwaki import data
 from niwaki.cli.options import pairs_of, shape_of
 from niwaki.cli.talk import say, warn
-from niwaki.data import Splits, TextSplits
+from niwaki.data import BoxSplits, Splits, TextSplits
 from niwaki.errors import InputError, UnknownNameError
 from niwaki.models import Loaded
 from niwaki.opening import Network, SavedRun, open_network, saved_run
-from niwaki.tasks import Classification, LanguageModelling, Task
+from niwaki.tasks import Augmentation, Classification, Detection, LanguageModelling, Task
 from niwaki.units import map_tensors, tensors_in
 
 TEXT = f"{data.TEXT}:"
 CONTEXT = 128
 """Tokens in a block of text, unless the model's context is shorter."""
+BATCH, DETECTED = 128, 16
+"""Samples in a batch, and pictures in one of a detector, unless said."""
+OF_BOXES = ("fit", "together", "val", "test", "images")
+"""Settings of pictures with boxes: of the frame, and of `niwaki.data.open_boxes`."""
+CHANGES = {"none": None, "flip": Augmentation(mosaic=0.0), "mosaic": Augmentation()}
+"""Of a detector's training pictures: what --augment names."""
 
 
 @final
@@ -30,9 +36,11 @@ class Asked:
 
     loaded: Loaded
     example: Any
-    splits: Splits | TextSplits | None
+    splits: Splits | TextSplits | BoxSplits | None
     run: SavedRun | None = None
     """The run whose network it is."""
+    fit: Any = "letterbox"
+    """How pictures with boxes are fitted into a frame."""
 
 
 def ask(
@@ -53,7 +61,8 @@ def ask(
     Of a text (`text:FILE`) the example is its first block. Otherwise the example's shape is `shape` if given, then that
     of the run whose network it is, then that of the data's pictures, then the model's usual one.
     Pictures are normalised as the option says, else as the run saw them, else as the model's source does, else as the
-    data's source does; they are split as the run split its own.
+    data's source does; they are split as the run split its own. Pictures with boxes are fitted into a frame of the
+    example's size, and looked at by models of which niwaki knows how they are trained and read as detectors.
     """
     if normalisation is not None and spec is None:
         raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
@@ -66,9 +75,11 @@ def ask(
         return _reading(opened, spec, place, asked=(shape, normalisation))
     run = saved_run(source)
     split = _split_seed(split_seed, run)
-    if wanted is None and run is not None and (spec is None or _square(run.shape)):
+    if wanted is None and run is not None and (spec is None or data.is_boxes(spec) or _square(run.shape)):
         wanted = run.shape
     splits = None
+    if spec is not None and data.is_boxes(spec):
+        return _placed(_detecting(opened(shape=wanted), spec, normalisation, split), place)
     if spec is not None and wanted is None:
         splits = _data(spec, None, normalisation, split)
         wanted = (1, *splits.shape)
@@ -157,18 +168,65 @@ def _reading(
     return _placed(Asked(loaded, example, splits, network.run), place)
 
 
-def task_of(asked: Asked, *, batch: int = 128, augment: str = "none", label_smoothing: float = 0.0) -> Task | None:
-    """What a batch of the data means; None without data."""
-    if isinstance(asked.splits, TextSplits):
-        if augment != "none":
+def _detecting(network: Network, spec: str, normalisation: str | None, seed: int) -> Asked:
+    """A detector, and the pictures with boxes that it looks at: `yolo:FOLDER/data.yaml?fit=squash&together=prefix`."""
+    if normalisation is not None:
+        found, do = "pictures with boxes as data", "leave it out: detectors see colours from 0 to 1"
+        raise InputError(f"--normalisation {normalisation}", found=found, do=do)
+    place, _, rest = spec.partition("?")
+    settings = pairs_of(rest.split("&"), f"--data {place}?") if rest else {}
+    if unknown := sorted(set(settings) - set(OF_BOXES)):
+        raise UnknownNameError.of("setting of pictures with boxes", unknown[0], OF_BOXES)
+    loaded = network.loaded
+    if loaded.detector is None:
+        do = "use a detector of darknet: or ultralytics:, or niwaki.tasks.Detection with a Detector of your own"
+        found = f"{loaded.source} is no detector that niwaki knows how to train and read"
+        raise InputError(f"--data {place}", found=found, do=do)
+    said = (network.run.settings.get("task") or {}).get("fit") if network.run is not None else None
+    fit = settings.pop("fit", None) or said or getattr(loaded.detector, "fit", "letterbox")
+    splits = data.open_boxes(place, seed=seed, **settings)
+    return Asked(loaded, network.example, splits, network.run, fit)
+
+
+def task_of(
+    asked: Asked, *, batch: int | None = None, augment: str | None = None, label_smoothing: float = 0.0
+) -> Task | None:
+    """What a batch of the data means; None without data. What is not said is the usual of the task."""
+    splits = asked.splits
+    if isinstance(splits, TextSplits):
+        if augment not in (None, "none"):
             raise InputError(f"--augment {augment}", found="a text as data", do="leave it out")
         if label_smoothing:
             raise InputError(f"--label-smoothing {label_smoothing}", found="a text as data", do="leave it out")
-        kind: Any = "causal" if asked.splits.mask is None else "masked"
-        return LanguageModelling(asked.splits, batch=batch, kind=kind)
-    if asked.splits is None:
+        kind: Any = "causal" if splits.mask is None else "masked"
+        return LanguageModelling(splits, batch=batch or BATCH, kind=kind)
+    if isinstance(splits, BoxSplits):
+        if label_smoothing:
+            do = "leave it out: a detector's losses are its own"
+            raise InputError(f"--label-smoothing {label_smoothing}", found="pictures with boxes as data", do=do)
+        if augment is not None and augment not in CHANGES:
+            raise UnknownNameError.of("augmentation of a detector's pictures", augment, list(CHANGES))
+        assert asked.loaded.detector is not None
+        return Detection(
+            splits,
+            asked.loaded.detector,
+            size=_sides(asked),
+            fit=asked.fit,
+            batch=batch or DETECTED,
+            augment=CHANGES[augment or "mosaic"],
+        )
+    if splits is None:
         return None
-    return Classification(asked.splits, batch=batch, augment=augment, label_smoothing=label_smoothing)
+    return Classification(splits, batch=batch or BATCH, augment=augment or "none", label_smoothing=label_smoothing)
+
+
+def _sides(asked: Asked) -> tuple[int, int]:
+    """Height and width of the pictures that the model's example has."""
+    shape = tuple(next(iter(tensors_in(asked.example)), torch.empty(0)).shape)
+    if len(shape) not in (3, 4) or shape[-3] != 3:
+        found = f"an example of {'x'.join(map(str, shape))}"
+        raise InputError(f"{asked.loaded.source} on pictures with boxes", found=found, do="give --input 1x3x320x320")
+    return int(shape[-2]), int(shape[-1])
 
 
 def device_named(name: str | None, *, meta: bool = False) -> torch.device | None:

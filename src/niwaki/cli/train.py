@@ -6,7 +6,10 @@ from typing import Annotated, Any
 import typer
 
 from niwaki.cli.options import (
+    DETECTORS,
     AsJson,
+    Augment,
+    Batch,
     Checkpoint,
     Data,
     Device,
@@ -33,6 +36,8 @@ from niwaki.files import REPORT, SETTINGS, first_process, partial_of, take_place
 
 RATES = {"sgd": 0.1, "adamw": 0.001}
 """Of networks that know nothing yet."""
+DETECTING = {"sgd": 0.01, "adamw": 0.001}
+"""The same of detectors, whose losses are sums of several."""
 
 
 def train(
@@ -45,10 +50,13 @@ def train(
     shape: Input = None,
     normalisation: Normalisation = None,
     split_seed: SplitSeed = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate; 0.1 (adamw: 0.001) unless said.")] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate; 0.1, of detectors 0.01, with adamw 0.001 unless said."),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 128,
-    augment: Annotated[str, typer.Option(help="Of training pictures: none or flip_crop.")] = "none",
+    batch: Batch = None,
+    augment: Augment = None,
     label_smoothing: Annotated[
         float, typer.Option(help="Share of the target spread over all classes; 0.1 is usual.")
     ] = 0.0,
@@ -87,7 +95,14 @@ def train(
         raise InputError("train", found="no data", do="give --data")
     own = {"epochs": epochs, "optimizer": optimizer, "seed": seed, "lr": lr, "checkpoints.keep_best": keep_best}
     fields = training_of(settings, "--set", own)
-    fields = {"lr": RATES.get(optimizer, 0.1), "validation": {}, "checkpoints": {}, **fields, "folder": str(place)}
+    rates = DETECTING if data.partition(":")[0] in DETECTORS else RATES
+    fields = {
+        "lr": rates.get(optimizer, rates["sgd"]),
+        "validation": {},
+        "checkpoints": {},
+        **fields,
+        "folder": str(place),
+    }
 
     import niwaki.report
     from niwaki.cli.sources import ask_as_typed, task_of
