@@ -13,6 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -143,13 +144,21 @@ def cropped(model: nn.Module, example: Any, budget: Budget, seed: int, **setting
     return niwaki.compress(model, example, method=method, budget=budget, seed=seed).model
 
 
-def made(arm: str, model: nn.Module, shrink: int, seed: int, example: Any) -> nn.Module:
+@lru_cache(maxsize=1)
+def flowing(name: str, shrink: int, seed: int, stride: int) -> dict[str, Tensor]:
+    """SynFlow's mask, which three arms share."""
+    model, example = network(name, seed, stride), torch.zeros(1, 3, 32, 32)
+    return masks(model, weights(model, example), 1 / shrink, how=SynFlow(), seen=Seen(example))
+
+
+def made(arm: str, name: str, shrink: int, seed: int, stride: int) -> nn.Module:
     """The network of one arm, untrained; masked ones have all their weights, of which some are zero."""
+    model, example = network(name, seed, stride), torch.zeros(1, 3, 32, 32)
     if arm == "dense":
         return model
     budget = Budget(keep=1 / shrink, of="params")
     if arm in ("a", "b", "c"):
-        kept = masks(model, weights(model, example), 1 / shrink, how=SynFlow(), seen=Seen(example))
+        kept = flowing(name, shrink, seed, stride)
         kept = {"a": lambda: kept, "b": lambda: shuffled(kept, seed=seed), "c": lambda: kernels(kept, seed)}[arm]()
         return masked(model, kept)
     if arm == "d":
@@ -178,7 +187,7 @@ def trained(
         return
     example = torch.zeros(1, 3, 32, 32)
     start = time.perf_counter()
-    model = made(arm, network(name, seed, options.stride), shrink, seed, example)
+    model = made(arm, name, shrink, seed, options.stride)
     making = time.perf_counter() - start
     counted = {"macs": None, "params": None}
     if arm not in ("a", "b", "c"):

@@ -13,6 +13,7 @@ from niwaki.errors import InputError, NotFiniteError
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.scores import SNIP, GraSP, RandomWeights, Seen, SynFlow, WeightScore, masks, shuffled, unit_scores
 from niwaki.scores.synflow import flow
+from niwaki.scores.weight_score import highest
 
 
 def linear(*weights: list[list[float]]) -> nn.Sequential:
@@ -39,6 +40,20 @@ def square(model: nn.Module, batch: Any) -> Tensor:
 
 def value(tensor: Tensor) -> float:
     return float(tensor.detach())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "count", "stay"),
+    [
+        ([3.0, 1.0, 2.0], 1, [0]),
+        ([1.0, 2.0, 2.0, 2.0, 0.0], 2, [1, 2]),  # ties: the lower index
+        ([2.0, 2.0, 3.0, 2.0], 3, [0, 1, 2]),
+        ([-torch.inf, 1.0, -torch.inf], 2, [0, 1]),  # what is gone comes last
+        ([5.0, 5.0], 2, [0, 1]),
+    ],
+)
+def test_highest_by_hand(numbers: list[float], count: int, stay: list[int]) -> None:
+    assert highest(torch.tensor(numbers), count).nonzero().flatten().tolist() == stay
 
 
 def test_synflow_by_hand() -> None:
