@@ -22,6 +22,7 @@ ROLES = {
     "methods": "Methods: one published method, or baseline, each",
     "scores": "Scores: rows of units in, one number per unit out",
     "budgets": "Budget rules: the order in which units go",
+    "search": "Search: groups cut in turn, as far as a judge allows",
     "repair": "Repair: after the cut, without training",
     "quantize": "Quantisation: whole numbers for weights and activations",
     "kv": "Key/value caches: fewer tokens, channels and bits",

@@ -57,6 +57,7 @@ _FOLDERS = (
     "repair",
     "report",
     "scores",
+    "search",
     "sensitivity",
     "surgery",
     "sweep",

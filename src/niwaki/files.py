@@ -14,6 +14,8 @@ from niwaki.errors import InputError, RunExistsError, Setting, making
 
 REPORT, SETTINGS, SURGERY = "report.json", "settings.json", "surgery.json"
 """What a run leaves: settings, where it can be resumed from its beginning on; a report at its end; what it cut."""
+SEARCH = "search.json"
+"""What a search found so far, in the folder of a run under way."""
 PARTIAL = ".partial"
 UNENDED = "a run that did not end"
 

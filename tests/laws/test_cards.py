@@ -13,7 +13,7 @@ from laws.common import block_classes
 CARDS = Path(__file__).parents[2] / "docs" / "cards"
 FIELDS = {"title", "source", "needs", "passes over data", "exact", "status"}
 PACKAGE = Path(niwaki.__file__).parent
-ROLES = ("scores", "budgets", "methods", "measure", "repair", "quantize", "distill", "kv", "pressure")
+ROLES = ("scores", "budgets", "methods", "measure", "repair", "quantize", "distill", "kv", "pressure", "search")
 """Folders whose blocks are dataclasses that are called; other folders' cards are checked against files."""
 WITH_FUNCTIONS = ("quantize",)
 """Those of them that have blocks without settings of their own: functions."""

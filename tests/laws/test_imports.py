@@ -34,6 +34,7 @@ ROLES = {
     "models",
     "export",
     "kv",
+    "search",
 }
 """Folders whose files are blocks: one idea each, that know nothing of each other."""
 

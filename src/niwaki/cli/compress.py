@@ -209,10 +209,11 @@ def compress(
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"
         raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)
-    if recovery is not None and resumed.get() is None and first_process():
+    lasting = recovery is not None or made.searches
+    if lasting and resumed.get() is None and first_process():
         clear(partial)
     with cleared_unless_begun(partial), stages() as (hear, step):
-        if recovery is not None:
+        if lasting:
             begin(partial, context.obj)
         outcome = niwaki.compress(
             asked.loaded.model,
@@ -232,7 +233,7 @@ def compress(
             meters=(Latency(runs=runs, warm_up=3, threads=threads),) if runs else (),
             progress=hear,
             steps=step,
-            partial=None if recovery is None else partial,
+            partial=partial if lasting else None,
             source=asked.loaded.source,
             weights=asked.loaded.weights,
             command=context.obj,
@@ -240,7 +241,7 @@ def compress(
     if not first_process():
         return
     outcome.save(out, force=force)
-    if recovery is not None:  # else what lies there is of a run that --force replaces
+    if lasting:  # else what lies there is of a run that --force replaces
         keep_recovery(partial, out)
     result: dict[str, Any] = {"folder": str(out)}
     failed: list[NiwakiError] = []

@@ -19,7 +19,7 @@ def resume(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of the run.")],
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a run that was killed. Of `niwaki train`, or of `niwaki compress` while it recovered.
+    """Go on with a run that was killed. Of `niwaki train`, or of `niwaki compress` while it searched or recovered.
 
     On the CPU the weights at the end are those of a run without the break, bit for bit.
     """

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import FileDamagedError, InputError, RunExistsError, making
-from niwaki.files import SETTINGS, first_process, nearest, partial_of, write_json
+from niwaki.files import SEARCH, SETTINGS, first_process, nearest, partial_of, write_json
 
 
 @final
@@ -101,11 +101,12 @@ def keep_recovery(partial: Path, out: Path) -> None:
 
 @contextmanager
 def cleared_unless_begun(folder: Path) -> Iterator[None]:
-    """Where an error comes before the first checkpoint, there is nothing to go on with: the folder goes."""
+    """Where an error comes before the first checkpoint or finding, there is nothing to go on with: the folder goes."""
     try:
         yield
     except BaseException:
-        if first_process() and resumed.get() is None and not any(folder.rglob("step-*")):
+        begun = any(folder.rglob("step-*")) or (folder / SEARCH).is_file()
+        if first_process() and resumed.get() is None and not begun:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
@@ -122,7 +123,7 @@ def read_record(folder: Path) -> Record:
     if place is None:
         near = nearest(folder)
         found = "no run" if folder.exists() else "no such folder" + (f"; near: {', '.join(near)}" if near else "")
-        do = "give the --out of `niwaki train`, or of `niwaki compress` with --recover"
+        do = "give the --out of `niwaki train`, or of a `niwaki compress` that recovers or searches"
         raise InputError(f"resume {folder}", found=found, where=str(folder), do=do)
     try:
         data = json.loads((place / SETTINGS).read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ from niwaki.methods.job import Job, Method, Outcome
 from niwaki.methods.magnitude import Magnitude
 from niwaki.methods.norm_scale import NormScale
 from niwaki.methods.on_disk import StoredOutcome, compress_stored
+from niwaki.methods.pagcp import PAGCP
 from niwaki.methods.precropping import PreCropping
 from niwaki.methods.random import Random
 from niwaki.methods.run import compress, load
@@ -11,6 +12,7 @@ from niwaki.methods.taylor import Taylor
 from niwaki.methods.udfc import UDFC
 
 __all__ = [
+    "PAGCP",
     "UDFC",
     "Job",
     "Magnitude",

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import safetensors.torch
@@ -84,6 +84,9 @@ class Stage:
 
 class Method(ABC):
     """A paper's method: settings as fields, a job in, an outcome out."""
+
+    searches: ClassVar[bool] = False
+    """Whether it leaves in the job's `partial` folder what a killed search goes on from."""
 
     @abstractmethod
     def __call__(self, job: Job) -> "Outcome":

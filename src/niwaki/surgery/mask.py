@@ -1,5 +1,6 @@
 """`mask`: the same outputs as the cut model must give, in the original shapes."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,22 +29,29 @@ def mask(model: nn.Module, plan: Plan) -> nn.Module:
     def zeroed(tensor: Tensor) -> Tensor:
         name = names.get(identity(tensor))
         data = tensor.detach().clone()
-        for cut in cuts.get(name, ()) if name is not None else ():
-            if cut.get("mask") is False:
-                continue
-            axis, blocks = int(cut["axis"]), int(cut.get("blocks", 1))
-            if blocks == 1:
-                gone = torch.ones(data.shape[axis], dtype=torch.bool, device=data.device)
-                gone[torch.tensor(cut["keep"], dtype=torch.long, device=data.device)] = False
-                data.movedim(axis, 0)[gone] = 0
-                continue
-            split = data.view(blocks, data.shape[0] // blocks, *data.shape[1:]).movedim(
-                axis + 1, 1
-            )  # [blocks, size, rows, ...]
-            gone = torch.ones(split.shape[:2], dtype=torch.bool, device=data.device)
-            for block, keep in enumerate(cut["keep"]):
-                gone[block, torch.tensor(keep, dtype=torch.long, device=data.device)] = False
-            split[gone] = 0
+        if name is not None:
+            zero_(data, cuts.get(name, ()))
         return like(tensor, data)
 
     return without_caches(copy_with(model, zeroed))
+
+
+def zero_(data: Tensor, cuts: Iterable[Mapping[str, Any]]) -> Tensor:
+    """A parameter's values with zeros, in place, in the slices that its entries in a plan remove."""
+    for cut in cuts:
+        if cut.get("mask") is False:
+            continue
+        axis, blocks = int(cut["axis"]), int(cut.get("blocks", 1))
+        if blocks == 1:
+            gone = torch.ones(data.shape[axis], dtype=torch.bool, device=data.device)
+            gone[torch.tensor(cut["keep"], dtype=torch.long, device=data.device)] = False
+            data.movedim(axis, 0)[gone] = 0
+            continue
+        split = data.view(blocks, data.shape[0] // blocks, *data.shape[1:]).movedim(
+            axis + 1, 1
+        )  # [blocks, size, rows, ...]
+        gone = torch.ones(split.shape[:2], dtype=torch.bool, device=data.device)
+        for block, keep in enumerate(cut["keep"]):
+            gone[block, torch.tensor(keep, dtype=torch.long, device=data.device)] = False
+        split[gone] = 0
+    return data

@@ -1,0 +1,310 @@
+"""The judge of a search: losses of a network with some channels at zero, which are those of the network cut."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from niwaki.budgets.atoms import Grids, make_atoms
+from niwaki.errors import CannotCutError, InputError, Setting
+from niwaki.evidence import Evidence, views
+from niwaki.graph import ChannelGraph
+from niwaki.graph.plans import cuts_of, plan_of, with_slabs
+from niwaki.graph.skeleton import copy_with, identity, like
+from niwaki.measure.measurement import evaluating
+from niwaki.plan import apply_cuts
+from niwaki.scores import Scores
+from niwaki.search.greedy import Candidate, Choice
+from niwaki.search.prefix import Prefixes
+from niwaki.surgery import cut
+from niwaki.surgery.mask import zero_
+from niwaki.units import tensors_in
+
+CLOSE = 1e-3
+"""How near the losses of a cut network come to those of the masked one, relative: float32, over many layers."""
+TRIED = 0.3
+"""Share of a group that its contribution is measured by."""
+
+
+class Losses(Protocol):
+    """What is asked of a task; `niwaki.tasks.Task` has it."""
+
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]: ...
+
+    def inputs(self, batch: Any) -> Any: ...
+
+
+@final
+class Masked:
+    """Judges candidates of one network on fixed batches: totals of each task's loss over all samples.
+
+    What is gone for good is really cut, so that the network to evaluate shrinks with the search. Of the group in turn
+    the channels of a candidate are zeroed in place, and nothing that comes before the group's first layer is computed
+    again: the losses are those of the cut network, but for rounding. Groups whose removal is more than zeroing (those
+    under layer norm) are cut for every candidate.
+
+    Within a group those go first whose filters are smallest: the sum over the layers that put them out of the filters'
+    mean absolute weight (norm=2: root mean square), on the network as already cut. An order is kept once it was tested.
+
+    Source: Ye et al. 2023, arXiv:2303.11923 (the saliency of coupled filters). Differs: masking and kept prefixes take
+    the place of a new network for each candidate; the tested channels are those that go (the published code ranks anew
+    at the end).
+
+    Args:
+        model: left alone.
+        batches: what losses are summed over; of training data.
+        norm: of filters, 1 or 2.
+        grids: what goes where an axis is a grid: whole rows (heads, groups) or equally many columns of every row.
+        exact_only: leave groups whole whose removal changes more than zeroing does.
+        alive: units that are there at the start, bool `[units]`; None for all.
+        memory: bytes that may be held, over all batches, of what layers before the group in turn put out; 0: nothing.
+
+    Raises:
+        InputError: no batches.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        task: Losses,
+        batches: Sequence[Any],
+        *,
+        norm: int = 1,
+        grids: Grids = "rows",
+        exact_only: bool = False,
+        alive: np.ndarray | None = None,
+        memory: int = 2 << 30,
+    ) -> None:
+        if not batches:
+            raise InputError("search by losses", found="no batches", do="give at least one")
+        self.model, self.graph, self.task, self.batches = model, graph, task, batches
+        self.norm, self.memory = norm, memory
+        self.orders: dict[str, list[np.ndarray]] = {}
+        """Group -> the sets of units that go, lowest first, of groups that were ranked."""
+        self._start = np.ones(graph.units.count, bool) if alive is None else alive
+        neutral = {g.name: torch.ones(g.units, dtype=torch.float64) for g in graph.groups if g.fixed is None}
+        atoms, self.left_whole = make_atoms(
+            graph, Scores(neutral, {}), grids=grids, exact_only=exact_only, bundle="mean"
+        )
+        self._atoms: dict[str, list[np.ndarray]] = {}
+        self._least: dict[str, int] = {}
+        for number, name in enumerate(atoms.pools):
+            mine = [atoms.units[int(at)] for at in np.flatnonzero(atoms.pool == number)]
+            there = [units for units in mine if self._start[units].all()]
+            if len(there) > 1:
+                self._atoms[name], self._least[name] = there, int(atoms.least[number])
+            else:
+                self.left_whole[name] = "one is left"
+        self.asked = 0
+        """Evaluations so far."""
+        self._running: _Network | None = None
+        self._first: dict[bytes, dict[str, float]] = {}
+        """Losses on the first batch of candidates of the group in turn."""
+
+    def choices(self) -> list[Choice]:
+        """Groups by the multiply-adds of the whole network that go with 30 % of each alone, the most first.
+
+        Source: Ye et al. 2023 (the overview figure). Differs: counted, not measured on networks cut for it.
+        """
+        before, found = self.macs(self._start), []
+        for name, atoms in self._atoms.items():
+            count = max(1, min(int(len(atoms) * TRIED), len(atoms) - self._least[name]))
+            alive = self._start.copy()
+            alive[np.concatenate(self.order(name, self._start)[:count])] = False
+            found.append(Choice(name, len(atoms), self._least[name], before - self.macs(alive)))
+        self.orders.clear()  # ranked on the network as it was: it is asked again when a group's turn comes
+        return sorted(found, key=lambda choice: -choice.value)
+
+    def macs(self, alive: np.ndarray) -> float:
+        return self.graph.cost(with_slabs(self.graph, alive.copy()))["macs"]
+
+    def kept(self, gone: Mapping[str, int]) -> np.ndarray:
+        """Which units are there when so many of each group are gone; bool `[units]`. Groups not ranked yet are ranked
+        in the order given."""
+        alive = self._start.copy()
+        for group, count in gone.items():
+            order = self.order(group, alive)
+            for units in order[:count]:
+                alive[units] = False
+        return with_slabs(self.graph, alive)
+
+    def order(self, group: str, alive: np.ndarray) -> list[np.ndarray]:
+        """What goes of a group, lowest first, by the filters of what is alive."""
+        if group not in self.orders:
+            atoms = self._atoms[group]
+            value = self._filters(group, alive)
+            numbers = np.array([value[units][~np.isnan(value[units])].mean() for units in atoms])
+            ranked = np.lexsort((-np.arange(len(atoms)), numbers))  # of equal ones the lower index stays
+            self.orders[group] = [atoms[int(at)] for at in ranked]
+        return self.orders[group]
+
+    def _filters(self, group: str, alive: np.ndarray) -> np.ndarray:
+        """Size of the filters that put out each unit; NaN for units of other groups; float64 `[units]`."""
+        taken = np.concatenate(self._atoms[group])
+        value = np.full(self.graph.units.count, np.nan)
+        mine = [g for g in self.graph.groups if g.fixed is None and np.isin(g.ids, taken).any()]
+        tensors = {member.tensor for g in mine for member in g.members}
+        weights, ones = {}, {}
+        for name, tensor in self.model.named_parameters():
+            if name in tensors:
+                cuts = cuts_of(self.graph, name, with_slabs(self.graph, alive.copy()))
+                weights[name] = zero_(tensor.detach().clone(), cuts)
+                ones[name] = zero_(torch.ones_like(tensor.detach()), cuts)
+        sizes = {view.group.name: view for view in views(self.graph, Evidence(ones))}
+        for view in views(self.graph, Evidence(weights)):
+            if view.group not in mine:
+                continue
+            counts = sizes[view.group.name].powers(1)
+            rows = [
+                (sums / number.clamp(min=1)).pow(1 / self.norm)
+                for sums, number, role, vector in zip(
+                    view.powers(self.norm), counts, view.roles, view.biases, strict=True
+                )
+                if role == "out" and not vector
+            ]
+            if not rows:  # nothing puts them out but what is held by no weight: judged by all that holds them
+                rows = [sums / number.clamp(min=1) for sums, number in zip(view.powers(1), counts, strict=True)]
+            value[view.group.ids] = torch.stack(rows).sum(0).numpy() if rows else 0.0
+        return value
+
+    def __call__(self, candidate: Candidate) -> dict[str, float]:
+        """Totals of the losses by task, over all samples."""
+        gone = self.kept(candidate.gone)
+        if self._running is None or not np.array_equal(self._running.alive, gone):
+            self._running = None  # its memory goes first
+            self._running = _Network(self, gone)
+            self._agree(self._running)
+        if candidate.group is None or not candidate.count:
+            return self._running.losses()
+        order = self.order(candidate.group, gone)
+        alive = gone.copy()
+        for units in order[: candidate.count]:
+            alive[units] = False
+        alive = with_slabs(self.graph, alive)
+        if not self.exact(alive, gone):
+            return _Network(self, alive).losses()
+        found = self._running.losses(candidate.group, alive, np.concatenate(order))
+        self._first[alive.tobytes()] = self._running.first
+        return found
+
+    def _agree(self, network: "_Network") -> None:
+        """Hold what was cut to what its masked form said, on the first batch.
+
+        Raises:
+            CannotCutError: they are apart: what was decided by the masked form was decided by something else.
+        """
+        masked = self._first.get(network.alive.tobytes())
+        self._first.clear()
+        if masked is None:
+            return
+        network.losses(most=1)
+        for task, loss in masked.items():
+            apart = abs(network.first[task] - loss)
+            if not apart <= CLOSE * max(abs(loss), CLOSE):
+                raise CannotCutError(
+                    f"search by losses of {type(self.model).__name__}",
+                    found=f"{task} is {loss:.6g} masked and {network.first[task]:.6g} cut, on the same batch",
+                    where="the network as cut so far",
+                    do=("have the loss read outputs only, or protect the group: ", Setting("protect")),
+                )
+
+    def exact(self, alive: np.ndarray, gone: np.ndarray) -> bool:
+        """Whether zeroing what is not alive, of what was there, equals its removal."""
+        went = alive != gone
+        return not any(went[g.ids].any() and not g.exact for g in self.graph.groups)
+
+
+@final
+class _Network:
+    """The network with what is gone cut off, and its evaluations with more of it at zero."""
+
+    def __init__(self, judge: Masked, alive: np.ndarray) -> None:
+        self.judge, self.alive = judge, alive
+        self.model, self.physical = self._made(alive)
+        self.own = dict(self.model.named_parameters())
+        where = judge.task
+        self.prefixes = Prefixes(
+            lambda batch: where.losses(self.model, batch), judge.batches, list(self.own.values()), judge.memory
+        )
+        self.group: str | None = None
+        self.first: dict[str, float] = {}
+        """Losses on the first batch, of the last evaluation."""
+        self.changed: dict[str, Tensor] = {}
+        """What the group in turn lies on, as it was."""
+
+    def _made(self, alive: np.ndarray) -> tuple[nn.Module, bool]:
+        """The cut network under the names of the whole one; a copy of this with zeros where it can't be had."""
+        judge = self.judge
+        if alive.all():
+            return copy_with(judge.model, _cloned), True
+        small = cut(judge.model, plan_of(judge.graph, alive))
+        if {name for name, _ in small.named_parameters()} == {name for name, _ in judge.model.named_parameters()}:
+            return small, True
+        names = {identity(tensor): name for name, tensor in judge.model.named_parameters()}
+
+        def zeroed(tensor: Tensor) -> Tensor:
+            copy, name = _cloned(tensor), names.get(identity(tensor))
+            if name is not None:
+                zero_(copy.data, cuts_of(judge.graph, name, alive))
+            return copy
+
+        return copy_with(judge.model, zeroed), False
+
+    def losses(
+        self, group: str | None = None, alive: np.ndarray | None = None, every: Any = (), *, most: int | None = None
+    ) -> dict[str, float]:
+        """Totals over the first `most` batches, with what is not `alive` at zero; `every` is what may go of `group`."""
+        judge = self.judge
+        if group is not None and group != self.group:
+            self._turn(group, every)
+        if alive is not None:
+            self._zero(alive)
+        totals: dict[str, float] = {}
+        judge.asked += 1
+        with evaluating(self.model):
+            torch.manual_seed(judge.asked)  # what draws numbers says another loss every time, and is found out
+            for number, batch in enumerate(judge.batches[:most]):
+                found = judge.task.losses(self.model, batch) if group is None else self.prefixes(number)
+                for task, loss in found.items():
+                    totals[task] = totals.get(task, 0.0) + float(loss) * _samples(judge.task.inputs(batch))
+                if not number:
+                    self.first = dict(totals)
+        return totals
+
+    def _turn(self, group: str, every: np.ndarray) -> None:
+        """`group` is next: what it lies on is remembered, and how much of the forward comes before it."""
+        with torch.no_grad():
+            for name, tensor in self.changed.items():
+                self.own[name].copy_(tensor)
+        graph, alive = self.judge.graph, self.alive.copy()
+        alive[every] = False
+        left, there = (np.append(flags, True) for flags in (with_slabs(graph, alive), self.alive))
+        touched = {a.tensor for a in graph.axes if a.tensor in self.own and (left[a.units] != there[a.units]).any()}
+        self.changed = {name: self.own[name].detach().clone() for name in sorted(touched)}
+        self.group = group
+        with evaluating(self.model):
+            self.prefixes.begin([self.own[name] for name in self.changed])
+
+    def _zero(self, alive: np.ndarray) -> None:
+        """The group's weights with zeros where a unit is not alive."""
+        graph = self.judge.graph
+        with torch.no_grad():
+            for name, tensor in self.changed.items():
+                shape = graph.shapes[name]
+                stays = zero_(torch.ones(shape, dtype=tensor.dtype, device=tensor.device), cuts_of(graph, name, alive))
+                if self.physical:
+                    stays = apply_cuts(stays, list(cuts_of(graph, name, self.alive)), name)
+                self.own[name].copy_(tensor * stays)
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    return like(tensor, tensor.detach().clone())
+
+
+def _samples(inputs: Any) -> int:
+    """How many samples a batch has: rows of its first tensor."""
+    found = tensors_in(inputs)
+    return len(found[0]) if found and found[0].dim() else 1

@@ -1,0 +1,296 @@
+"""One network, evaluated again and again with other weights in some layer: what comes before that layer is not computed
+again.
+
+The forward is run as it is written, Python and all, under a `TorchDispatchMode` that sees every call of an operator.
+Calls before the first one that touches a changed weight put out what they put out last time: the very tensors where
+something later reads them, else stand-ins of their shape. From there on calls are made. What holds for one forward
+holds for the next as long as the calls are the same, which is looked at; else everything is computed.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.weak import WeakIdKeyDictionary
+
+log = logging.getLogger(__name__)
+
+FEW, ALWAYS = 4096, 1 << 60
+"""Whole numbers, up to so many of them, are always there: a forward may read them by ways that no mode sees."""
+Key = tuple[int, int]
+"""Which call, and which of its outputs."""
+
+
+class _Stop(BaseException):
+    """The forward has come to the call that it was to come to; no `except Exception` of a model may catch it."""
+
+
+class _OtherWay(BaseException):
+    """The forward made another call than the recorded one."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """A tensor's outside."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    bytes: int
+    """Of its memory, as far as it reaches."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Call:
+    func: Any
+    spec: TreeSpec
+    outputs: tuple[Any, ...]
+    """A `_Shape` for a new tensor, the number of the argument that it is, or a plain value."""
+
+
+@final
+@dataclass(eq=False)
+class Tape:
+    """The calls of one forward, and how long what they put out is needed."""
+
+    calls: list[_Call] = field(default_factory=list)
+    touched: dict[int, int] = field(default_factory=dict)
+    """Memory of a parameter -> the first call that reads it."""
+    last_read: dict[Key, int] = field(default_factory=dict)
+    origin: dict[Key, Key] = field(default_factory=dict)
+    """The output that first had the memory of this one."""
+    writes: list[tuple[int, int]] = field(default_factory=list)
+    """(the call that made some memory, a later call that wrote to it)"""
+
+    def start(self, changed: Sequence[Tensor], most: int) -> int:
+        """The last call from which a forward can go on where these weights change, and hold at most `most` bytes.
+
+        Between the making of some memory and the last write to it there is no such call.
+        """
+        reads = [self.touched[memory] for memory in map(memory_of, changed) if memory in self.touched]
+        first = min(reads, default=len(self.calls))
+        held = [0] * (len(self.calls) + 2)  # bytes that are live before each call
+        spans: dict[Key, tuple[int, int]] = {}
+        for key, last in self.last_read.items():
+            root = self.origin[key]
+            low, high = spans.get(root, (key[0], 0))
+            spans[root] = (min(low, key[0]), max(high, min(last, len(self.calls))))
+        for root, (low, high) in spans.items():
+            shape = self.calls[root[0]].outputs[root[1]]
+            held[low + 1] += shape.bytes
+            held[high + 1] -= shape.bytes
+        bad = [0] * (len(self.calls) + 2)
+        for made, write in self.writes:
+            bad[made + 1] += 1
+            bad[write + 1] -= 1
+        best = live = open_ = 0
+        for at in range(first + 1):
+            live, open_ = live + held[at], open_ + bad[at]
+            if not open_ and live <= most:
+                best = at
+        return best
+
+    def live(self, at: int) -> frozenset[Key]:
+        """What was put out before call `at` and is read from there on."""
+        return frozenset(key for key, last in self.last_read.items() if key[0] < at <= last)
+
+
+@final
+class _Recorder(TorchDispatchMode):
+    """Writes a tape."""
+
+    def __init__(self, parameters: set[int]) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self.parameters = parameters
+        self.made: Any = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tape, number = self.tape, len(self.tape.calls)
+        given = [leaf for leaf in tree_flatten((args, kwargs or {}))[0] if isinstance(leaf, Tensor)]
+        versions = [tensor._version for tensor in given]
+        out = func(*args, **(kwargs or {}))
+        for tensor, version in zip(given, versions, strict=True):
+            memory = memory_of(tensor)
+            if memory in self.parameters:
+                tape.touched.setdefault(memory, number)
+            key = self.made.get(tensor)
+            if key is not None:
+                tape.last_read[key] = max(number, tape.last_read.get(key, 0))
+                if tensor._version != version:
+                    tape.writes.append((tape.origin[key][0], number))
+        leaves, spec = tree_flatten(out)
+        noted: list[Any] = []
+        for place, leaf in enumerate(leaves):
+            same = next((i for i, tensor in enumerate(given) if tensor is leaf), None)
+            if same is not None or not isinstance(leaf, Tensor):
+                noted.append(same if same is not None else _Plain(leaf))
+                continue
+            key = (number, place)
+            base = next((t for t in given if memory_of(t) == memory_of(leaf)), None)
+            root = self.made.get(base) if base is not None else None
+            tape.origin[key] = key if root is None else tape.origin[root]
+            self.made[leaf] = key
+            if not leaf.is_floating_point() and leaf.numel() <= FEW:
+                tape.last_read[key] = ALWAYS
+            noted.append(
+                _Shape(
+                    tuple(leaf.shape), tuple(leaf.stride()), leaf.dtype, leaf.device, leaf.untyped_storage().nbytes()
+                )
+            )
+        tape.calls.append(_Call(func, spec, tuple(noted)))
+        return out
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """An output that is no tensor."""
+
+    value: Any
+
+
+@final
+class _Player(TorchDispatchMode):
+    """Goes through the first calls of a tape without making them."""
+
+    def __init__(self, tape: Tape, begin: int, held: dict[Key, Tensor], stop: int | None = None) -> None:
+        super().__init__()
+        self.tape, self.begin, self.held, self.stop = tape, begin, held, stop
+        self.number = -1
+        self.wanted = frozenset() if stop is None else tape.live(stop)
+        self.found: dict[Key, Tensor] = {key: held[key] for key in self.wanted if key in held}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += 1
+        number = self.number
+        if number == self.stop:
+            raise _Stop
+        if number >= self.begin and self.stop is None:
+            return func(*args, **(kwargs or {}))
+        if number >= len(self.tape.calls) or self.tape.calls[number].func is not func:
+            raise _OtherWay
+        call = self.tape.calls[number]
+        if number >= self.begin:
+            out = func(*args, **(kwargs or {}))
+            for place, leaf in enumerate(tree_flatten(out)[0]):
+                if (number, place) in self.wanted:
+                    self.found[number, place] = leaf
+            return out
+        given: list[Tensor] | None = None
+        leaves: list[Any] = []
+        for place, noted in enumerate(call.outputs):
+            if isinstance(noted, _Plain):
+                leaves.append(noted.value)
+            elif isinstance(noted, int):
+                if given is None:
+                    given = [leaf for leaf in tree_flatten((args, kwargs or {}))[0] if isinstance(leaf, Tensor)]
+                leaves.append(given[noted])
+            else:
+                real = self.held.get((number, place))
+                leaves.append(_stand_in(noted) if real is None else real)
+        return tree_unflatten(leaves, call.spec)
+
+
+_scratch: dict[torch.device, torch.UntypedStorage] = {}
+
+
+def _stand_in(shape: _Shape) -> Tensor:
+    """A tensor of this outside, over memory that all of them share: nothing reads it."""
+    memory = _scratch.get(shape.device)
+    if memory is None or memory.nbytes() < shape.bytes:
+        memory = _scratch[shape.device] = torch.UntypedStorage(shape.bytes, device=shape.device)
+    return torch.empty(0, dtype=shape.dtype, device=shape.device).set_(memory, 0, shape.size, shape.stride)  # type: ignore[call-overload]
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Which memory a tensor lies in."""
+    return tensor.untyped_storage()._cdata
+
+
+@final
+class Prefixes:
+    """Evaluations of one function on several batches, under weights that change from some layer on.
+
+    Args:
+        losses: batch -> losses by task, of a network that stays the same object; deterministic.
+        batches: what it is called on.
+        parameters: the tensors that may change in place.
+        memory: bytes that may be held for all batches together.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[Any], dict[str, Tensor]],
+        batches: Sequence[Any],
+        parameters: Sequence[Tensor],
+        memory: int,
+    ) -> None:
+        self.losses, self.batches, self.memory = losses, batches, memory
+        self.parameters = {memory_of(tensor) for tensor in parameters}
+        self.tapes: dict[Any, Tape | None] = {}
+        self.held: dict[int, tuple[int, dict[Key, Tensor]]] = {}
+        """Batch -> the call to go on from, and what is read from there on."""
+        self.start: dict[int, int] = {}
+
+    def record(self, number: int) -> dict[str, Tensor]:
+        """Losses of a batch, its calls written down."""
+        recorder = _Recorder(set(self.parameters))
+        with recorder:
+            found = self.losses(self.batches[number])
+        self.tapes[_outside(self.batches[number])] = recorder.tape
+        return found
+
+    def begin(self, changed: Sequence[Tensor]) -> None:
+        """From now on only these change; all others have the values that they had at the start."""
+        for number, batch in enumerate(self.batches):
+            if _outside(batch) not in self.tapes:
+                self.record(number)
+            tape = self.tapes[_outside(batch)]
+            self.start[number] = 0 if tape is None else tape.start(changed, self.memory // len(self.batches))
+
+    def __call__(self, number: int) -> dict[str, Tensor]:
+        """Losses of a batch under the weights as they are."""
+        tape = self.tapes.get(_outside(self.batches[number]))
+        start = self.start.get(number, 0)
+        if tape is None or start == 0:
+            return self.losses(self.batches[number])
+        try:
+            held = self._at(number, tape, start)
+            with _Player(tape, start, held):
+                return self.losses(self.batches[number])
+        except _OtherWay:
+            log.info("the forward goes another way on batch %d: all of it is computed", number)
+            self.tapes[_outside(self.batches[number])] = None
+            self.held.pop(number, None)
+            return self.losses(self.batches[number])
+
+    def _at(self, number: int, tape: Tape, start: int) -> dict[Key, Tensor]:
+        """What is read from call `start` on, computed from the nearest place before that is known."""
+        known, held = self.held.get(number, (0, {}))
+        if known != start:
+            if known > start:
+                known, held = 0, {}
+            player = _Player(tape, known, held, stop=start)
+            self.held.pop(number, None)
+            try:
+                with player:
+                    self.losses(self.batches[number])
+            except _Stop:
+                pass
+            held = player.found
+            self.held[number] = (start, held)
+        return held
+
+
+def _outside(batch: Any) -> Any:
+    leaves, spec = tree_flatten(batch)
+    return tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:80] for x in leaves), str(spec)

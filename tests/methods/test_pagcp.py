@@ -1,0 +1,252 @@
+"""PAGCP on a network of two heads: what it promises, a killed search, rounds, and what it refuses."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import niwaki
+from niwaki.errors import BudgetError, FileDamagedError, InputError, NotFiniteError, NothingChangedWarning
+from niwaki.files import SEARCH
+from niwaki.graph.plans import alive_of, plan_of
+from niwaki.methods import PAGCP, Job
+from niwaki.methods.pagcp import spread
+from niwaki.search import Masked
+from niwaki.tasks import Custom
+from niwaki.train import Recovery
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm = nn.Conv2d(1, 20, 3, padding=1), nn.BatchNorm2d(20)
+        self.two, self.three = nn.Conv2d(20, 24, 3, padding=1), nn.Conv2d(24, 20, 1)
+        self.label, self.size = nn.Linear(20, 3), nn.Linear(20, 1)
+
+    def forward(self, x):
+        x = functional.relu(self.norm(self.one(x)))
+        x = functional.relu(self.three(functional.relu(self.two(x)))).mean((2, 3))
+        return self.label(x), self.size(x)
+
+
+def made():
+    torch.manual_seed(0)
+    return Net()
+
+
+def losses(model, batch):
+    """Distances from what the uncut network says, and a little: no cut makes them smaller."""
+    label, size = model(batch[0])
+    return {
+        "label": 0.01 + (label - batch[1]).square().mean(),
+        "size": 0.02 + (size - batch[2]).abs().mean(),
+    }
+
+
+def batch(seed):
+    x = torch.randn(6, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return (x, *made().eval()(x))
+
+
+BATCHES = [batch(seed) for seed in range(3)]
+
+
+def task(loss=losses):
+    return Custom(loss=loss, metric=lambda model, batches: 1.0, splits={"train": BATCHES, "test": BATCHES[:1]})
+
+
+def run(method, keep=0.6, *, loss=losses, model=None, of="macs", **more):
+    given = task(loss)
+    model = made() if model is None else model
+    return niwaki.compress(model, given.example(), method=method, budget=niwaki.Budget(keep, of=of), task=given, **more)
+
+
+LOOSE = PAGCP(initial_rate=0.2, initial_thres=2.0, exp=True)
+
+
+def test_the_budget_is_met_within_the_allowances():
+    outcome = run(LOOSE)
+    promised = outcome.plan.promised
+    assert promised["macs"] <= 0.6 * promised["macs_before"] and outcome.receipt.passed
+    (told,) = outcome.details["search"]["rounds"]
+    assert told["reached"] and told["selected"] is None
+    factor = told["allowances"]["factor"]  # of all groups, cut or not
+    values = [one["value"] for one in told["groups"]]
+    assert values == sorted(values) and len(values) == 3 and factor > 1  # the costly ones come last
+    assert math.prod(1 + 0.2 * factor**i for i in range(3)) == pytest.approx(2.0)
+    # what was told of the last group is what the delivered network does on the same batches
+    model = niwaki.cut(made(), outcome.plan).eval()
+    last = next(step for step in reversed(told["steps"]) if step["accepted"] is not None)
+    with torch.no_grad():
+        found = {name: sum(losses(model, b)[name].item() * 6 for b in BATCHES) for name in ("label", "size")}
+    assert found == pytest.approx(last["trials"][last["accepted"]]["losses"], rel=1e-5)
+    for name, before in told["base"].items():
+        assert found[name] <= 2 * before
+    report = json.loads(json.dumps(outcome.report()))
+    assert report["search"]["rounds"][0]["steps"][0]["trials"][0]["task"] in ("label", "size")
+
+
+def test_it_reads_training_batches_and_leaves_the_model_alone():
+    model = made()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    run(LOOSE, model=model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()) and model.training
+
+
+def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
+    method = PAGCP(initial_rate=0.05)
+    whole = run(method, 0.3)
+    asked = []
+    plain = Masked.__call__
+    monkeypatch.setattr(Masked, "__call__", lambda self, c: (asked.append(c.group), plain(self, c))[1])
+
+    def kill(number, of, words):
+        assert (of, words.startswith("search, round 1: ")) == (3, True)
+        if number == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(method, 0.3, partial=tmp_path, steps=kill)
+    first = set(asked) - {None}
+    assert len(first) == 2 and len(json.loads((tmp_path / SEARCH).read_text())["rounds"][0]["steps"]) == 2
+    asked.clear()
+    again = run(method, 0.3, partial=tmp_path)
+    assert set(asked).isdisjoint(first | {None}) and asked
+    assert again.plan.kept == whole.plan.kept and again.details == whole.details
+    for one, two in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+    for broken in ("{", "[]", '{"key": "another", "rounds": []}', '{"key": 1}'):
+        (tmp_path / SEARCH).write_text(broken)
+        with pytest.raises(FileDamagedError, match="go on with a search"):
+            run(method, 0.3, partial=tmp_path)
+        assert (tmp_path / SEARCH).read_text() == broken
+
+
+def test_rounds_of_search_and_training(tmp_path):
+    method = PAGCP(initial_rate=0.03, rounds=3, rate_slope=0.02)
+    how = Recovery(epochs=1, lr=0.01)
+    outcome = run(method, 0.3, recovery=how, partial=tmp_path / "one")
+    rounds = outcome.details["search"]["rounds"]
+    assert len(rounds) == 3 and [one["allowances"]["first"] for one in rounds] == pytest.approx([0.03, 0.05, 0.07])
+    sizes = [{one["name"]: one["size"] for one in told["groups"]} for told in rounds]
+    gone = {
+        step["group"]: step["trials"][step["accepted"]]["count"]
+        for step in rounds[0]["steps"]
+        if step["accepted"] is not None
+    }
+    assert gone and all(sizes[1][name] == size - gone.get(name, 0) for name, size in sizes[0].items())
+    assert outcome.receipt.passed and outcome.history is not None
+
+    def kill(number, of, words):
+        if words.startswith("search, round 3"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(method, 0.3, recovery=how, partial=tmp_path / "two", steps=kill)
+    again = run(method, 0.3, recovery=how, partial=tmp_path / "two")
+    assert again.plan.kept == outcome.plan.kept
+    for one, two in zip(outcome.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_what_was_cut_is_put_back_where_it_was():
+    model = made()
+    graph = niwaki.trace(model, BATCHES[0][0][:1])
+    alive = np.ones(graph.units.count, bool)
+    alive[graph.group("two").ids[::3]] = False
+    plan = plan_of(graph, alive)
+    small = niwaki.cut(model, plan)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.add_(1.0)
+        small.norm.running_mean.fill_(5.0)
+    whole = spread(model, small, plan)
+    again = niwaki.cut(whole, plan)
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, small.state_dict()[name])
+    assert whole.two.weight.shape == model.two.weight.shape and not whole.two.weight[0].any()
+    assert np.array_equal(alive_of(graph, plan), alive)
+
+
+def test_the_best_share_of_groups():
+    every = run(PAGCP(initial_rate=0.05), 0.1)
+    best = run(PAGCP(initial_rate=0.05, topk=0.34), 0.1)
+    told = best.details["search"]["rounds"][0]
+    assert len(told["selected"]) == 1 and list(best.plan.kept) == list(told["selected"])
+    (name,) = told["selected"]
+    assert best.plan.kept[name] == every.plan.kept[name]  # the tested channels
+
+
+@pytest.mark.parametrize(
+    "method", [PAGCP(initial_rate=0.3, gate="selected"), PAGCP(initial_rate=0.3, scan="bisect", prunemethod="L2")]
+)
+def test_other_ways(method):
+    outcome = run(method, 0.7)
+    assert outcome.receipt.passed and outcome.plan.promised["macs"] < outcome.plan.promised["macs_before"]
+
+
+def test_widths_are_multiples_and_floors_hold():
+    outcome = run(PAGCP(initial_rate=0.5, round_to=4), 0.2)
+    assert outcome.plan.kept and all(len(kept) % 4 == 0 for kept in outcome.plan.kept.values())
+    given = task()
+    floor = niwaki.Budget(0.05, floor=0.75)
+    outcome = niwaki.compress(
+        made(), given.example(), method=PAGCP(initial_rate=9.0, initial_thres=99), budget=floor, task=given
+    )
+    assert all(len(kept) >= 0.75 * outcome.plan.units[name] for name, kept in outcome.plan.kept.items())
+
+
+def test_allowances_that_end_before_the_budget(caplog):
+    with caplog.at_level(logging.WARNING):
+        outcome = run(PAGCP(initial_rate=0.02), 0.05)
+    assert "the allowances ended before the budget: macs" in caplog.text and "asked 0.050" in caplog.text
+    assert "or give a recovery" in caplog.text
+    assert 0.05 < outcome.plan.promised["macs"] / outcome.plan.promised["macs_before"] < 1
+    assert not outcome.details["search"]["rounds"][0]["reached"]
+
+
+def test_no_group_bears_any_cut(tmp_path):
+    with pytest.raises(BudgetError, match=r"no group bears any cut \(.* rises by .* gone\).*initial_rate=2e-09"):
+        run(PAGCP(initial_rate=1e-9), partial=tmp_path, protect=["three"])
+    assert not (tmp_path / SEARCH).exists()
+
+
+def test_a_budget_that_the_whole_network_meets():
+    with pytest.warns(NothingChangedWarning):
+        outcome = run(LOOSE, 1.0)
+    assert not outcome.plan.kept and outcome.receipt.passed
+
+
+def noisy(model, batch):
+    return {name: loss * (1 + torch.rand(())) for name, loss in losses(model, batch).items()}
+
+
+def test_refusals():
+    with pytest.raises(InputError, match=r"PAGCP without data.*give a task"):
+        niwaki.compress(made(), BATCHES[0][0], method=LOOSE, budget=niwaki.Budget(0.5))
+    with pytest.raises(InputError, match=r"loss of label.*two evaluations of the same network"):
+        run(LOOSE, loss=noisy)
+    with pytest.raises(NotFiniteError, match=r"loss of size.*nan before anything is cut"):
+        run(LOOSE, loss=lambda m, b: losses(m, b) | {"size": losses(m, b)["size"] * math.nan})
+    with pytest.raises(InputError, match=r"loss of size.*it is 0 before"):
+        run(LOOSE, loss=lambda m, b: losses(m, b) | {"size": losses(m, b)["size"] * 0})
+    with pytest.raises(BudgetError, match="PAGCP by energy"):
+        LOOSE(Job(made(), BATCHES[0][0], (niwaki.Budget(0.5, of="energy"),), task=task()))
+    with pytest.raises(BudgetError, match="no group can be cut"):
+        run(LOOSE, protect=["*"])
+    spoilt = made()
+    spoilt.two.weight.data[0, 0, 0, 0] = math.nan
+    with pytest.raises(NotFiniteError, match=r"two.weight"):
+        run(LOOSE, model=spoilt)
+    for wrong in ({"topk": 0.0}, {"rounds": 0}, {"batches": 0}, {"memory": -1.0}, {"round_to": 0}, {"gate": "x"}):
+        with pytest.raises(InputError):
+            PAGCP(**wrong)
+    with pytest.raises(InputError, match=r"at least initial_thres=1.05"):
+        PAGCP(initial_thres=0.05, exp=True)

@@ -1,0 +1,239 @@
+"""Losses by masking, with what comes before kept, against networks that are really cut."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import niwaki
+from niwaki.errors import CannotCutError, InputError
+from niwaki.graph.plans import plan_of
+from niwaki.search import Candidate, Masked
+from niwaki.search.prefix import Prefixes, memory_of
+
+CLASSES = 5
+
+
+class Block(nn.Module):
+    """A residual block in the usual manner: in-place activations, a sum in place."""
+
+    def __init__(self, wide):
+        super().__init__()
+        self.one, self.norm1 = nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide)
+        self.two, self.norm2 = nn.Conv2d(wide, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide)
+
+    def forward(self, x):
+        out = functional.relu(self.norm1(self.one(x)), inplace=True)
+        out = self.norm2(self.two(out))
+        out += x
+        return out.relu_()
+
+
+class Net(nn.Module):
+    """A stem, blocks, a depthwise layer, two branches that are joined, and two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.blocks = nn.ModuleList([Block(12), Block(12)])
+        self.depth, self.point = nn.Conv2d(12, 12, 3, groups=12), nn.Conv2d(12, 10, 1)
+        self.left, self.right = nn.Conv2d(10, 6, 1), nn.Conv2d(10, 8, 1)
+        self.shared = nn.Conv2d(14, 16, 1)
+        self.label, self.map = nn.Linear(16, CLASSES), nn.Conv2d(16, 1, 1)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        x = functional.silu(self.first(self.stem(x)))
+        for block in self.blocks:
+            x = block(x)
+        x = functional.relu(self.point(self.depth(x)))
+        x = torch.cat([self.left(x), self.right(x).relu()], 1)
+        x = functional.relu(self.shared(x))
+        return {"label": self.label(x.mean((2, 3))), "map": self.map(x)}
+
+
+def made():
+    torch.manual_seed(0)
+    net = Net()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return net.eval()
+
+
+def losses(model, batch):
+    found = model(batch[0])
+    return {
+        "label": functional.cross_entropy(found["label"], batch[1]),
+        "map": (found["map"] - batch[0][:, :1, 1:-1, 1:-1]).abs().mean(),
+    }
+
+
+TASK = SimpleNamespace(losses=losses, inputs=lambda batch: batch[0])
+BATCHES = [
+    (torch.randn(n, 3, 9, 9, generator=torch.Generator().manual_seed(n)), torch.arange(n) % 5) for n in (4, 4, 3)
+]
+
+
+def judge_of(net=None, task=TASK, batches=BATCHES, **settings):
+    net = made() if net is None else net
+    return Masked(net, niwaki.trace(net, batches[0][0][:1]), task, batches, **settings)
+
+
+def totals(model, batches=BATCHES):
+    found = {}
+    with torch.no_grad():
+        for batch in batches:
+            for task, loss in losses(model, batch).items():
+                found[task] = found.get(task, 0.0) + loss.item() * len(batch[0])
+    return found
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 60000, 0])
+def test_masked_losses_are_those_of_the_cut_network(memory):
+    net = made()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    judge = judge_of(net, memory=memory)
+    choices = judge.choices()
+    assert judge(Candidate({})) == pytest.approx(totals(net))
+    gone, skipped = {}, []
+    for choice in choices:
+        for count in (choice.size // 4, choice.size // 2):
+            small = niwaki.cut(net, plan_of(judge.graph, judge.kept({**gone, choice.name: count}))).eval()
+            assert judge(Candidate(gone, choice.name, count)) == pytest.approx(totals(small), rel=1e-5)
+        start = judge._running.prefixes.start
+        skipped.append(start[0])
+        gone[choice.name] = choice.size // 4
+    assert len(choices) == 7 and (max(skipped) > 0) is (memory > 0)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_what_comes_before_is_not_computed_again():
+    judge = judge_of()
+    judge(Candidate({}, "shared", 3))
+    network = judge._running
+    tape, start = next(iter(network.prefixes.tapes.values())), network.prefixes.start[0]
+    names = [call.func.overloadpacket.__name__ for call in tape.calls]
+    # what is made again is the layers from `shared` on: it, and of the two heads one is a convolution
+    assert names[start:].count("convolution") == 2 and names[:start].count("convolution") == 9
+    # of what came before, only what is read from there on is held
+    held = network.prefixes.held[0][1]
+    assert [tuple(tensor.shape) for tensor in held.values() if tensor.is_floating_point()] == [(4, 14, 7, 7)]
+
+
+def test_the_python_of_the_forward_runs_every_time():
+    judge = judge_of()
+    judge(Candidate({}, "shared", 3))
+    calls = judge._running.model.calls
+    judge(Candidate({}, "shared", 4))
+    assert judge._running.model.calls == calls + len(BATCHES)
+
+
+def test_a_forward_that_goes_another_way_is_computed_whole():
+    class Fickle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, CLASSES)
+            self.turn = 0
+
+        def forward(self, x):
+            self.turn += 1
+            x = self.one(x)
+            x = x.relu() if self.turn % 2 else x.clamp(min=0)
+            return self.three(self.two(x).relu())
+
+    torch.manual_seed(0)
+    net = Fickle().eval()
+    batches = [(torch.randn(4, 3), torch.arange(4))]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
+    )
+    judge = judge_of(net, task, batches)
+    (name,) = [choice.name for choice in judge.choices() if choice.name == "two"]
+    for count in (1, 2, 3):
+        small = niwaki.cut(net, plan_of(judge.graph, judge.kept({name: count}))).eval()
+        with torch.no_grad():
+            cut = 4 * functional.cross_entropy(small(batches[0][0]), batches[0][1]).item()
+        assert judge(Candidate({}, name, count))["loss"] == pytest.approx(cut, rel=1e-5)
+
+
+def test_groups_that_are_not_exact_are_cut():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
+    batches = [(torch.randn(4, 3), torch.arange(4))]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
+    )
+    judge = judge_of(net, task, batches)
+    (choice,) = judge.choices()
+    small = niwaki.cut(net, plan_of(judge.graph, judge.kept({choice.name: 3}))).eval()
+    masked = niwaki.mask(net, plan_of(judge.graph, judge.kept({choice.name: 3}))).eval()
+    with torch.no_grad():
+        cut, zero = (4 * functional.cross_entropy(m(batches[0][0]), batches[0][1]).item() for m in (small, masked))
+    assert judge(Candidate({}, choice.name, 3))["loss"] == pytest.approx(cut) != pytest.approx(zero)
+    assert not judge_of(net, task, batches, exact_only=True).choices()
+
+
+def test_coupled_filters_by_hand():
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.last = (nn.Linear(*shape, bias=False) for shape in ((2, 3), (3, 3), (3, 2)))
+            self.a.weight.data = torch.tensor([[1.0, 1], [4, 0], [2, -2]])
+            self.b.weight.data = torch.tensor([[0.0, 3, 3], [0, 0, 0], [3, 0, 0]])
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.last(x + self.b(x))
+
+    net = Coupled()
+    batches = [(torch.ones(2, 2), torch.zeros(2, dtype=torch.long))]
+    judge = judge_of(net, TASK, batches)
+    (choice,) = judge.choices()
+    # row means 1, 2, 2 and 2, 0, 1: filter 1 first, of the other two the higher index, though a alone would drop 0
+    order = judge.order(choice.name, np.ones(judge.graph.units.count, bool))
+    ids = judge.graph.group(choice.name).ids.tolist()
+    assert [ids.index(int(units[0])) for units in order] == [1, 2, 0]
+
+
+def test_the_largest_saving_comes_first():
+    judge = judge_of()
+    choices = judge.choices()
+    assert [one.value for one in choices] == sorted((one.value for one in choices), reverse=True)
+    every = np.ones(judge.graph.units.count, bool)
+    before = judge.graph.cost(every)["macs"]
+    for one in choices:
+        after = judge.graph.cost(judge.kept({one.name: max(1, int(one.size * 0.3))}))["macs"]
+        assert one.value == before - after
+
+
+def test_what_is_cut_is_held_to_what_was_masked():
+    """A loss that reads a weight's size says other things of masked and of cut networks."""
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": losses(model, b)["label"] + model.shared.weight.shape[0]},
+        inputs=lambda b: b[0],
+    )
+    judge = judge_of(task=task)
+    judge(Candidate({}, "shared", 4))
+    with pytest.raises(CannotCutError, match=r"masked and .* cut, on the same batch"):
+        judge(Candidate({"shared": 4}, "point", 1))
+
+
+def test_no_batches():
+    with pytest.raises(InputError, match="no batches"):
+        Masked(made(), niwaki.trace(made(), BATCHES[0][0][:1]), TASK, [])
+
+
+def test_memory_is_told_apart_by_what_holds_it():
+    weight = torch.zeros(3, 3)
+    assert memory_of(weight) == memory_of(weight.T) != memory_of(weight.clone())
+    prefixes = Prefixes(lambda batch: {"loss": (batch @ weight).sum()}, [torch.ones(2, 3)], [weight], 1 << 20)
+    prefixes.begin([weight])
+    assert prefixes.start == {0: 0} and prefixes(0)["loss"].item() == 0
