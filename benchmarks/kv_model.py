@@ -2,13 +2,16 @@
 
     python benchmarks/kv_model.py --out runs/kv_model/gqa                       # a CPU core, about an hour
     python benchmarks/kv_model.py --out runs/kv_model/mha --pairs 4             # as many key/value heads as query heads
-    python benchmarks/kv_model.py --out runs/kv_model/large --width 384 --layers 8 --heads 12 --pairs 4 --head-size 64 \
-        --context 2048 --batch 8 --device cuda                                    # a GPU
+    python benchmarks/kv_model.py --out runs/kv_model/large --width 384 --layers 8 --heads 12 --pairs 4 \
+        --context 2048 --batch 8 --steps 6000 --device cuda                      # a GPU
 
-Tokens are bytes, and one token for each of 256 numbers (256 to 511). Half of each step is text, half are contexts of
-lines `#KEY VALUE` in text with questions `?KEY VALUE` after them. The curriculum goes from few lines without text to
-many lines in long text; a stage ends when the validation split is answered to `--target`, or after its rounds. Killed,
-the same command goes on from its last checkpoint. Writes OUT/model.safetensors, config.json and training.json.
+Tokens are bytes, and one token for each of 64 keys (from 256) and 64 values (from 320). A page is text with lines
+`#KEY VALUE` in it and questions `?KEY VALUE` behind it; the loss is that of the answers and, with a weight of
+`--share`, that of the text. What makes looking back form within minutes: rows of numbers without text first, said
+again from a place drawn by chance, so that no fixed distance helps; then lines without text, more and more of them;
+then text, longer and longer. A stage ends when the validation split is answered to `--target`, or after its rounds;
+the last one has `--steps` steps, whose rate falls to zero. Killed, the same command goes on from its last round.
+Writes OUT/model.safetensors, config.json and training.json.
 """
 
 import argparse
@@ -16,38 +19,41 @@ import json
 import lzma
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rows import ROOT
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.nn import functional
 
 from niwaki.data import TextSplits, open_text
 from niwaki.files import write_json
 from niwaki.measure import Measurement
-from niwaki.tasks import Facts, LanguageModelling, Retrieval, Task
-from niwaki.train import Checkpoints, Recovery
+from niwaki.tasks import Facts, LongText, Needle, Retrieval
 
 BOOKS = ROOT.parent / "shared" / "data" / "text" / "books" / "train_small.txt.xz"
-NUMBERS, WORDS = 256, 512
-"""How many numbers have a token of their own, from 256 up; and all tokens."""
+BYTES, NUMBERS, WORDS = 256, 64, 384
+"""Tokens of text, keys or values behind them, and all tokens."""
+ECHO = 16
+"""Numbers in a row of the first stage."""
+SHARPNESS = 0.06
+"""Standard deviation of the first weights: with transformers' 0.02 attention starts too flat for a width of 128."""
 
 
 def facts() -> Facts:
     """Lines `#KEY VALUE`, questions `?KEY VALUE`, a line's end after each."""
-    numbers = torch.arange(NUMBERS, WORDS)[:, None]
-    return Facts(numbers, numbers, before=tuple(b"#"), after=tuple(b"\n"), ask=tuple(b"?"))
+    keys = torch.arange(BYTES, BYTES + NUMBERS)[:, None]
+    return Facts(keys, keys + NUMBERS, before=tuple(b"#"), after=tuple(b"\n"), ask=tuple(b"?"))
 
 
 class Stage(NamedTuple):
     """A part of the curriculum."""
 
     lines: int
+    """0: numbers that are said again."""
     length: int | None
-    """Tokens of a context; None: the lines alone."""
+    """Tokens of a page before its questions; None: the lines alone."""
     questions: int
     batch: int
     steps: int
@@ -56,46 +62,52 @@ class Stage(NamedTuple):
     """At most."""
 
 
-def stages(context: int, batch: int) -> list[Stage]:
-    """From few lines to many, from lines alone to `context` tokens; fewer contexts in a step as they get longer."""
-    found = [Stage(8, None, 8, 64, 400, 8), Stage(16, 96, 12, 32, 150, 6), Stage(32, 224, 16, 16, 150, 6)]
-    length = 448
-    while length <= context // 2:
-        found.append(Stage(32, length, 24, max(batch, 8), 150, 6))
+def stages(asked: argparse.Namespace) -> list[Stage]:
+    """From few lines to many, from lines alone to the whole context; fewer pages in a step as they get longer."""
+    found = [Stage(0, None, ECHO, 96, 100, 20), Stage(8, None, 8, 64, 100, 20)]
+    found += [Stage(16, None, 16, 32, 100, 10), Stage(48, None, 48, 12, 100, 10)]
+    length = 256
+    while length < asked.context:
+        found.append(Stage(min(48, length // 16), length - 64, 16, max(asked.batch, 4096 // length), 100, 10))
         length *= 2
-    return [*found, Stage(48, context - 200, 32, batch, 250, 12)]
+    rounds = max(1, round(asked.steps / 200))
+    return [*found, Stage(48, asked.context - 200, 32, asked.batch, 200, rounds)]
 
 
-@dataclass(frozen=True, eq=False)
-class Both(Task):
-    """A batch of lines and one of text in each step."""
+def echo(stage: Stage, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Different numbers in a row, and again from a place drawn by chance; what can be told is to be told."""
+    first = BYTES + torch.rand(stage.batch, 2 * NUMBERS, generator=generator).argsort(1)[:, :ECHO]
+    places = torch.arange(ECHO) + torch.randint(ECHO, (stage.batch, 1), generator=generator)
+    rows = torch.cat([first, first.gather(1, places % ECHO)], 1)
+    told = torch.zeros_like(rows[:, 1:], dtype=torch.bool)
+    told[:, ECHO:] = True
+    return rows, told
 
-    lines: Retrieval
-    text: LanguageModelling
-    share: float
-    """What the text's loss counts, next to that of the answers."""
 
-    @property
-    def steps(self) -> int:
-        return self.lines.steps
+def retrieval(asked: argparse.Namespace, stage: Stage, pages: int) -> Retrieval:
+    return Retrieval(
+        facts(), stage.lines, length=stage.length, questions=stage.questions, filler=text(asked, 64),
+        batch=stage.batch, sequences=pages, seed=asked.seed,
+    )  # fmt: skip
 
-    def train_batches(self, seed: int) -> Iterator[Any]:
-        return zip(self.lines.train_batches(seed), self.text.train_batches(seed), strict=False)
 
-    def calibration(self, n_batches: int, seed: int) -> list[Any]:
-        return [pair for pair, _ in zip(self.train_batches(seed), range(n_batches), strict=False)]
+def batches(asked: argparse.Namespace, stage: Stage, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens, and which of all but the first are answers."""
+    if not stage.lines:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(stage.steps):
+            yield echo(stage, generator)
+        return
+    for page in retrieval(asked, stage, stage.batch * stage.steps).train_batches(seed):
+        rows = torch.cat([page.context, page.rest], 1)
+        told = torch.cat([torch.zeros(page.context.shape[1], dtype=torch.bool), page.telling])[:-1]
+        yield rows, told.expand(len(rows), -1)
 
-    def inputs(self, batch: Any) -> Tensor:
-        return self.lines.inputs(batch[0])
 
-    def example(self) -> Tensor:
-        return self.lines.example()
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        return self.lines.loss(model, batch[0]) + self.share * self.text.loss(model, batch[1])
-
-    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
-        return self.lines.evaluate(model, split=split, limit=limit)
+def of_text(rows: Tensor, told: Tensor) -> Tensor:
+    """Which of all but the first are bytes of the text: behind a byte, and no beginning of a line or question."""
+    before, here = rows[:, :-1], rows[:, 1:]
+    return (before < BYTES) & (here < BYTES) & (here != ord("#")) & (here != ord("?")) & ~told
 
 
 def text(asked: argparse.Namespace, length: int) -> TextSplits:
@@ -118,36 +130,40 @@ def network(asked: argparse.Namespace) -> nn.Module:
         vocab_size=WORDS, hidden_size=asked.width, intermediate_size=3 * asked.width, num_hidden_layers=asked.layers,
         num_attention_heads=asked.heads, num_key_value_heads=asked.pairs, head_dim=asked.head_size,
         max_position_embeddings=asked.context, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None,
+        initializer_range=SHARPNESS, rope_parameters={"rope_type": "default", "rope_theta": asked.base},
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
 
 def train(asked: argparse.Namespace) -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
-    model, record_file = network(asked).to(asked.device), asked.out / "training.json"
-    record: dict[str, Any] = json.loads(record_file.read_text()) if record_file.exists() else {"rounds": []}
+    model, record_file, state = network(asked).to(asked.device), asked.out / "training.json", asked.out / "state.pt"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    record: dict[str, Any] = {"rounds": []}
+    if state.exists():
+        saved = torch.load(state, map_location=asked.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        record = json.loads(saved["record"])
     record["settings"] = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
     record["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    weights = asked.out / "state.safetensors"
-    if weights.exists():
-        load_model(model, weights)
     print(f"{record['parameters']} parameters", flush=True)
-    for number, stage in enumerate(stages(asked.context, asked.batch)):
-        task = both(asked, stage)
+    plan = stages(asked)
+    for number, stage in enumerate(plan):
+        last = number == len(plan) - 1
         for turn in range(stage.rounds):
             done = [r for r in record["rounds"] if r["stage"] == number]
             if len(done) > turn:
-                if done[turn]["accuracy"] >= asked.target:
+                if done[turn]["accuracy"] >= asked.target and not last:
                     break
                 continue
-            entry = one_round(asked, model, task, number=number, turn=turn)
+            entry = one_round(asked, model, optimizer, number=number, turn=turn)
             record["rounds"].append(entry)
-            aside = weights.with_suffix(".part")
-            save_model(model, str(aside))
-            aside.replace(weights)
+            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "record": json.dumps(record)}
+            save(state, kept)
             write_json(record_file, record)
             print(entry, flush=True)
-            if entry["accuracy"] >= asked.target:
+            if entry["accuracy"] >= asked.target and not last:
                 break
     model.cpu().save_pretrained(asked.out)
     record["test"] = tested(asked, model)
@@ -155,39 +171,73 @@ def train(asked: argparse.Namespace) -> None:
     print(json.dumps(record["test"], indent=1), flush=True)
 
 
-def both(asked: argparse.Namespace, stage: Stage) -> Both:
-    length = min(asked.context, max(128, stage.length or 0))
-    splits = text(asked, length)
-    lines = Retrieval(
-        facts(), stage.lines, length=stage.length, questions=stage.questions, filler=text(asked, 64),
-        batch=stage.batch, sequences=stage.batch * stage.steps, seed=asked.seed,
-    )  # fmt: skip
-    return Both(lines, LanguageModelling(splits, batch=max(1, asked.tokens // length)), asked.share)
+def save(file: Path, state: dict[str, Any]) -> None:
+    aside = file.with_suffix(".part")
+    torch.save(state, aside)
+    aside.replace(file)
 
 
-def one_round(asked: argparse.Namespace, model: nn.Module, task: Both, *, number: int, turn: int) -> dict[str, Any]:
-    started = time.perf_counter()
-    schedule = "linear" if task.lines.length == stages(asked.context, asked.batch)[-1].length else "constant"
-    how = Recovery(
-        epochs=1, lr=asked.lr, optimizer="adamw", weight_decay=0.01, schedule=schedule, warmup=0.1, clip=1.0,
-        seed=asked.seed * 1000 + number * 50 + turn, folder=str(asked.out / "rounds" / f"{number}-{turn}"),
-        checkpoints=Checkpoints(every_steps=100),
-    )  # fmt: skip
-    history = how(model, task, resume=True)
-    accuracy = task.evaluate(model, split="val", limit=64).value
-    perplexity = task.text.metrics(model, split="val", limit=64)["perplexity"].value
-    return {
-        "stage": number, "round": turn, "lines": task.lines.lines, "length": task.lines.length,
-        "loss": history.epochs[-1]["loss"], "accuracy": accuracy, "perplexity": perplexity,
-        "seconds": time.perf_counter() - started,
-    }  # fmt: skip
+def one_round(
+    asked: argparse.Namespace, model: nn.Module, optimizer: torch.optim.Optimizer, *, number: int, turn: int
+) -> dict[str, Any]:
+    started, plan = time.perf_counter(), stages(asked)
+    stage, last = plan[number], number == len(plan) - 1
+    tokens, losses, right, nats = 0, 0.0, 0.0, 0.0
+    model.train()
+    for step, (rows, told) in enumerate(batches(asked, stage, asked.seed * 100_000 + number * 1000 + turn)):
+        done = (turn + step / stage.steps) / stage.rounds if last else 0.0
+        rising = min(1.0, (step + 1) / 50) if number == turn == 0 else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = asked.lr * rising * (1 - done)
+        rows, told = rows.to(asked.device), told.to(asked.device)
+        answers, others = answers_and_text(model, rows, told)
+        loss = functional.cross_entropy(*answers)
+        if len(others[1]):
+            of_others = functional.cross_entropy(*others)
+            nats += of_others.item()
+            loss = loss + asked.share * of_others
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += rows.numel()
+        losses += loss.item()
+        right += (answers[0].argmax(1) == answers[1]).double().mean().item()
+    seconds = time.perf_counter() - started
+    count = stage.steps
+    found = {"stage": number, "round": turn, "lines": stage.lines, "length": stage.length, "loss": losses / count}
+    found |= {"training accuracy": 100 * right / count, "accuracy": validated(asked, stage, model)}
+    return {**found, "nats of text": nats / count, "tokens": tokens, "seconds": seconds}
+
+
+def answers_and_text(model: Any, rows: Tensor, told: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Scores and tokens, of both kinds; only where they count, which saves most of the output layer."""
+    hidden = model.model(rows, use_cache=False).last_hidden_state[:, :-1]
+    here = rows[:, 1:]
+    which = (told, of_text(rows, told))
+    first, second = ((model.lm_head(hidden[places]), here[places]) for places in which)
+    return first, second
+
+
+@torch.no_grad()
+def validated(asked: argparse.Namespace, stage: Stage, model: nn.Module) -> float:
+    """Per cent of answers, of the validation split; of the first stage, of new rows."""
+    if stage.lines:
+        return retrieval(asked, stage, 64).evaluate(model, split="val").value
+    rows, told = echo(stage, torch.Generator().manual_seed(-1))
+    answers, _ = answers_and_text(model.eval(), rows.to(asked.device), told.to(asked.device))
+    return 100 * (answers[0].argmax(1) == answers[1]).double().mean().item()
 
 
 def tested(asked: argparse.Namespace, model: nn.Module) -> dict[str, Any]:
-    """Of the test split, at the last stage's length."""
-    task = both(asked, stages(asked.context, asked.batch)[-1])
-    found = task.lines.metrics(model, split="test", limit=128)
-    found |= {"perplexity": task.text.metrics(model, split="test", limit=128)["perplexity"]}
+    """Of the test split: lines and a needle at the whole context, and the perplexity of the text."""
+    splits = text(asked, asked.context)
+    found: dict[str, Measurement] = {}
+    found |= retrieval(asked, stages(asked)[-1], 128).metrics(model, split="test")
+    needle = Needle(facts(), text(asked, 64), lengths=(asked.context // 2, asked.context - 8), trials=32)
+    found |= {f"needle, {name}": one for name, one in needle.metrics(model, split="test").items()}
+    half = asked.context // 2
+    found |= {"perplexity": LongText(splits, asked.context, half).metrics(model, split="test", limit=128)["perplexity"]}
     return {name: {"value": m.value, "spread": m.spread, "definition": m.definition} for name, m in found.items()}
 
 
@@ -198,10 +248,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=4, help="of queries")
     parser.add_argument("--pairs", type=int, default=2, help="heads of keys and values")
-    parser.add_argument("--head-size", type=int, default=32)
-    parser.add_argument("--context", type=int, default=1024, help="tokens of the longest sequences")
-    parser.add_argument("--batch", type=int, default=4, help="contexts in a step of the last stage")
-    parser.add_argument("--tokens", type=int, default=1024, help="of text in a step")
+    parser.add_argument("--head-size", type=int, default=64)
+    parser.add_argument("--base", type=float, default=5e5, help="of rotary positions")
+    parser.add_argument("--context", type=int, default=1024, help="tokens of the longest pages")
+    parser.add_argument("--batch", type=int, default=4, help="pages in a step of the last stage")
+    parser.add_argument("--steps", type=int, default=2000, help="of the last stage")
     parser.add_argument("--share", type=float, default=0.3, help="weight of the text's loss")
     parser.add_argument("--target", type=float, default=97.0, help="per cent of answers that end a stage")
     parser.add_argument("--lr", type=float, default=3e-3)

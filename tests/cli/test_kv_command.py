@@ -33,6 +33,10 @@ def test_plan_says_bytes_before_anything_runs(run, folder):
     assert found.data["break_even_tokens"] == 33
     drawn = run("kv", "plan", "hf:llama.json", "--keep", "0.5", "--batch", "2")
     assert drawn.code == 0 and "75.0%" in drawn.out and "bytes at 2 x 1,024 tokens" in drawn.out
+    assert found.data["context"] == 256 and "the model's context, tokens" in drawn.out
+    assert drawn.out.count("beyond its context") == 4  # four lengths; what pays at 33 tokens is within
+    late = run("kv", "plan", "hf:llama.json", "--keep", "0.8")
+    assert late.out.count("beyond its context") == 5, late.out
 
 
 def test_before_and_after(run, folder):
@@ -80,6 +84,11 @@ def test_that_nothing_is_left_out_is_said_but_not_for_every_window(run, folder):
         (("kv", "plan", "hf:llama.json", "--method", "zeros"), "think"),
         (("kv", "plan", "hf:llama.json", "--keep", "0"), "0 and at most 1"),
         (("kv", "plan", "hf:llama.json", "--bits", "3"), "2, 4 or 8"),
+        (("kv", "plan", "hf:none.json", "--keep", "2"), "--keep 2; found: not in (0, 1]"),  # before the model is read
+        (("kv", "plan", "hf:none.json", "--values", "nan"), "--values nan; found: not in (0, 1]"),
+        (("kv", "plan", "hf:none.json", "--bits", "5"), "--bits 5; found: not 2, 4 or 8"),
+        (("kv", "plan", "hf:llama.json", "--init", "svd"), "--init svd, which only cskv knows"),
+        (("kv", "hf:llama.json", "--text", "a.txt", "--projections", "p.x"), "--projections p.x, which only cskv"),
         (("kv", "plan", "hf:llama.json", "--tokens", "best:3"), "snapkv"),
         (("kv", "plan", "hf:llama.json", "--tokens", "snapkv"), "snapkv:512"),
         (("kv", "plan", "hf:llama.json", "--keep", "1"), "nothing to leave out"),

@@ -197,17 +197,6 @@ def test_keys_and_values_are_projected_apart_and_by_data() -> None:
     assert total(whole) < 1e-8
 
 
-def test_keys_are_compared_before_rotation_which_keeps_lengths() -> None:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    generator = torch.Generator().manual_seed(0)
-    keys, other = torch.randn(2, 1, 2, 7, 16, generator=generator)
-    angles = torch.rand(1, 7, 8, generator=generator).repeat(1, 1, 2) * 6
-    turned = [apply_rotary_pos_emb(rows, rows, angles.cos(), angles.sin())[1] for rows in (keys, other)]
-    apart = (keys - other).square().mean()
-    torch.testing.assert_close((turned[0] - turned[1]).square().mean(), apart)
-
-
 def test_training_ends_between_the_optimum_and_where_it_began() -> None:
     model, words = kv_zoo.llama(), text()
     seen = [words.inputs(batch) for batch in words.train_batches(0)]

@@ -16,7 +16,6 @@ from niwaki.errors import InputError
 from niwaki.kv import CSKV, CSKVCache, KVCache, Load, Projections, Rounding, cskv, outlined, plan, project, reconstruct
 from niwaki.kv.cskv_layer import CSKVLayer
 from niwaki.kv.low_rank import LowRank
-from niwaki.kv.packed import Grid
 from niwaki.kv.projections import growing
 
 pytestmark = pytest.mark.filterwarnings("ignore:a CSKV cache of:UserWarning")  # every prompt here is a short one
@@ -190,15 +189,6 @@ def test_bytes_are_the_formula(dtype: torch.dtype) -> None:
     full = DynamicCache(config=model.config)
     logits(model, full, ids[:, :39])
     assert sum(layer.keys.nbytes + layer.values.nbytes for layer in full.layers) == 3 * 2 * 39 * 2 * 2 * 16 * size
-
-
-def test_bytes_of_the_published_sizes() -> None:
-    # LongChat-7B: 32 layers, 32 heads of 128, keep 0.2: r = 800, 102 400 bytes per old token in float16
-    rows = torch.zeros(1, 1, 3, 800, dtype=torch.float16)
-    assert 32 * 2 * rows[:, :, :1].numel() * rows.element_size() == 102_400
-    # 4 bits with float16 scales: keys 4 + 32 / 32, values 4 + 32 / 25 bits a number
-    assert Grid(4, "tokens", 32).nbytes(32, 800) * 8 / (32 * 800) == 5.0
-    assert Grid(4, "channels", 32).nbytes(1, 25) * 8 / 25 == pytest.approx((26 * 4 + 32) / 25)  # one code is filling
 
 
 def test_bytes_of_packed_projections() -> None:

@@ -238,3 +238,16 @@ def test_dropout_in_training_is_refused() -> None:
     model = kv_zoo.llama(attention_dropout=0.5).train()
     with pytest.raises(InputError, match="dropout"), compressed(model, Whole()):
         model(kv_zoo.prompt(6))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"position_bias": 1}, "position_bias"), ({"slopes": torch.ones(1)}, "slopes"), ({"is_causal": False}, "causal")],
+)
+def test_arguments_of_attention_that_are_not_known_are_refused(given: dict[str, Any], said: str) -> None:
+    """Handed on by the models to their attention: whatever they mean, the compressed cache would not do it."""
+    model, ids = kv_zoo.llama(), kv_zoo.prompt(6)
+    with pytest.raises(InputError, match=f"{said}.*layer 0"), compressed(model, Whole()):
+        model(ids, **given)
+    with compressed(model, Whole()), torch.no_grad():
+        model(ids, slopes=None, output_hidden_states=True, num_items_in_batch=3)  # these change no score

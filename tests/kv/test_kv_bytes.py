@@ -12,7 +12,9 @@ from niwaki.kv import (
     H2O,
     KIVI,
     Compression,
+    How,
     KVCache,
+    KVLayer,
     Load,
     Site,
     SnapKV,
@@ -87,6 +89,55 @@ def test_two_bits_as_on_the_page() -> None:
 
     assert slope(Compression(bits=KIVI(2))) == 96
     assert slope(Compression(bits=KIVI(2), channels=ThinK(keep=0.6))) == pytest.approx(48 + 77 * 48 / 128)
+
+
+@pytest.mark.parametrize(("prompt", "generated"), [(8, 0), (8, 3), (8, 9), (12, 0), (12, 1), (40, 0), (40, 1), (40, 7)])
+@pytest.mark.filterwarnings("ignore::niwaki.errors.NothingChangedWarning")
+def test_layers_that_slide_are_counted_as_they_are_held(prompt: int, generated: int) -> None:
+    """They look back 12 tokens. A prompt's view keeps all of it alive; the next token makes a tensor of 12."""
+    model = kv_zoo.ZOO["gemma3, slides but for the last"]()
+    how = Compression(channels=ThinK(keep=0.5), recent=4)
+    cache, full, promised = KVCache(model, how), DynamicCache(config=model.config), plan(model, how)
+    with torch.no_grad():
+        for step in (kv_zoo.prompt(prompt, batch=2), *(kv_zoo.prompt(1, batch=2, seed=i) for i in range(generated))):
+            model(step, past_key_values=cache)
+            model(step, past_key_values=full)
+    load = Load(prompt, generated, batch=2)
+    assert cache.nbytes() == promised.bytes(load)
+    held = prompt if not generated else min(prompt + generated, 12)
+    token = 2 * 2 * 2 * 16 * 4  # keys and values, batch, heads, channels, float32
+    assert cache_bytes(full) == promised.full_bytes(load) == 2 * held * token + (prompt + generated) * token
+
+
+def test_plans_of_models_that_slide_are_of_caches_that_generate() -> None:
+    model = kv_zoo.ZOO["gemma3, slides but for the last"]()
+    promised = plan(model, Compression(channels=ThinK(keep=0.5), recent=4))
+    token = 2 * 2 * 16 * 4
+    assert promised.per_token() == (token, token * 3 / 4)  # of one layer of three
+    (told,) = promised.facts((100,))["lengths"]
+    assert told["bytes"] == (100 + 2 * 12) * token
+    assert promised.at(1) == Load(1) and promised.at(100, 3) == Load(99, 1, 3)
+    assert promised.facts()["context"] == 512
+    assert plan(kv_zoo.llama(), Compression(channels=ThinK(keep=0.5))).at(100, 3) == Load(100, 0, 3)
+
+
+def test_savings_that_go_up_and_down_pay_from_the_last_time_on() -> None:
+    """40 tokens of a group are whole until it is full: it pays from 40 to 59, and from 80 on."""
+
+    class Ripple(How):
+        period = 40  # type: ignore[assignment]
+
+        def layer(self, site: Site) -> KVLayer:
+            return Compression(channels=ThinK(keep=0.5)).layer(site)
+
+        def layer_bytes(self, site: Site, load: Load) -> int:
+            full, off = 2 * 2 * 8 * 4 * load.prompt, load.prompt % 40
+            return full - load.prompt + 3 * off  # saves the tokens, costs three times those of an open group
+
+    promised = plan(kv_zoo.llama(), Ripple())
+    saves = [n for n in range(1, 400) if 3 * (n % 40) < n]
+    assert saves[:20] == list(range(40, 60)) and 79 not in saves and saves[20:] == list(range(80, 400))
+    assert promised.break_even() == 80
 
 
 def test_zeroed_channels_save_nothing() -> None:

@@ -13,7 +13,8 @@ from niwaki.errors import InputError, NothingChangedWarning, UnknownNameError
 METHODS = ("think", "cskv")
 INITIALISATIONS = ("whitened", "asvd", "svd")
 POLICIES = ("snapkv", "h2o", "streaming_llm")
-"""Names that the command line knows before torch is imported."""
+BITS = (2, 4, 8)
+"""What the command line knows before torch is imported."""
 
 
 def kv(
@@ -76,11 +77,23 @@ def kv(
     if not planning and text is None:
         raise InputError(f"niwaki kv {words[0]}", found="no text to judge by", do="give --text FILE, or niwaki kv plan")
 
+    for option, share in (("--keep", keep), ("--values", values)):
+        if share is not None and not 0 < share <= 1:
+            do = "give a share above 0 and at most 1 of what stays"
+            raise InputError(f"{option} {share:g}", found="not in (0, 1]", do=do)
+    if bits is not None and bits not in BITS:
+        raise InputError(f"--bits {bits}", found="not 2, 4 or 8", do="use 4, or 2 where memory is short")
     if init is not None and init not in INITIALISATIONS:
         raise UnknownNameError.of("initialisation", init, INITIALISATIONS)
     if method == "cskv" and tokens is not None:
         do = "leave --tokens out, or use --method think"
         raise InputError("--method cskv", found=f"--tokens {tokens}, which it does not know", do=do)
+
+    if method != "cskv":
+        asked = {"--projections": projections, "--init": init}
+        if named := [f"{option} {value}" for option, value in asked.items() if value is not None]:
+            found = f"{', '.join(named)}, which only cskv knows"
+            raise InputError(f"--method {method}", found=found, do="add --method cskv, or leave these out")
 
     if projections is not None:
         said = {"--keep": keep, "--values": values, "--init": init}

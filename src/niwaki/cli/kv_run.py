@@ -206,19 +206,27 @@ def _plan_table(promised: CachePlan, batch: int) -> Any:
     table = Table("", "whole", "compressed", "of it")
     for column in table.columns[1:]:
         column.justify = "right"
+    if promised.context is not None:
+        table.add_row("the model's context, tokens", f"{promised.context:,}", "", "")
     table.add_row("bytes per token", f"{full:,.0f}", f"{ours:,.1f}", f"{ours / full:.1%}")
     for tokens in (1024, 4096, 16384, 65536):
-        load = kv.Load(tokens, batch=batch)
+        load = promised.at(tokens, batch)
         of_full, of_ours = promised.full_bytes(load), promised.bytes(load)
-        name = f"bytes at {batch} x {tokens:,} tokens"
+        name = f"bytes at {batch} x {tokens:,} tokens{_beyond(promised, tokens)}"
         table.add_row(name, f"{of_full:,}", f"{of_ours:,}", f"{of_ours / of_full:.1%}")
     table.add_row("weights", f"{promised.weights:,}", f"{promised.weights + promised.extra:,}", "")
     for name, tokens_or_none in (
         ("fewer bytes from (tokens)", promised.break_even()),
         ("5 % of weights and cache from (tokens)", promised.noticed()),
     ):
-        table.add_row(name, "", "never" if tokens_or_none is None else f"{tokens_or_none:,}", "")
+        told = "never" if tokens_or_none is None else f"{tokens_or_none:,}{_beyond(promised, tokens_or_none)}"
+        table.add_row(name, "", told, "")
     return table
+
+
+def _beyond(promised: CachePlan, tokens: int) -> str:
+    """A mark where a length is more than the model was made for."""
+    return " (beyond its context)" if promised.context is not None and tokens > promised.context else ""
 
 
 def _comparison(before: dict[str, Any], after: dict[str, Any]) -> Any:

@@ -19,8 +19,14 @@ PREFIX = "niwaki_"
 MOST_LOGITS = 2**25
 """Logits that are in memory at once when many tokens attend: 128 MiB of float32."""
 _TAG = "_niwaki_layer"
-_EFFECT = frozenset({"position_bias", "s_aux", "head_mask", "block_mask", "cache", "learnable_sink"})
-"""Arguments that would change the scores in ways that are not handled here."""
+_HANDLED = frozenset({"scaling", "softcap", "dropout", "is_causal"})
+_NO_EFFECT = frozenset(
+    {"sliding_window", "position_ids", "use_cache", "cache_position", "return_dict", "logits_to_keep"}
+    | {"output_attentions", "output_hidden_states", "output_router_logits", "num_items_in_batch"}
+    | {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+)
+"""Arguments that change no score of eager and sdpa attention: what they say is in the mask, or is for others. Every
+other one is refused, since it might."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +234,13 @@ def eager_of(module: nn.Module) -> Callable[..., Any]:
 
 def _check(module: nn.Module, options: dict[str, Any]) -> None:
     where = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
-    if strange := sorted(name for name in _EFFECT if options.get(name) is not None):
-        do = "use a model without it"
+    known = _HANDLED | _NO_EFFECT
+    if strange := sorted(name for name, value in options.items() if value is not None and name not in known):
+        do = "use a model, or a call, without it"
         raise InputError("attend to a compressed cache", found=f"the argument {strange[0]!r}", where=where, do=do)
+    if options.get("is_causal") is False:
+        do = "use a causal model"
+        raise InputError("attend to a compressed cache", found="is_causal=False", where=where, do=do)
     if options.get("dropout"):
         do = "call model.eval() first"
         raise InputError("attend to a compressed cache", found="attention dropout in training mode", where=where, do=do)

@@ -51,6 +51,11 @@ class How(ABC):
         do = "run it and measure"
         raise InputError("plan a cache", found=f"{type(self).__name__} does not say its bytes", do=do)
 
+    @property
+    def period(self) -> int:
+        """Tokens within which bytes may go up and down as a cache grows: those of a group, a stretch, a window."""
+        return 1
+
     def extra_bytes(self, site: Site, element: int) -> int:
         """Bytes of weights that the model needs besides its own; none unless said otherwise."""
         return 0

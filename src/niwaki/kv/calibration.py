@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.kv.attention import seen
 from niwaki.kv.support import Site
 from niwaki.measure.measurement import evaluating
 from niwaki.units import device_of, map_tensors, run
@@ -38,6 +39,8 @@ class Inputs:
         self.found = found
         self.hidden: dict[int, Tensor] = {}
         """Layer to `[batch, tokens, width]` of the last forward."""
+        self.real: dict[int, Tensor | None] = {}
+        """Layer to bool `[batch, tokens]` of it, False for padding; None where there is none."""
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "Inputs":
@@ -45,6 +48,7 @@ class Inputs:
             def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 hidden: Tensor = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
                 self.hidden[layer] = hidden.detach()
+                self.real[layer] = real_tokens(kwargs.get("attention_mask"), hidden)
 
             return keep
 
@@ -57,10 +61,23 @@ class Inputs:
             handle.remove()
         self._hooks.clear()
         self.hidden.clear()
+        self.real.clear()
+
+
+def real_tokens(
+    mask: Tensor | None, hidden: Float[Tensor, "batch tokens width"]
+) -> Bool[Tensor, "batch tokens"] | None:
+    """Which tokens are no padding, by the mask that an attention module is called with: what its last query sees."""
+    if mask is None:
+        return None
+    told = mask.bool() if mask.dim() == 2 else seen(mask[:, 0, -1])
+    return told[:, -hidden.shape[1] :].expand(len(hidden), -1)
 
 
 def statistics(model: nn.Module, found: Sequence[Site], batches: Iterable[Any]) -> dict[int, Statistics]:
-    """Layer to statistics over all tokens of the batches, which are inputs of the model (see `niwaki.units.run`).
+    """Layer to statistics over all tokens of the batches, padding left out.
+
+    Batches are inputs of the model (see `niwaki.units.run`); padding is what their attention mask hides.
 
     Raises:
         InputError: no batches, or tokens that the model does not have.
@@ -70,11 +87,12 @@ def statistics(model: nn.Module, found: Sequence[Site], batches: Iterable[Any]) 
     products: dict[int, Tensor] = {}
     tokens = dict.fromkeys((site.layer for site in found), 0)
     device = device_of(model)
-    with evaluating(model), Inputs(found) as seen:
+    with evaluating(model), Inputs(found) as inputs:
         for batch in batches:
             placed(model, batch, device)
             for site in found:
-                x = seen.hidden[site.layer].flatten(0, -2)
+                x, real = inputs.hidden[site.layer].flatten(0, -2), inputs.real[site.layer]
+                x = x if real is None else x[real.flatten()]
                 if not torch.isfinite(x).all():
                     do = "look for NaN in the weights, or use a wider type"
                     raise NotFiniteError("calibrate", found="NaN or infinite inputs", where=site.name, do=do)

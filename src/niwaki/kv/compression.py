@@ -73,6 +73,10 @@ class Compression(How):
         return self._flush == 0
 
     @property
+    def period(self) -> int:
+        return max(1, self._flush, 0 if self.bits is None else self.bits.group)
+
+    @property
     def _flush(self) -> int:
         if self.flush_every is not None:
             return self.flush_every

@@ -51,8 +51,12 @@ class CSKV(How):
         if self.tumbling and self.window == 0:
             raise InputError("a tumbling window of 0 tokens", do="give a window of 1 or more, or tumbling=False")
         shape = self.projections.shape
+        if shape.as_published:
+            found = f"projections trained for {shape.quantiser}: a quantiser that is not ours"
+            do = "train them with Rounding(as_published=False)"
+            raise InputError(f"a CSKV cache with bits={self.bits}, window={self.window}", found=found, do=do)
         if shape.bits is not None and (shape.bits, shape.window) != (self.bits, self.window):
-            found = f"projections trained for bits={shape.bits}, window={shape.window}"
+            found = f"projections trained for {shape.quantiser}"
             do = "use these settings, or train projections for yours"
             raise InputError(f"a CSKV cache with bits={self.bits}, window={self.window}", found=found, do=do)
         if self.bits is not None and self.window and self.window % 8:
@@ -91,6 +95,10 @@ class CSKV(How):
         old = packing.nbytes(tokens - window, keys, packing.keys, load.element)
         old += packing.nbytes(tokens - window, values, packing.values, load.element)
         return load.batch * (whole + old + OFFSET)
+
+    @property
+    def period(self) -> int:
+        return max(1, self.window)
 
     def extra_bytes(self, site: Site, element: int) -> int:
         return 0 if self._whole else element * sum(one.count() for one in self.projections.layers[site.layer])

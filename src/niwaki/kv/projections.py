@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, final, get_args
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki.errors import FileDamagedError, InputError, UnknownNameError
 from niwaki.kv.calibration import Statistics, statistics
@@ -22,9 +23,9 @@ from niwaki.kv.support import Site, sites
 
 log = logging.getLogger(__name__)
 Initialisation = Literal["whitened", "asvd", "svd"]
-FORMAT = "niwaki-cskv-1"
-SAMPLED = 64
-"""Rows of each weight that go into a model's fingerprint."""
+FORMAT = "niwaki-cskv-2"
+PIECE = 256
+"""Rows of a weight that are in memory as whole numbers at once."""
 
 
 @final
@@ -43,8 +44,15 @@ class Shape:
     """Of the quantiser they were trained for; None where they were not."""
     window: int | None = None
     """Tokens of a group of that quantiser; None where they were not trained for one."""
+    as_published: bool = False
+    """Whether that quantiser is the authors', which no cache of ours has: for comparisons of errors only."""
     steps: int = 0
     """Of training."""
+
+    @property
+    def quantiser(self) -> str:
+        """What they were trained for, in words."""
+        return f"bits={self.bits}, window={self.window}" + (", as_published=True" if self.as_published else "")
 
 
 @final
@@ -209,13 +217,23 @@ def growing(model: nn.Module) -> list[Site]:
 
 
 def fingerprint_of(sources: Mapping[int, Source]) -> str:
-    """Of the shapes and some rows of every key and value weight."""
+    """Of every number of all key and value weights, as float32."""
     digest = hashlib.sha256()
     for layer, source in sorted(sources.items()):
         for weight in (source.keys, source.values):
             digest.update(f"{layer} {tuple(weight.shape)}".encode())
-            digest.update(weight[:SAMPLED].float().cpu().contiguous().numpy().tobytes())
+            digest.update(_sums(weight).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _sums(weight: Tensor) -> Int[Tensor, " rows"]:
+    """A sum for each row, of its numbers' bits times an odd number for each column, modulo 2^64.
+
+    Exact and the same on every device; a change of one number always shows, since an odd factor loses no bit.
+    """
+    odd = torch.arange(weight.shape[1], device=weight.device) * 0x5851F42D4C957F2C + 0x14057B7EF767814F
+    bits = (piece.float().contiguous().view(torch.int32).long() for piece in weight.split(PIECE))
+    return torch.cat([(piece * odd).sum(dim=1) for piece in bits])
 
 
 def _solver(init: Initialisation, known: Statistics | None, site: Site) -> Solver:

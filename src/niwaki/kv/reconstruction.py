@@ -17,6 +17,7 @@ from niwaki.kv.packed import Grid
 from niwaki.kv.projections import Projections, growing
 from niwaki.kv.sources import source_of
 from niwaki.kv.straight_through import reference, through
+from niwaki.kv.support import Site
 from niwaki.train import History, Recovery
 from niwaki.train.loop import Progress
 from niwaki.units import device_of
@@ -121,7 +122,7 @@ class LayerWise:
     def errors(
         self, factors: dict[int, tuple[Factors, Factors]], batch: Any, device: torch.device
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Layer to mean squared errors of keys and of values."""
+        """Layer to mean squared errors of keys and of values, over tokens that are no padding."""
         if device_of(self.model) != device:
             self.model.to(device)
             self.sources = {site.layer: source_of(site) for site in self.found}
@@ -129,20 +130,25 @@ class LayerWise:
             with torch.no_grad():
                 placed(self.model, batch, device)
             return {
-                site.layer: self._errors(site.layer, site.kv_heads, factors[site.layer], seen.hidden[site.layer])
+                site.layer: self._errors(site, factors[site.layer], seen.hidden[site.layer], seen.real[site.layer])
                 for site in self.found
             }
 
-    def _errors(self, layer: int, heads: int, pair: tuple[Factors, Factors], x: Tensor) -> tuple[Tensor, Tensor]:
+    def _errors(
+        self, site: Site, pair: tuple[Factors, Factors], x: Tensor, real: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Padding has a part in the groups that are rounded, as in a cache, and none in the errors."""
         found = []
-        exact = self.sources[layer].projected(x)
+        exact = self.sources[site.layer].projected(x)
         rounders = (None, None) if self.rounding is None else (self.rounding.keys, self.rounding.values)
         for factors, wanted, rounded in zip(pair, exact, rounders, strict=True):
             c = factors.compressed(x.to(factors.down.dtype))
             if rounded is not None:
                 rows = c.unflatten(-1, (factors.groups, -1)).transpose(1, 2)
-                c = rounded(rows, heads).transpose(1, 2).flatten(2)
-            found.append(functional.mse_loss(factors.restored(c).float(), wanted.float()))
+                c = rounded(rows, site.kv_heads).transpose(1, 2).flatten(2)
+            made = factors.restored(c)
+            made, wanted = (made, wanted) if real is None else (made[real], wanted[real])
+            found.append(functional.mse_loss(made.float(), wanted.float()))
         return found[0], found[1]
 
 
@@ -167,8 +173,9 @@ def reconstruct(
     """
     projections.check(model)
     shape = projections.shape
-    if shape.bits is not None and (rounding is None or (rounding.bits, rounding.window) != (shape.bits, shape.window)):
-        found = f"projections trained for bits={shape.bits}, window={shape.window}"
+    told = (None, None, False) if rounding is None else (rounding.bits, rounding.window, rounding.as_published)
+    if shape.bits is not None and told != (shape.bits, shape.window, shape.as_published):
+        found = f"projections trained for {shape.quantiser}"
         raise InputError("train projections", found=found, do="go on with the same rounding, or start from new ones")
     frozen = [parameter.requires_grad for parameter in model.parameters()]
     training, place = model.training, device_of(model)
@@ -185,8 +192,8 @@ def reconstruct(
         for layer in projections.layers
     }
     steps = shape.steps + sum(int(epoch["steps"]) for epoch in history.epochs)
-    told = (None, None) if rounding is None else (rounding.bits, rounding.window)
-    return replace(projections, layers=layers, shape=replace(shape, bits=told[0], window=told[1], steps=steps)), history  # type: ignore[arg-type]
+    shape = replace(shape, bits=told[0], window=told[1], as_published=told[2], steps=steps)
+    return replace(projections, layers=layers, shape=shape), history  # type: ignore[arg-type]
 
 
 def errors_of(

@@ -95,10 +95,12 @@ class Rotation:
         return cos, sin
 
     def __call__(self, keys: Tensor, positions: Tensor) -> Tensor:
-        """`[batch, heads, tokens, head_dim]` at positions `[batch, tokens]`."""
+        """`[batch, heads, tokens, head_dim]` at positions `[batch, tokens]`; channels beyond the table stand still."""
         cos, sin = self.table(keys, positions)
         turned: Callable[..., tuple[Tensor, Tensor]] = self._apply
-        return turned(keys, keys, cos, sin)[1]
+        turning, still = keys.split([cos.shape[-1], keys.shape[-1] - cos.shape[-1]], dim=-1)
+        turning = turned(turning, turning, cos, sin)[1]
+        return torch.cat((turning, still), dim=-1) if still.shape[-1] else turning
 
 
 def turns_halves(site: Site) -> bool:
