@@ -172,13 +172,16 @@ def open_network(
     wanted = shape or run.shape
     base = open_network(source, shape=wanted, seed=seed, above=places).loaded
     folder = str(run.folder)
+    model = load(folder, base.factory).eval()
+    modules = dict(model.named_modules())  # those of a network that `torch.export` wrote have other names
     made = replace(
         base,
-        model=load(folder, base.factory).eval(),
+        model=model,
         source=base.source if run.kind == "trained" else folder,
         factory=base.factory if run.kind == "trained" else partial(load, folder, base.factory),
         weights=folder,
         normalisation=run.normalisation or base.normalisation,
+        protect=tuple(name for name in base.protect if name in modules),
     )
     return Network(made, _batched(made.example, wanted), run)
 

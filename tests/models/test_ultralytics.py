@@ -44,20 +44,25 @@ def test_unknown_names_list_the_nearest(ultralytics, name):
         niwaki.models.load(f"ultralytics:{name}")
 
 
-@pytest.mark.parametrize("name, found", [("yolov8n.pt", "kind .pt"), ("yolov8n-world.yaml", "reads texts")])
+@pytest.mark.parametrize(
+    "name, found",
+    [("yolov8n.onnx", "kind .onnx"), ("yolov8n.pt", "no such file"), ("yolov8n-world.yaml", "reads texts")],
+)
 def test_what_is_no_structure_is_refused(ultralytics, name, found):
     with pytest.raises(InputError, match=found):
         niwaki.models.load(f"ultralytics:{name}")
 
 
-def test_pickled_networks_are_refused_with_the_way_to_plain_tensors(ultralytics, tmp_path):
+def test_checkpoints_as_the_package_saves_them_and_plain_ones(ultralytics, tmp_path):
     model = niwaki.models.load("ultralytics:yolov8n-cls.yaml").model
     torch.save({"model": model}, tmp_path / "best.pt")  # as the package saves
-    with pytest.raises(FileDamagedError, match=r"save_file.*safetensors"):
-        niwaki.models.load("ultralytics:yolov8n-cls.yaml", checkpoint=str(tmp_path / "best.pt"))
     torch.save(model.state_dict(), tmp_path / "plain.pt")
-    again = niwaki.models.load("ultralytics:yolov8n-cls.yaml", seed=1, checkpoint=str(tmp_path / "plain.pt")).model
-    assert all(a.equal(b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    for name in ("best.pt", "plain.pt"):
+        again = niwaki.models.load("ultralytics:yolov8n-cls.yaml", seed=1, checkpoint=str(tmp_path / name)).model
+        assert all(a.equal(b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:-5000])
+    with pytest.raises(FileDamagedError):
+        niwaki.models.load("ultralytics:yolov8n-cls.yaml", checkpoint=str(tmp_path / "cut.pt"))
 
 
 def test_a_detector_is_halved(ultralytics):

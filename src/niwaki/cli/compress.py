@@ -225,7 +225,7 @@ def compress(
             distill=losses,
             repair=calibrate > 0,
             calibration=max(calibrate, 1),
-            protect=tuple(protect or ()),
+            protect=(*asked.loaded.protect, *(protect or ())),
             seed=seed,
             limit=limit_test,
             target=place,

@@ -53,7 +53,7 @@ def compress_on_disk(
         out,
         method=method,
         budget=budget,
-        protect=tuple(protect or ()),
+        protect=(*outline.protect, *(protect or ())),
         seed=seed,
         force=force,
         progress=lambda stage, seconds: say(f"{stage}: {seconds:.2f} s"),

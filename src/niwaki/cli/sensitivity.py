@@ -85,7 +85,7 @@ def sensitivity(
             task=task_of(asked, batch=batch),
             shares=[float(share) for share in listed],
             how=made[score](seed=seed) if score == "random" else made[score](),
-            protect=tuple(protect or ()),
+            protect=(*asked.loaded.protect, *(protect or ())),
             limit=limit,
             seed=seed,
             file=file,

@@ -30,7 +30,9 @@ def trace(
 
     place = device_named(device, meta=True)
     asked = ask(model, checkpoint=checkpoint, shape=shape, seed=seed)
-    graph = niwaki.trace(asked.loaded.model, asked.example, protect=tuple(protect or ()), device=place)
+    graph = niwaki.trace(
+        asked.loaded.model, asked.example, protect=(*asked.loaded.protect, *(protect or ())), device=place
+    )
     data = graph.to_json()
     if picture is not None:
         write_picture(data, picture, title=model)

@@ -72,6 +72,8 @@ class Loaded:
     """Where the example's shape came from, if neither the user nor the network says it; see `Built`."""
     detector: Detector | None = None
     """How it is trained and read, if it finds boxes and its family is known here; for `tasks.Detection`."""
+    protect: tuple[str, ...] = ()
+    """Modules whose outputs have to keep their width, for `compress`: nothing in a forward shows why."""
 
 
 def load(
@@ -85,7 +87,7 @@ def load(
     """The network that `source` names, with random weights by `seed` or with those of `checkpoint`; never downloads.
 
     Sources: "torchvision:NAME", "timm:NAME", "hf:FOLDER_OR_CONFIG" (a folder's own weights are used),
-    "ultralytics:NAME.yaml", "darknet:FILE.cfg", "llama2c:FILE", and "python:package.module:factory" or
+    "ultralytics:NAME.yaml" (or FILE.pt), "darknet:FILE.cfg", "llama2c:FILE", and "python:package.module:factory" or
     "python:file.py:factory". Arguments follow a question mark, "&" between them, values in JSON
     ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without the batch, where
     the usual one (3 x 224 x 224 for pictures) does not fit.
@@ -109,10 +111,7 @@ def load(
         names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
         refuse_not_finite(built.model.state_dict(), names, where=source)
     weights = checkpoint or ("stored with the model" if built.stored else "random")
-    again = partial(_untrained, made, seed)
-    return Loaded(
-        built.model, built.example, source, again, weights, built.normalisation, built.assumed, built.detector
-    )
+    return _loaded(built, source, partial(_untrained, made, seed), weights)
 
 
 def _source(source: str, config: dict[str, Any] | None, shape: tuple[int, ...] | None) -> ModelSource:
@@ -148,8 +147,20 @@ def outline(
         with parameters_on_meta():
             return _untrained(made, seed)
 
+    return _loaded(built, source, again, "not read")
+
+
+def _loaded(built: Built, source: str, factory: Callable[[], nn.Module], weights: str) -> Loaded:
     return Loaded(
-        built.model, built.example, source, again, "not read", built.normalisation, built.assumed, built.detector
+        built.model,
+        built.example,
+        source,
+        factory,
+        weights,
+        normalisation=built.normalisation,
+        assumed=built.assumed,
+        detector=built.detector,
+        protect=built.protect,
     )
 
 

@@ -70,7 +70,15 @@ def load_checkpoint_(model: nn.Module, file: str | Path) -> None:
         NotFiniteError: NaN in any tensor, or infinite parameters.
         FileDamagedError: see `read_checkpoint`.
     """
-    state = read_checkpoint(file)
+    fit_state_(model, read_checkpoint(file), where=str(file))
+
+
+def fit_state_(model: nn.Module, state: dict[str, Tensor], *, where: str) -> None:
+    """Puts names and tensors into `model`; all of them or, with an error, none.
+
+    Raises:
+        InputError, NotFiniteError: see `load_checkpoint_`.
+    """
     own = model.state_dict(keep_vars=True)
     present = {_memory(own[name]) for name in state if name in own}
     missing = [
@@ -89,10 +97,10 @@ def load_checkpoint_(model: nn.Module, file: str | Path) -> None:
         raise InputError(
             "fit a checkpoint to the model",
             found="; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in lists.items() if names),
-            where=str(file),
+            where=where,
             do="use the checkpoint of this very model, or build the model with the arguments it was trained with",
         )
-    refuse_not_finite(state, {name for name, _ in model.named_parameters(remove_duplicate=False)}, where=str(file))
+    refuse_not_finite(state, {name for name, _ in model.named_parameters(remove_duplicate=False)}, where=where)
     model.load_state_dict(state, strict=False)
 
 

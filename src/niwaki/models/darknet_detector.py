@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from niwaki.boxes import Boxes, Found
-from niwaki.errors import InputError, MissingExtraError
+from niwaki.errors import InputError
 from niwaki.models.darknet_heads import Raw, YoloHead
+from niwaki.models.suppression import box_operations, suppressed
+from niwaki.models.targets import refuse_targets
 from niwaki.units import tensors_in
-
-CANDIDATES = 30_000  # of one picture, the surest, before suppression: its time grows with their square
 
 
 @final
@@ -88,7 +88,6 @@ class DarknetDetector:
     @torch.no_grad()
     def found(self, model: nn.Module, pictures: Tensor, *, confidence: float, overlap: float, most: int) -> list[Found]:
         """Boxes of which a class's share times the objectness is at least `confidence`, each class a box of its own."""
-        ops = _torchvision()
         size = (pictures.shape[2], pictures.shape[3])
         corners, scores = [], []
         for head, x in zip(self.heads, self._maps(model, pictures), strict=True):
@@ -97,7 +96,7 @@ class DarknetDetector:
             corners.append(raw.corners.flatten(1, 3))
             scores.append((objectness.unsqueeze(-1) * labels).flatten(1, 3))
         return [
-            _suppressed(ops, *pair, size, confidence=confidence, overlap=overlap, most=most)
+            suppressed(*pair, size, confidence=confidence, overlap=overlap, most=most)
             for pair in zip(torch.cat(corners, 1), torch.cat(scores, 1), strict=True)
         ]
 
@@ -110,7 +109,7 @@ class DarknetDetector:
         return maps
 
     def _overlap_loss(self, head: YoloHead) -> Callable[[Tensor, Tensor], Tensor]:
-        ops = _torchvision()
+        ops = box_operations()
         known = {
             "ciou": ops.complete_box_iou_loss,
             "diou": ops.distance_box_iou_loss,
@@ -176,42 +175,15 @@ def _largest_overlap(corners: Tensor, things: Tensor) -> Tensor:
     """Of each box `[..., 4]` with any of `[things, 4]`."""
     if not len(things):
         return corners.new_zeros(corners.shape[:-1])
-    shares: Tensor = _torchvision().box_iou(corners.reshape(-1, 4), things)
+    shares: Tensor = box_operations().box_iou(corners.reshape(-1, 4), things)
     return shares.amax(1).view(corners.shape[:-1])
 
 
 def _joined(targets: Sequence[Boxes], pictures: int, classes: int, device: torch.device) -> Things:
     """Things of all pictures; those without width or height, which no box can overlap, are left out."""
-    if len(targets) != pictures:
-        found = f"{len(targets)} targets for {pictures} pictures"
-        raise InputError("the loss of a detector", found=found, do="give boxes, or none of them, for each picture")
-    if wrong := sorted({int(n) for t in targets for n in t.labels.tolist() if not 0 <= n < classes}):
-        found = f"labels {wrong[:6]}, where the network tells {classes} classes apart"
-        raise InputError("the loss of a detector", found=found, do="number classes from 0, or build it for more")
+    refuse_targets(targets, pictures=pictures, classes=classes)
     corners = torch.cat([t.corners.to(device).float() for t in targets])
     labels = torch.cat([t.labels.to(device).long() for t in targets])
     picture = torch.cat([torch.full((len(t),), i, device=device) for i, t in enumerate(targets)])
     real = (corners[:, 2:] > corners[:, :2]).all(1)
     return Things(corners[real], labels[real], picture[real])
-
-
-def _suppressed(
-    ops: Any, corners: Tensor, scores: Tensor, size: tuple[int, int], *, confidence: float, overlap: float, most: int
-) -> Found:
-    """What is left of `[boxes, 4]` with `[boxes, classes]` scores."""
-    box, label = (scores >= confidence).nonzero(as_tuple=True)
-    surest = scores[box, label]
-    if len(surest) > CANDIDATES:
-        surest, best = surest.topk(CANDIDATES)
-        box, label = box[best], label[best]
-    corners = ops.clip_boxes_to_image(corners[box], size)
-    kept = ops.batched_nms(corners, surest, label, overlap)[:most]
-    return Found(corners[kept], label[kept], surest[kept])
-
-
-def _torchvision() -> Any:
-    try:
-        from torchvision import ops
-    except ImportError as cause:
-        raise MissingExtraError("detectors need torchvision", do='pip install "niwaki[vision]"') from cause
-    return ops

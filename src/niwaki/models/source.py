@@ -33,6 +33,8 @@ class Built:
     """Where the example's shape came from, if neither the user nor the network says it: a guess, a usual one."""
     detector: Detector | None = None
     """How it is trained and read, if it finds boxes and its family is known here."""
+    protect: tuple[str, ...] = ()
+    """Modules whose outputs have to keep their width, for `compress`: nothing in a forward shows why."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Networks of ultralytics, by the name of a yaml file that comes with the package."""
+"""Networks of ultralytics: by the name of a yaml file that comes with the package, or as it saved them."""
 
 import contextlib
 import difflib
@@ -13,10 +13,14 @@ from typing import Any, final
 import torch
 from torch import nn
 
-from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, NotFiniteError, UnknownNameError
 from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models.checkpoint import fit_state_
+from niwaki.models.ultralytics_detector import UltralyticsDetector
+from niwaki.models.ultralytics_file import Pickled, damaged, read_pickled, refuse_unsafe
 
 SIZE = 320  # a multiple of every stride, and a quarter of the work of the usual 640
+LARGEST = 4096  # pixels; what a file says beyond that is no size of pictures
 SIZED = re.compile(r"(yolov?\d+)([a-z])(-.*)?")  # yolo11s-seg is the size s of yolo11-seg
 CLASSES = {
     "detect": "DetectionModel",
@@ -27,66 +31,96 @@ CLASSES = {
     "depth": "DepthModel",
     "classify": "ClassificationModel",
 }
-SAVE = (
-    "where the file is trusted, in a Python of yours: `from safetensors.torch import save_file; "
-    'save_file({k: v.clone() for k, v in YOLO("FILE.pt").model.float().state_dict().items()}, "FILE.safetensors")`'
-)
+GAINS = ("box", "cls", "dfl")  # of the losses, among the settings that a network was trained with
 
 
 @final
 @dataclass(frozen=True)
 class Ultralytics(ModelSource):
-    """`ultralytics:NAME`, untrained, from the package's own yaml of that name (`ultralytics:yolo11s-seg.yaml?nc=3`).
+    """`ultralytics:NAME`, untrained, from the package's own yaml of that name (`ultralytics:yolo11s-seg.yaml?nc=3`), or
+    `ultralytics:FILE.pt`, a network that the package saved.
 
-    Sizes are letters as in the package's own names. The head is set to `export`: decoded predictions are all it puts
+    Sizes are letters as in the package's own names. A file's pickle is not executed: its structure, names and tensors
+    are read, and the same network is built again. The head is set to `export`: decoded predictions are all it puts
     out while evaluating, so that the features it has read can be cut.
 
     Raises:
         UnknownNameError: no yaml of that name in the package; the nearest are listed.
-        InputError: weights where a structure is named, arguments that do not fit, networks that read texts too.
+        InputError: no such file, arguments that do not fit, networks that read texts too, a file whose widths are not
+            those of its own structure.
+        FileDamagedError: a file that holds no network of the package, or would run what is no layer.
         MissingExtraError: ultralytics is not installed.
     """
 
     def build(self, *, stored: bool) -> Built:
-        tasks, folder = self._package()
+        tasks, folder = package()
         refuse_downloads(self)
-        settings = self._settings(folder)
+        file = Path(self.name).expanduser() if self.name.endswith(".pt") else None
+        pickled = None if file is None else read_pickled(file)
+        settings = self._settings(folder) if pickled is None else pickled.yaml
+        if pickled is not None:
+            refuse_unsafe(settings, tasks, Path(self.name))
         head = settings["head"][-1][2]
         if head.startswith(("World", "YOLOE")):
             do = "build it in a factory of yours that returns (model, example)"
             raise InputError(f"model ultralytics:{self.name}", found=f"a head that reads texts too ({head})", do=do)
         task = tasks.guess_model_task(settings)
         kind = "RTDETRDetectionModel" if head.startswith("RTDETR") else CLASSES[task]
-        model = call_builder(self, getattr(tasks, kind), cfg=settings, verbose=False).eval()
+        channels = self.arguments.get("ch", settings.get("channels", 3))
+        given = {} if "ch" in self.arguments else {"ch": channels}
+        try:
+            model = call_builder(self, getattr(tasks, kind), cfg=settings, verbose=False, **given).eval()
+        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError) as cause:
+            if pickled is None or isinstance(cause, InputError):
+                raise
+            found = f"a structure that cannot be built ({type(cause).__name__}: {cause})"
+            raise damaged(Path(self.name), found) from cause
         for module in model.modules():
             if hasattr(type(module), "export"):
                 module.export = True
-        channels = self.arguments.get("ch", 3)
-        usual = (channels, *IMAGENET_SHAPE[1:]) if task == "classify" else (channels, SIZE, SIZE)
-        scale = ((0.0,) * channels, (1.0,) * channels)  # pixels from 0 to 1, as they are
-        return Built(model, torch.zeros(1, *(self.shape or usual)), scale, assumed="" if self.shape else USUAL)
+        detector = UltralyticsDetector(model.model[-1].nc) if kind == "DetectionModel" else None
+        size, assumed = SIZE, USUAL
+        if pickled is not None:
+            trained_on = pickled.settings.get("imgsz")
+            if type(trained_on) is int and 0 < trained_on <= LARGEST:
+                size, assumed = trained_on, ""
+            if len(pickled.names) == getattr(model.model[-1], "nc", None):
+                model.names = pickled.names
+            if stored:
+                self._fit_(model, pickled)
+        if detector is not None:
+            model.args = default_settings(pickled.settings if pickled is not None else {})
+        usual = (channels, *IMAGENET_SHAPE[1:]) if task == "classify" else (channels, size, size)
+        return Built(
+            model,
+            torch.zeros(1, *(self.shape or usual)),
+            ((0.0,) * channels, (1.0,) * channels),  # pixels from 0 to 1, as they are
+            stored=stored and pickled is not None,
+            assumed="" if self.shape else assumed,
+            detector=detector,
+            protect=bins_of_distance(model),
+        )
 
     def fill_(self, model: nn.Module, file: str | Path) -> None:
         try:
             super().fill_(model, file)
-        except FileDamagedError as cause:
+        except FileDamagedError:
             if Path(file).suffix != ".pt":
                 raise
-            raise FileDamagedError(cause.asked, found=cause.found, where=cause.where, do=SAVE) from cause
+            self._fit_(model, read_pickled(file), file)
 
-    def _package(self) -> tuple[Any, Path]:
-        """The package's builders, and the folder of its yaml files."""
+    def _fit_(self, model: nn.Module, pickled: Pickled, file: str | Path = "") -> None:
         try:
-            with alone():
-                import ultralytics
-                from ultralytics.nn import tasks
-        except ImportError as cause:
-            raise MissingExtraError(
-                "ultralytics: models need ultralytics",
-                found=str(cause),
-                do="pip install ultralytics (its licence is AGPL-3.0; niwaki brings none of it)",
-            ) from cause
-        return tasks, Path(ultralytics.__file__).parent / "cfg" / "models"
+            fit_state_(model, pickled.state, where=str(file or self.name))
+        except NotFiniteError:
+            raise
+        except InputError as cause:
+            told = set(pickled.state)
+            if any(".bn." in n for n in model.state_dict()) and not any(".bn." in n for n in told):
+                do = "save it before the package fuses it (after val, predict and export it is)"
+            else:
+                do = "widths that are not those of its structure were cut: open the run that cut it, or a factory"
+            raise InputError(cause.asked, found=cause.found, where=cause.where, do=do) from cause
 
     def _settings(self, folder: Path) -> dict[str, Any]:
         """What the named yaml says, with its size."""
@@ -97,8 +131,8 @@ class Ultralytics(ModelSource):
         if place.suffix not in ("", ".yaml", ".yml"):
             raise InputError(
                 f"model ultralytics:{self.name}",
-                found=f"a file of kind {place.suffix}, where a structure is named",
-                do="name the yaml (ultralytics:yolo11n.yaml) and give weights as --checkpoint; niwaki never downloads",
+                found=f"a file of kind {place.suffix}",
+                do="name a yaml of the package (ultralytics:yolo11n.yaml) or a .pt that it saved",
             )
         stem = self.name.removesuffix(place.suffix)
         parts = SIZED.fullmatch(stem)
@@ -116,6 +150,47 @@ class Ultralytics(ModelSource):
             found=f"{len(known)} known, nearest: {', '.join(near) or 'none is near'}",
             do="use a name of the package's cfg/models, with a letter for the size; your own yaml through a factory",
         )
+
+
+def package() -> tuple[Any, Path]:
+    """The package's builders, and the folder of its yaml files.
+
+    Raises:
+        MissingExtraError: ultralytics is not installed.
+    """
+    try:
+        with alone():
+            import ultralytics
+            from ultralytics.nn import tasks
+    except ImportError as cause:
+        raise MissingExtraError(
+            "ultralytics: models need ultralytics",
+            found=str(cause),
+            do="pip install ultralytics (its licence is AGPL-3.0; niwaki brings none of it)",
+        ) from cause
+    return tasks, Path(ultralytics.__file__).parent / "cfg" / "models"
+
+
+def default_settings(trained_with: dict[str, Any]) -> Any:
+    """The package's own, with the gains of the losses that a network was trained with."""
+    from ultralytics.cfg import get_cfg
+
+    gains = {name: trained_with[name] for name in GAINS if isinstance(trained_with.get(name), (int, float))}
+    return get_cfg(overrides=gains)
+
+
+def bins_of_distance(model: nn.Module) -> tuple[str, ...]:
+    """The convolutions whose channels are bins of distance: the decoding and the loss count on all of them."""
+    head = f"model.{len(model.model) - 1}"  # type: ignore[arg-type]  # a Sequential
+    parts = dict(model.named_modules())
+    if not isinstance(getattr(parts[head], "dfl", None), nn.Module) or isinstance(parts[f"{head}.dfl"], nn.Identity):
+        return ()
+    branches = [name for name in ("cv2", "one2one_cv2") if f"{head}.{name}" in parts]
+    return tuple(
+        f"{head}.{name}.{i}.{len(branch) - 1}"
+        for name in branches
+        for i, branch in enumerate(parts[f"{head}.{name}"])  # type: ignore[arg-type]
+    )
 
 
 @contextlib.contextmanager
