@@ -14,8 +14,8 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="torchvision:NAME, timm:NAME, hf:FOLDER_OR_CONFIG, ultralytics:NAME.yaml or FILE.pt, darknet:FILE.cfg, "
-        "llama2c:FILE, python:file.py:factory or python:pkg.mod:factory; arguments after '?' as name=JSON, joined by &. "
-        "Or a run's folder, of `niwaki train` or `niwaki compress`.",
+        "llama2c:FILE, python:file.py:factory or python:pkg.mod:factory; arguments after '?' as name=JSON, joined by "
+        "&. Or a run's folder, of `niwaki train` or `niwaki compress`.",
     ),
 ]
 Checkpoint = Annotated[
