@@ -16,6 +16,8 @@ REPORT, SETTINGS, SURGERY = "report.json", "settings.json", "surgery.json"
 """What a run leaves: settings, where it can be resumed from its beginning on; a report at its end; what it cut."""
 SEARCH = "search.json"
 """What a search found so far, in the folder of a run under way."""
+PICTURES = "pictures"
+"""The folder of a run that holds what its task has to show."""
 PARTIAL = ".partial"
 UNENDED = "a run that did not end"
 

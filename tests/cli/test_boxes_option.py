@@ -89,6 +89,11 @@ def test_train_compress_and_measure(run, folder):
     assert report["receipt"]["passed"] and report["before"]["AP50"]["value"] == pytest.approx(after)
     assert [stage["stage"] for stage in report["stages"]][-1] == "recovery"
     assert report["after"]["macs"]["value"] <= 0.7 * report["before"]["macs"]["value"]
+    page = (folder / "c" / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == len(report["pictures"]) == 12 and "AP50 and cost" in page
+    assert [one["words"].split(":")[0] for one in report["pictures"][:3]] == ["1 object", "before", "after"]
+    assert page.count("data:image") == page.count("<img") and len(page) < 300_000
+    assert f"AP50 {after:.2f} →" in page
     settings = json.loads((folder / "c" / "settings.json").read_text())["task"]
     assert settings["class"] == "Detection" and settings["fit"] == "letterbox" and settings["size"] == [32, 32]
 

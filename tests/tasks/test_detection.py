@@ -1,6 +1,7 @@
 """Average precision by hand, and the task that asks a detector for it."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ class One:
 
     def __init__(self, *corners, labels=None, ignored=(), areas=None):
         self.width = self.height = 200
+        self.path = Path("one.jpg")
         boxes = torch.tensor(corners, dtype=torch.float32).view(-1, 4)
         self.boxes = Boxes(boxes, torch.tensor(labels or [0] * len(boxes), dtype=torch.int64))
         self.ignored = torch.tensor([n in ignored for n in range(len(boxes))], dtype=torch.bool)
@@ -219,3 +221,27 @@ def test_refusals():
         assert says in str(caught.value)
     silent = Detection(SPLITS, Told(*[seen()] * 5), size=8)
     assert silent.evaluate(model).value == 0.0  # finds nothing, and that is all
+
+
+def test_what_is_seen_is_drawn_small():
+    import io
+
+    from PIL import Image
+
+    wide = Pictures(One((0, 0, 400, 200)), One())
+    wide[0].width, wide[0].height = 800, 400
+    splits = SimpleNamespace(train=PICTURES, val=PICTURES, test=wide, classes=("thing",))
+    found = [seen((0.9, (0, 25, 50, 50)), (0.5, (50, 25, 100, 75))), seen()]
+    shown = Detection(splits, Told(*found), size=100).shown({"before": Net(), "after": Net()})
+    assert [one.words for one in shown[:3]] == [
+        "1 object",
+        "before: 2 found with a score of 0.25 or more",
+        "after: 2 found with a score of 0.25 or more",
+    ]
+    assert len(shown) == 6 and shown[4].words.startswith("before: 0 found")
+    picture = Image.open(io.BytesIO(shown[0].jpeg))
+    assert picture.format == "JPEG" and picture.size == (400, 200) and len(shown[0].jpeg) < 20_000
+    red, green, blue = picture.getpixel((199, 60))  # the right edge of the box, halved with the picture
+    assert red > 150 and green < 90 and blue < 130
+    assert max(picture.getpixel((230, 60))) < 60  # outside it is black
+    assert len(Detection(splits, Told(*found), size=100).shown({}, limit=1)) == 1

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill import Weighted
-from niwaki.files import write_folder
+from niwaki.files import PICTURES, write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter, Target
@@ -137,6 +137,8 @@ class Outcome:
         (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
         pretrained = _pretrained(self.model, folder / "hf", self.job.example)
         report = self.report() | ({} if pretrained is None else {"pretrained": pretrained})
+        models = {"before": self.job.model, "after": self.model}
+        report |= {"pictures": write_pictures(self.job.task, models, folder, limit=self.job.limit)}
         (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
@@ -222,6 +224,7 @@ class Outcome:
             ],
             "data_reads": [vars(read) for read in graph.data_reads],
             "candidates": candidates,
+            "metric": None if self.job.task is None else next(reversed(self.after), None),
             "history": self.history,
             "unfolded": list(self.unfolded),
             **_plain(self.details),
@@ -236,6 +239,20 @@ class Outcome:
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "digest": digest(self.model, self.job.example),
         }
+
+
+def write_pictures(
+    task: Task | None, models: Mapping[str, nn.Module], folder: Path, *, limit: int | None
+) -> list[dict[str, str]]:
+    """What a task shows of its models, as files of a run; their words and names for the report."""
+    shown = [] if task is None else task.shown(models, limit=limit)
+    rows = []
+    for number, one in enumerate(shown):
+        file = Path(PICTURES) / f"{number}.jpg"
+        (folder / PICTURES).mkdir(exist_ok=True)
+        (folder / file).write_bytes(one.jpeg)
+        rows.append({"row": one.row, "words": one.words, "file": file.as_posix()})
+    return rows
 
 
 def digest(model: nn.Module, example: Any) -> dict[str, Any]:

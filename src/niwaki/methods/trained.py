@@ -17,7 +17,7 @@ from torch import nn
 
 from niwaki.files import REPORT, SURGERY, write_json
 from niwaki.measure import COUNTS, Measurement, measure
-from niwaki.methods.job import describe_example, digest, settings_of
+from niwaki.methods.job import describe_example, digest, settings_of, write_pictures
 from niwaki.models import load_checkpoint_
 from niwaki.tasks import Task
 from niwaki.train import Recovery
@@ -101,6 +101,8 @@ class Training:
             "before": _plain(before),
             "after": _plain(after),
             "validation": _plain(held),
+            "metric": next(reversed(after), None),
+            "pictures": write_pictures(self.task, {"after": self.model}, folder, limit=self.limit),
             "history": history.to_json(),
             "splits": getattr(getattr(self.task, "splits", None), "record", {}),
             "versions": {

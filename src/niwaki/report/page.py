@@ -6,7 +6,8 @@ from html import escape
 from niwaki.report.curves import training
 from niwaki.report.numbers import noisy, with_spread
 from niwaki.report.parts import bar, bars, command, drawn, figure, page
-from niwaki.report.points import cost_of, layer_widths, points, runtimes
+from niwaki.report.pictures import pictures
+from niwaki.report.points import cost_of, layer_widths, metric_of, points, runtimes
 from niwaki.report.reading import Run
 from niwaki.report.scatter import legend, scatter
 from niwaki.report.tables import (
@@ -71,11 +72,12 @@ def trade(runs: Sequence[Run]) -> str:
     if len(runs) == 1 and runs[0].trained:
         return ""
     found, cost = points(runs), cost_of(runs)
-    head = "<h2>Accuracy and cost</h2>"
+    metric = metric_of(runs)
+    head = f"<h2>{escape(metric[:1].upper() + metric[1:])} and cost</h2>"
     if cost is None or not any(point.series != "uncut" for point in found):
-        return f"<section>{head}<p>No plot: accuracy was not measured.</p></section>"
+        return f"<section>{head}<p>No plot: {escape(metric)} was not measured.</p></section>"
     title = {"macs": "MACs", "params": "parameters"}.get(cost, cost)
-    plot = scatter(found, cost=title, joined=len(runs) > 1)
+    plot = scatter(found, cost=title, joined=len(runs) > 1, metric=metric)
     return f"<section>{head}{figure(plot + legend(found))}</section>"
 
 
@@ -89,6 +91,7 @@ def page_of(runs: Sequence[Run], *, heading: str, left_out: Mapping[str, str] | 
             drawn(validation(run)),
             drawn(stages(run)),
             trade(runs),
+            pictures(run),
             training(run),
             latencies(run),
             widths(run),

@@ -8,7 +8,7 @@ from niwaki.report.style import STYLE
 from niwaki.report.tables import Table
 
 LONG = 16  # rows: longer tables scroll within themselves, a phone shows about this many
-POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{HASH}'"
+POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{HASH}'; img-src data:"
 
 
 def page(heading: str, lead: str, body: Sequence[str]) -> str:

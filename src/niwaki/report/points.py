@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from niwaki.report.numbers import title
 from niwaki.report.reading import Run
 
 COSTS = ("macs", "params", "latency")
@@ -28,6 +29,12 @@ def cost_of(runs: Sequence[Run]) -> str | None:
     return next((cost for cost in COSTS if all(run.share(cost) is not None for run in runs)), None)
 
 
+def metric_of(runs: Sequence[Run]) -> str:
+    """What the runs' tasks measure, in words."""
+    names = {run.metric for run in runs}
+    return title(names.pop()) if len(names) == 1 else "accuracy"
+
+
 def points(runs: Sequence[Run]) -> tuple[Point, ...]:
     """All points of one run (before, stages, candidates) or the results of several, in drawing order."""
     cost = cost_of(runs)
@@ -37,14 +44,14 @@ def points(runs: Sequence[Run]) -> tuple[Point, ...]:
         return (*_uncut(runs, cost), *_stages(runs[0], cost), *_candidates(runs[0], cost))
     found = []
     for run in runs:
-        share, accuracy = run.share(cost), run.number("after", "accuracy")
+        share, accuracy = run.share(cost), run.number("after", run.metric)
         if share is not None and accuracy is not None:
             found.append(Point(run.get("method").get("name", "?"), run.name, 100 * share, accuracy))
     return (*_uncut(runs, cost), *sorted(found, key=lambda point: (point.series, point.share)))
 
 
 def _uncut(runs: Sequence[Run], cost: str) -> list[Point]:
-    accuracies = dict.fromkeys(run.number("before", "accuracy") for run in runs)
+    accuracies = dict.fromkeys(run.number("before", run.metric) for run in runs)
     return [Point("uncut", "uncut", 100.0, accuracy) for accuracy in accuracies if accuracy is not None]
 
 
@@ -53,11 +60,11 @@ def _stages(run: Run, cost: str) -> list[Point]:
     for stage in run.get("stages"):
         taken = stage.get("measurements") or {}
         at = taken[cost]["value"] if cost in taken else run.number("after", cost)
-        if "accuracy" in taken and before and at is not None:
+        if run.metric in taken and before and at is not None:
             found.append(
-                Point(stage.get("stage", "?"), stage.get("stage", "?"), 100 * at / before, taken["accuracy"]["value"])
+                Point(stage.get("stage", "?"), stage.get("stage", "?"), 100 * at / before, taken[run.metric]["value"])
             )
-    accuracy, share = run.number("after", "accuracy"), run.share(cost)
+    accuracy, share = run.number("after", run.metric), run.share(cost)
     if not found and accuracy is not None and share is not None:
         found.append(Point("after", "after", 100 * share, accuracy))
     return found
@@ -66,7 +73,7 @@ def _stages(run: Run, cost: str) -> list[Point]:
 def _candidates(run: Run, cost: str) -> list[Point]:
     before, found = run.number("before", cost), []
     for candidate in candidates_of(run):
-        at, accuracy = candidate.get(cost), candidate.get("accuracy")
+        at, accuracy = candidate.get(cost), candidate.get(run.metric)
         if at is not None and accuracy is not None and before:
             found.append(Point("candidates", candidate.get("label") or "", 100 * at / before, accuracy))
     return sorted(found, key=lambda point: point.share)

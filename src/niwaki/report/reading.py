@@ -26,6 +26,8 @@ SHAPE: dict[str, Any] = {
     "widths": [{"tensor": str, "axis": float, "before": float, "after": float, "new": float}],
     "groups": [{"name": str, "units": float, "kept": float, "new": float, "fixed": str, "exact": bool, "inexact": str}],
     "candidates": [{"label": str, "macs": float, "params": float, "accuracy": float}],
+    "metric": str,
+    "pictures": [{"row": str, "words": str, "file": str}],
     "versions": dict,
     "seconds": dict,
     "splits": {"seed": float, "normalisation": {"mean": [float], "std": [float]}},
@@ -106,6 +108,13 @@ class Run:
     def trained(self) -> bool:
         """Whether it is a training: nothing was traced or cut, so nothing was to be judged."""
         return bool(self.data["method"].get("name") == TRAINED)
+
+    @property
+    def metric(self) -> str:
+        """The task's own figure, in percent: what plots stand on and what is said first."""
+        named = self.data.get("metric")
+        record = self.data["after"].get(named) or {}
+        return str(named) if record.get("unit") == "%" else "accuracy"
 
     def number(self, side: str, name: str) -> float | None:
         """Value of a measurement `before` or `after`; None where it was not taken."""

@@ -33,13 +33,22 @@ def series_of(points: Sequence[Point]) -> list[str]:
     return list(dict.fromkeys(point.series for point in points))
 
 
-def scatter(points: Sequence[Point], *, cost: str, joined: bool, unit: str = "%", front: Sequence[Point] = ()) -> str:
+def scatter(
+    points: Sequence[Point],
+    *,
+    cost: str,
+    joined: bool,
+    unit: str = "%",
+    front: Sequence[Point] = (),
+    metric: str = "accuracy",
+) -> str:
     """The plot: cost against accuracy; one colour and marker per series, `joined` by lines.
 
     Every point says its label and numbers to whoever points at it (an SVG title), and has a line from its least to its
     largest accuracy where it has a span.
 
     Args:
+        metric: what the points' accuracy is called.
         unit: of the cost; "%" is the share of `cost` that stays.
         front: the best of the points by rising cost: joined by a line, and numbered from 1.
     """
@@ -49,7 +58,7 @@ def scatter(points: Sequence[Point], *, cost: str, joined: bool, unit: str = "%"
     low, high = max(0.0, min(accuracies) - margin), min(100.0, max(accuracies) + margin)
     axes = Axes(across, (low, high) if high > low else (low - 1, high + 1))
     x, y = axes.x, axes.y
-    parts = [axes.frame(f"{cost} kept, %" if unit == "%" else f"{cost}, {unit}", "accuracy, %")]
+    parts = [axes.frame(f"{cost} kept, %" if unit == "%" else f"{cost}, {unit}", f"{metric}, %")]
     if len(front) > 1:
         path = " ".join(f"{x(p.share):.1f},{y(p.accuracy):.1f}" for p in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
@@ -61,7 +70,7 @@ def scatter(points: Sequence[Point], *, cost: str, joined: bool, unit: str = "%"
             parts.append(f'<polyline points="{path}"/>')
         for point in mine:
             at = f"{point.share:.1f} % of {cost}" if unit == "%" else f"{plain(point.share)} {unit}"
-            say = escape(f"{point.label}: {at}, accuracy {point.accuracy:.2f} %")
+            say = escape(f"{point.label}: {at}, {metric} {point.accuracy:.2f} %")
             span = ""
             if point.span is not None and point.span[1] > point.span[0]:
                 ends = f'y1="{y(point.span[0]):.1f}" y2="{y(point.span[1]):.1f}"'
@@ -69,7 +78,7 @@ def scatter(points: Sequence[Point], *, cost: str, joined: bool, unit: str = "%"
             parts.append(f"<g><title>{say}</title>{span}{marker(number, x(point.share), y(point.accuracy))}</g>")
         parts.append("</g>")
     parts += _numbers(*([(x(p.share), y(p.accuracy)) for p in some] for some in (front, points)))
-    return axes.picture("".join(parts), f"accuracy against {cost}")
+    return axes.picture("".join(parts), f"{metric} against {cost}")
 
 
 def _numbers(places: Sequence[tuple[float, float]], markers: Sequence[tuple[float, float]]) -> list[str]:

@@ -42,7 +42,7 @@ th{color:var(--soft);font-weight:600;font-size:.85rem}
 figure{margin:.75rem 0 .5rem;background:var(--sheet);border:1px solid var(--line);border-radius:8px;padding:.75rem}
 figcaption{color:var(--soft);font-size:.85rem;text-align:center;margin-top:.35rem}
 .row{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:.75rem}
-.row figure{margin:0}
+.row figure{margin:0}.row img{display:block;width:100%;height:auto}
 .plot{display:block;width:100%;max-width:40rem;margin:0 auto}
 .plot text{fill:var(--soft);font-size:12.5px}.plot .grid{stroke:var(--line);stroke-width:1}
 .plot .rank{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--sheet);stroke-width:3px}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from niwaki.report.numbers import budget, change, noisy, plain, short, title, with_spread
-from niwaki.report.points import candidates_of, layer_widths
+from niwaki.report.points import candidates_of, layer_widths, metric_of
 from niwaki.report.reading import Run
 
 EXPORTED = ("bytes", "difference", "float_difference", "agreement", "integer_layers", "latency", "pytorch_latency")
@@ -179,11 +179,11 @@ def candidates(run: Run) -> Table:
             str(candidate.get("label") or ""),
             _short(candidate.get("macs"), "MACs"),
             _short(candidate.get("params"), "parameters"),
-            _short(candidate.get("accuracy"), "%"),
+            _short(candidate.get(run.metric), "%"),
         )
         for candidate in candidates_of(run)
     )
-    return Table("Candidates", ("", "MACs", "parameters", "accuracy"), rows, frozenset({1, 2, 3}))
+    return Table("Candidates", ("", "MACs", "parameters", title(run.metric)), rows, frozenset({1, 2, 3}))
 
 
 def receipt(run: Run) -> Table:
@@ -290,7 +290,7 @@ def comparison(runs: Sequence[Run]) -> Table:
                 "-" if verdict is None else "passed" if verdict else "NOT passed",
             )
         )
-    heads = ("run", "method", "budget", "MACs", "parameters", "latency", "accuracy", "judge")
+    heads = ("run", "method", "budget", "MACs", "parameters", "latency", metric_of(runs), "judge")
     return Table("Runs side by side", heads, tuple(rows), frozenset({3, 4, 5, 6}))
 
 
@@ -342,9 +342,9 @@ def headline(run: Run) -> str:
     shares = {name: share for name in costs if (share := run.share(name))}
     grown = any(share > 1 for share in shares.values())
     said = [f"{100 * share:.1f} % of the {title(name)}" + ("" if grown else " stay") for name, share in shares.items()]
-    before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
+    before, after = run.number("before", run.metric), run.number("after", run.metric)
     if before is not None and after is not None:
-        said.append(f"accuracy {before:.2f} → {after:.2f} %")
+        said.append(f"{title(run.metric)} {before:.2f} → {after:.2f} %")
     passed = run.get("receipt").get("passed")
     if passed is not None:
         said.append("the judge passed the cut" if passed else "the judge did NOT pass the cut")
@@ -367,7 +367,7 @@ def _side(run: Run, name: str) -> str:
 
 
 def _points(run: Run) -> str:
-    before, after = run.number("before", "accuracy"), run.number("after", "accuracy")
+    before, after = run.number("before", run.metric), run.number("after", run.metric)
     if after is None:
         return "-"
     return f"{after:.2f} %" if before is None else f"{after:.2f} % ({after - before:+.2f})"

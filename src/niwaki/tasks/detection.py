@@ -2,10 +2,10 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, final
 
 import torch
@@ -19,8 +19,10 @@ from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Detector, Task
 from niwaki.tasks.augmentation import Augmentation
 from niwaki.tasks.average_precision import DRAWS, MOST, average_precision
-from niwaki.tasks.framing import BoxPictures, Fit, Framing, moved_back
+from niwaki.tasks.drawing import drawing, drawn_size
+from niwaki.tasks.framing import BoxPictures, Fit, Framing, learned, moved_back
 from niwaki.tasks.parts import part_of
+from niwaki.tasks.task import Shown
 from niwaki.units import device_of, run, tensors_in
 
 Batch = tuple[Tensor, tuple[Boxes, ...]]
@@ -69,6 +71,10 @@ class Reading:
                 raise InputError(f"Reading({name}={getattr(self, name)})", do="give a share from 0 to 1")
         if self.most < 1:
             raise InputError(f"Reading(most={self.most})", do="give at least 1 box")
+
+
+SHOWN, SURE = 4, Reading(confidence=0.25, overlap=0.45)
+"""Pictures in a report, and which boxes are drawn there: those that YOLO's users see."""
 
 
 @final
@@ -228,6 +234,35 @@ class Detection(Task):
             device = device_name(device_of(model))
             made[name] = Measurement(name, 100 * figure.value, "%", said, spread=spread, device=device)
         return made
+
+    def shown(self, models: Mapping[str, nn.Module], *, limit: int | None = None) -> list[Shown]:
+        """The objects on a few test pictures, and what each model is rather sure of there."""
+        pictures, count = part_of(self.splits, "test", limit, of="pictures")
+        numbers = sorted({round(at * (count - 1) / max(1, SHOWN - 1)) for at in range(SHOWN)})
+        sure = replace(self, reading=SURE)
+        found = {name: list(sure.found(model, pictures, numbers)) for name, model in models.items()}
+        shown = []
+        for place, number in enumerate(numbers):
+            one: Any = pictures[number]
+            height, width = drawn_size(one.width, one.height)
+            pixels = pictures.picture(number, height, width)
+            scale = torch.tensor([width / one.width, height / one.height] * 2)
+
+            def drawn(boxes: Boxes | Found, signs: list[str]) -> bytes:
+                return drawing(pixels, (boxes.corners * scale).tolist(), boxes.labels.tolist(), signs)  # noqa: B023
+
+            row, real = one.path.name, learned(one)
+            named = [self.splits.classes[label] for label in real.labels.tolist()]
+            shown.append(Shown(row, f"{len(real)} object{'' if len(real) == 1 else 's'}", drawn(real, named)))
+            for name, seen in found.items():
+                here = seen[place]
+                signs = [
+                    f"{self.splits.classes[label]} {score:.2f}"
+                    for label, score in zip(here.labels.tolist(), here.scores.tolist(), strict=True)
+                ]
+                words = f"{name}: {len(here)} found with a score of {SURE.confidence:g} or more"
+                shown.append(Shown(row, words, drawn(here, signs)))
+        return shown
 
     def _batches(self, numbers: Sequence[int], make: Callable[[int], tuple[Tensor, Boxes]]) -> Iterator[Batch]:
         """What `make` gives for each number, in batches, made ahead by a few threads."""

@@ -1,12 +1,25 @@
 """What a batch means: the abstract type that scores, repair and training rely on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from niwaki.measure import Measurement
+
+
+@final
+@dataclass(frozen=True)
+class Shown:
+    """A small picture for a report."""
+
+    row: str
+    """What it stands beside: pictures of one row are of one thing."""
+    words: str
+    """What it shows."""
+    jpeg: bytes
 
 
 class Task(ABC):
@@ -65,3 +78,7 @@ class Task(ABC):
         """Every metric by its name, that of `evaluate` last."""
         found = self.evaluate(model, split=split, limit=limit)
         return {found.name: found}
+
+    def shown(self, models: Mapping[str, nn.Module], *, limit: int | None = None) -> list[Shown]:
+        """A few small pictures of what each model, by its name, does on the test split; none of most tasks."""
+        return []
