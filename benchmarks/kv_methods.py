@@ -211,6 +211,27 @@ def page(rows: Rows) -> str:
         + prose((__doc__ or "").split("\n\n", 1)[1].split("\n\n", 1)[1])
     )
     for model in dict.fromkeys(row["model"] for row in rows.rows):
+        listed = [row for row in rows.rows if row["model"] == model]
+        full = next((row for row in listed if row["method"] == "whole"), listed[0])
+        depths = list(listed[0].get("retrieval", ()))
+        heads = ("method", "bytes per token", "of the whole", "old token", "saved", "bits", "perplexity")
+        heads = (*heads, "of the whole's", *(depth.replace("accuracy at", "lines at") for depth in depths))
+        lines = [
+            (
+                row["method"],
+                f"{row['bytes_per_token']:.1f}",
+                f"{row['bytes_per_token'] / full['bytes_per_token']:.1%}",
+                f"{row['bytes_per_old_token']:.1f}" if row.get("bytes_per_old_token") else "-",
+                f"{1 - row['bytes_per_old_token'] / full['bytes_per_token']:.1%}"
+                if row.get("bytes_per_old_token")
+                else "-",
+                f"{row['bits_of_a_number']:.2f}" if "bits_of_a_number" in row else "-",
+                f"{row['perplexity']:.3f}",
+                f"{row['perplexity'] / full['perplexity']:.3f}",
+                *(f"{row['retrieval'][depth]:.1f}" for depth in depths),
+            )
+            for row in listed
+        ]
         said = f"Bytes after a prompt of {full['tokens']} tokens. Perplexity: {full['definition']}."
         out += f"## {model}\n\n{said}\n\n{table(heads, lines)}\n\n"
     return out
