@@ -59,8 +59,12 @@ def budget_blocks() -> list[Any]:
 
 
 def method_blocks() -> list[Any]:
-    """Every method; those that take any network come first."""
-    return sorted((cls() for cls in block_classes("methods")), key=lambda method: not isinstance(method, OneShot))
+    """Every method, its trainings one epoch long; those that take any network come first."""
+    found = []
+    for cls in block_classes("methods"):
+        short = {field.name: 1 for field in dataclasses.fields(cls) if field.name.endswith("_epochs")}
+        found.append(cls(**short))
+    return sorted(found, key=lambda method: not isinstance(method, OneShot))
 
 
 def needs_gradients(block: Any) -> bool:

@@ -8,22 +8,32 @@ from scipy.sparse import csr_matrix
 from niwaki.budgets.rule import Atoms, Parts
 from niwaki.graph import ChannelGraph
 from niwaki.graph.groups import components
+from niwaki.graph.splits import even_parts
 from niwaki.scores import Scores
 
 Grids = Literal["rows", "columns"]
 Bundle = Literal["sum", "mean", "max"]
 Blocks = Literal["keep", "also", "only"]
+Splits = Literal["free", "even"]
 ACROSS = "rows of grids that lie across each other"
 
 
 def make_atoms(
-    graph: ChannelGraph, scores: Scores, *, grids: Grids, exact_only: bool, bundle: Bundle, blocks: Blocks = "keep"
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    grids: Grids,
+    exact_only: bool,
+    bundle: Bundle,
+    blocks: Blocks = "keep",
+    splits: Splits = "free",
 ) -> tuple[Atoms, dict[str, str]]:
     """Atoms with their scores, and why groups without atoms have none (group -> reason).
 
     Plain groups: one atom per unit. Grids, by rows: whole rows (a head with its queries, keys and values). Grids, by
     columns: one position of every row; where rows keep different positions, the lowest-scored of each row go together.
-    Blocks are the atoms of one pool: all of them may go.
+    Blocks are the atoms of one pool: all of them may go. With even splits, groups that a call splits off one axis in
+    equal parts lose their lowest-scored together, then their second lowest, and so on.
     """
     units = graph.units
     value = np.zeros(units.count)
@@ -50,6 +60,7 @@ def make_atoms(
     lengths: list[np.ndarray] = []  # of the atoms
     pools: list[np.ndarray] = []
     names: dict[int, str] = {}
+    joint = {number: part for part in (even_parts(graph) if splits == "even" else []) for number in part}
     for number, group in enumerate(graph.groups):
         if group.name in skipped or in_grid[group.ids[0]]:
             continue
@@ -59,10 +70,24 @@ def make_atoms(
         if group.units < 2:
             skipped[group.name] = "a single unit"
             continue
+        if number in joint:
+            continue
         lists.append(group.ids)
         lengths.append(np.ones(group.units, np.int64))
         pools.append(np.full(group.units, number, np.int64))
         names[number] = group.name
+
+    for part in {id(part): part for part in joint.values()}.values():
+        held = [graph.groups[number] for number in part]
+        if len({group.units for group in held}) > 1 or any(group.name in skipped for group in held):
+            for group in held:
+                skipped.setdefault(group.name, "another part of its split stays whole")
+            continue
+        ranked = [group.ids[np.lexsort((-np.arange(group.units), value[group.ids]))] for group in held]
+        lists.append(np.stack(ranked, axis=1).ravel())  # [units, parts]
+        lengths.append(np.full(held[0].units, len(held), np.int64))
+        pools.append(np.full(held[0].units, part[0], np.int64))
+        names[part[0]] = held[0].name
 
     least: dict[int, int] = {}
     keys: dict[tuple[int, ...], int] = {}

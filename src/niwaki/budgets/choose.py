@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from niwaki.budgets.atoms import Blocks, Bundle, Grids, make_atoms
+from niwaki.budgets.atoms import Blocks, Bundle, Grids, Splits, make_atoms
 from niwaki.budgets.engine import Ledger, refill, remove
 from niwaki.budgets.global_rank import GlobalRank
 from niwaki.budgets.rule import Atoms, Parts, Rule, Savings, runs
@@ -38,6 +38,7 @@ def choose(
     grids: Grids = "rows",
     bundle: Bundle = "mean",
     blocks: Blocks = "keep",
+    splits: Splits = "free",
 ) -> Plan:
     """Which units stay so that every budget holds; as many as fit stay. Warns where the whole model fits.
 
@@ -50,14 +51,21 @@ def choose(
         bundle: how the scores of the units of a row (or of one column of every row) become one.
         blocks: residual blocks that may be left out whole (`graph.blocks`): keep them all, let them go beside units of
             width, or let nothing else go. They are compared with each other as the units of one group are.
+        splits: where a call splits an axis in equal parts (`chunk`): let each keep what it keeps, or all equally many,
+            which the model's own forward asks for (else the cut model is a rewritten graph).
 
     Raises:
         BudgetError: the budgets can't be met; the message says what can.
-        UnknownNameError: unknown grids, bundle or blocks.
+        UnknownNameError: unknown grids, bundle, blocks or splits.
         InputError: `how` is no rule.
     """
     budgets = budgets_of(budget)
-    choices = {"grids": (grids, Grids), "bundle": (bundle, Bundle), "blocks": (blocks, Blocks)}
+    choices = {
+        "grids": (grids, Grids),
+        "bundle": (bundle, Bundle),
+        "blocks": (blocks, Blocks),
+        "splits": (splits, Splits),
+    }
     for name, (value, known) in choices.items():
         if value not in get_args(known):
             raise UnknownNameError.of(name, value, get_args(known))
@@ -68,7 +76,8 @@ def choose(
             do="pass a rule from niwaki.budgets, e.g. how=niwaki.budgets.Uniform()",
         )
     graph = priced(graph, budgets)
-    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, blocks=blocks)
+    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, blocks=blocks,
+                                splits=splits)  # fmt: skip
     every = np.append(np.ones(graph.units.count, bool), True)
     full = graph.widths.counts(every)
     parts = Parts.of(atoms.units)
@@ -130,7 +139,7 @@ def choose(
         "bundle": bundle,
         "blocks": blocks,
         "left_whole": dict(sorted(skipped.items())),
-    }
+    } | ({} if splits == "free" else {"splits": splits})
     return plan_of(graph, alive, budgets=budgets, decided_by=decided, grids=grids)
 
 

@@ -8,14 +8,16 @@ from typing import Any, Literal, final, get_args
 import numpy as np
 import torch
 
-from niwaki.budgets.atoms import Grids, make_atoms
+from niwaki.budgets.atoms import Grids, Splits, make_atoms
 from niwaki.budgets.choose import priced, stops_of
 from niwaki.budgets.layer_groups import Layer, LayerGroup
+from niwaki.budgets.rule import Rule
 from niwaki.errors import BudgetError, InputError, UnknownNameError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.plan import Plan
 from niwaki.scores import Scores
+from niwaki.scores.score import describe
 from niwaki.units import Budget
 
 Meet = Literal["majority", "union", "least", "mean"]
@@ -158,24 +160,31 @@ def at_pace(
     scores: Scores,
     budgets: tuple[Budget, ...],
     *,
+    how: Rule | None = None,
     pace: float = 1.0,
     grids: Grids = "rows",
+    splits: Splits = "free",
     exact_only: bool = False,
 ) -> Plan:
     """The plan in which all that goes up to a pace goes, as far as floors and multiples allow, and nothing else: the
     fractions as they are, whatever budgets would allow. Budgets must hold all the same.
 
+    Args:
+        how: whose priorities are the paces; the scores themselves, if none. Of `Uniform` a pace of 1 - q keeps the
+            share q of every layer, rounded up.
+
     Raises:
         BudgetError: one does not.
     """
     graph = priced(graph, budgets)
-    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle="mean")
+    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle="mean", splits=splits)
+    paces = atoms.score if how is None else how(atoms)
     multiple = int(np.lcm.reduce([budget.multiple for budget in budgets]))
     alive = np.ones(graph.units.count, bool)
     for pool in range(len(atoms.pools)):
         mine = np.flatnonzero(atoms.pool == pool)
-        order = mine[np.lexsort((-mine, atoms.score[mine]))]
-        wanted = int((atoms.score[mine] <= pace * (1 + 1e-12)).sum())
+        order = mine[np.lexsort((-mine, paces[mine]))]
+        wanted = int((paces[mine] <= pace * (1 + 1e-12)).sum())
         stops, _ = stops_of(atoms, order, int(atoms.least[pool]), budgets, multiple)
         fitting = stops[stops <= wanted]
         for atom in order[: fitting[-1] if fitting.size else 0].tolist():
@@ -188,7 +197,7 @@ def at_pace(
                 found=f"the fractions as they are leave {after[budget.of]:.0f} of {before[budget.of]:.0f}",
                 do="raise the fractions, or let them be scaled to the budget",
             )
-    told = {"score": scores.how, "rule": {"name": "at_pace", "pace": pace}, "grids": grids,
+    told = {"score": scores.how, "rule": {"name": "at_pace", "pace": pace, "of": how and describe(how)}, "grids": grids,
             "exact_only": exact_only, "left_whole": dict(sorted(skipped.items()))}  # fmt: skip
     return plan_of(graph, alive, budgets=budgets, decided_by=told, grids=grids)
 

@@ -34,6 +34,7 @@ from niwaki.cli.options import (
     pairs_of,
     target_of,
     training_of,
+    value_of,
 )
 from niwaki.cli.runs import (
     begin,
@@ -209,7 +210,7 @@ def compress(
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"
         raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)
-    lasting = recovery is not None or made.searches
+    lasting = recovery is not None or made.searches or made.trains
     if lasting and resumed.get() is None and first_process():
         clear(partial)
     with cleared_unless_begun(partial), stages() as (hear, step):
@@ -330,7 +331,13 @@ def method_made(method: Method, fields: dict[str, Any]) -> Any:
     hints = get_type_hints(made)
     for name, value in fields.items():
         hint = hints[name]
-        if get_origin(hint) is Literal:
+        if get_origin(hint) is tuple:
+            kind = get_args(hint)[0]
+            parts = value if isinstance(value, list) else [value_of(part) for part in str(value).split(",")]
+            fits = all(isinstance(part, (int, float) if kind is float else kind) for part in parts)
+            fields = {**fields, name: tuple(parts)}
+            wanted = f"{kind.__name__}s with commas between"
+        elif get_origin(hint) is Literal:
             fits, wanted = value in get_args(hint), ", ".join(map(str, get_args(hint)))
         else:
             kinds = {float: (int, float)}.get(hint, hint)

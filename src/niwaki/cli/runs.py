@@ -92,11 +92,12 @@ def clear(folder: Path) -> None:
 
 
 def keep_recovery(partial: Path, out: Path) -> None:
-    """Copy what the recovery said of itself to the run that ended."""
-    for file in sorted((partial / "recovery").glob("*")):
+    """Copy what the recovery, or each training of the method, said of itself to the run that ended."""
+    trainings = {file.parent for file in partial.glob("*/history.json")}
+    for file in sorted(file for folder in trainings for file in folder.iterdir()):
         if file.is_file():
-            (out / "recovery").mkdir(exist_ok=True)
-            shutil.copy2(file, out / "recovery" / file.name)
+            (out / file.parent.name).mkdir(exist_ok=True)
+            shutil.copy2(file, out / file.parent.name / file.name)
 
 
 @contextmanager
@@ -123,7 +124,7 @@ def read_record(folder: Path) -> Record:
     if place is None:
         near = nearest(folder)
         found = "no run" if folder.exists() else "no such folder" + (f"; near: {', '.join(near)}" if near else "")
-        do = "give the --out of `niwaki train`, or of a `niwaki compress` that recovers or searches"
+        do = "give the --out of `niwaki train`, or of a `niwaki compress` that trains or searches"
         raise InputError(f"resume {folder}", found=found, where=str(folder), do=do)
     try:
         data = json.loads((place / SETTINGS).read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import final
 
+from niwaki.errors import InputError
 from niwaki.graph.recorder import Record
 from niwaki.graph.trace import ChannelGraph
 from niwaki.units import tensors_in
@@ -31,7 +32,7 @@ class Stage:
 def stages_of(graph: ChannelGraph) -> tuple[Stage, ...]:
     """The stages of the traced forward, in its order. Layers without batch norm belong to none."""
     norms = [(at, record) for at, record in enumerate(graph.records) if scale_name(record) is not None]
-    reach = max((max(t.shape[2:]) for t in tensors_in(graph.example) if t.dim() > 2), default=1)
+    reach = _reach(graph)
     found: list[tuple[int, int, int, list[str]]] = []  # turn, stride, the record it begins with, scales
     turn, seen = 0, set[str]()
     for at, record in norms:
@@ -65,12 +66,31 @@ def stages_of(graph: ChannelGraph) -> tuple[Stage, ...]:
     return tuple(stage for stage in stages if stage.scales)
 
 
+def stride_at(graph: ChannelGraph, path: str) -> int:
+    """How many positions of the input one position of a module's output stands for, along an axis.
+
+    Raises:
+        InputError: the forward does not call it once, or its output has no positions.
+    """
+    values = graph.features.get(path, ())
+    stride = _stride(values[0].shape, _reach(graph)) if len(values) == 1 and values[0] is not None else None
+    if stride is None:
+        found = f"{len(values)} calls of it, or an output without positions"
+        raise InputError(f"scale of {path}", found=found, do="name a module that each forward calls once")
+    return stride
+
+
 def scale_name(record: Record) -> str | None:
     """The name of the scale of a call of batch norm; None for other calls, and where it has none."""
     if "batch_norm" not in record.name or len(record.args) < 2:
         return None
     parameter = getattr(record.args[1], "parameter", None)
     return None if parameter is None else str(parameter.name)
+
+
+def _reach(graph: ChannelGraph) -> int:
+    """The longest axis of positions of the input."""
+    return max((max(t.shape[2:]) for t in tensors_in(graph.example) if t.dim() > 2), default=1)
 
 
 def _stride(shape: tuple[int, ...], reach: int) -> int | None:

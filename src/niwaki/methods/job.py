@@ -87,6 +87,8 @@ class Method(ABC):
 
     searches: ClassVar[bool] = False
     """Whether it leaves in the job's `partial` folder what a killed search goes on from."""
+    trains: ClassVar[bool] = False
+    """Whether it trains by itself, with or without a recovery: its runs can be gone on with after a kill."""
 
     @abstractmethod
     def __call__(self, job: Job) -> "Outcome":

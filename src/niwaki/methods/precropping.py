@@ -7,7 +7,6 @@ from typing import Any, Literal, final, get_args
 
 import numpy as np
 import torch
-from torch import nn
 
 from niwaki import budgets, scores
 from niwaki.budgets import DensityWidths, Pools, TargetWidths, WidthProgram, choose
@@ -21,6 +20,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.weights import streams, weights_of
 from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.staged import trained
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.scores import Scores, Seen, WeightScore, masks
@@ -327,18 +327,3 @@ def _unmeasured(plan: Plan) -> Plan:
     if read:
         log.warning("no %s is promised: layers were measured up to their own widths, and some grow", " or ".join(read))
     return replace(plan, promised={name: value for name, value in plan.promised.items() if name not in read})
-
-
-def trained(job: Job) -> str | None:
-    """Why the network of a job seems to be trained, or None: its weights came from somewhere, or a batch norm counted
-    batches. A network without batch norm in memory can't be told from an untrained one.
-    """
-    if job.weights not in ("", "random"):
-        return f"weights from {job.weights}"
-    for name, module in job.model.named_modules():
-        count = getattr(module, "num_batches_tracked", None)
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not isinstance(count, torch.Tensor):
-            continue
-        if not count.is_meta and int(count) > 0:
-            return f"{name} has seen {int(count)} batches"
-    return None

@@ -1,0 +1,188 @@
+"""Group channel pruning and spatial attention distilling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
+
+from torch import nn
+
+from niwaki import budgets
+from niwaki.budgets import (
+    GroupThreshold,
+    Layer,
+    LayerGroup,
+    at_pace,
+    choose,
+    groups_by_scale,
+    groups_given,
+    loss_rises,
+    realised,
+    scaled_layers,
+)
+from niwaki.budgets.group_threshold import Meet
+from niwaki.distill import SpatialAttention, Weighted
+from niwaki.errors import InputError
+from niwaki.graph import ChannelGraph
+from niwaki.graph.stages import stages_of, stride_at
+from niwaki.methods.job import Job
+from niwaki.methods.staged import Staged
+from niwaki.plan import Plan
+from niwaki.pressure import LocalDecay, Pressure, Slimming
+from niwaki.scores.score import known
+from niwaki.tasks import Task
+from niwaki.units import Budget
+
+Pressing = Literal["local", "global", "constant"]
+PUBLISHED = 416
+"""Pixels of the pictures that the published weights of places are for."""
+BATCHES = 4
+"""Batches that the groups' losses are measured on."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GroupChannelPruning(Staged):
+    """Train under a pressure that lets go of large scales, cut by a threshold for each group of layers, tune, and let
+    the dense network teach by its attention maps.
+
+    For any network with batch norm. A network that is not trained is trained first.
+
+    Source: Chu et al. 2022, arXiv:2306.01526, and its official code (YOLOv4). Differs: exactly the fractions go, of
+    buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling and
+    a pyramid pooling are cut as well; the penalty is added once a step; the teacher is always in evaluation mode;
+    attention maps are compared by sums over positions. How the fractions were found is not said: they are measured here
+    unless given.
+    """
+
+    sparse_epochs: int = 200
+    """Of training under pressure; 200 in the published curves."""
+    tune_epochs: int = 50
+    """Of ordinary training after the cut; 20 to 50 in the authors' words."""
+    distil_epochs: int = 50
+    """Of training after that in which the dense network teaches."""
+    rate: float = 1e-3
+    """s of the pressure, once a step; 1e-4 loses less accuracy, the authors say."""
+    pressing: Pressing = "local"
+    """local: after the switch the largest scales keep hundredths of it; global: all scales do; constant: none."""
+    switch: float = 0.4
+    """Share of the sparse epochs up to and with which the pressure is uniform."""
+    quantile: float = 0.65
+    """Share of all scales that keep all of it afterwards."""
+    protected: float = 0.01
+    """What the others keep of it."""
+    groups: tuple[str, ...] = ()
+    """A pattern of module paths for each group of layers; none finds groups by the scale of outputs."""
+    fractions: tuple[float, ...] = ()
+    """Share of each group's scales that goes, relative to the others': they are scaled to the budget together. None
+    measures what each group costs the loss, and cuts where it costs equally little."""
+    literal: bool = False
+    """Take the fractions as they are; the budgets must hold all the same."""
+    meet: Meet = "majority"
+    """How coupled layers agree: majority (ties stay), union, least, or mean (of their scales)."""
+    floor: float = 0.01
+    """Share of its channels that every layer keeps at least, rounded up."""
+    least: int = 1
+    """Channels that every layer keeps at least; 16 in the authors' code for layers below 100 channels."""
+    backbone: float = 1e6
+    """Weight of the attention places in the backbone, but for its coarsest stage; 0 leaves them out."""
+    coarsest: float = 1e3
+    """Weight of those at the coarsest scale."""
+    pyramid: float = 1e4
+    """Weight of the others."""
+    backbone_places: tuple[str, ...] = ()
+    """Module paths; where no places are given at all, they are the modules that close the stages of the forward."""
+    coarsest_places: tuple[str, ...] = ()
+    """Module paths."""
+    pyramid_places: tuple[str, ...] = ()
+    """Module paths."""
+    resolution_free: bool = True
+    """Sum over positions, with weights that come to the published ones on pictures of 416 pixels, whatever the size is;
+    else the mean as published, which rises as pictures get smaller until nothing else is learned."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known(self, pressing=get_args(Pressing), meet=get_args(Meet))
+        LocalDecay(self.rate, self.switch, self.quantile, self.protected)
+        if self.fractions:
+            GroupThreshold(self.fractions, self.meet)
+        elif self.literal:
+            raise InputError("GroupChannelPruning(literal=True)", found="no fractions", do="give fractions, too")
+        for name in ("backbone", "coarsest", "pyramid"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"GroupChannelPruning({name}={getattr(self, name)!r})", do="give 0 or more")
+        if not 0 < self.floor <= 1 or type(self.least) is not int or self.least < 1:
+            found = f"floor={self.floor!r}, least={self.least!r}"
+            raise InputError("GroupChannelPruning's floor", found=found, do="give a share in (0, 1] and a count from 1")
+
+    def pressure(self, layers: Sequence[Layer]) -> Pressure:
+        names = tuple(layer.name for layer in layers)
+        if self.pressing == "constant":
+            return Slimming(self.rate, scales=names)
+        quantile = self.quantile if self.pressing == "local" else 0.0
+        return LocalDecay(self.rate, self.switch, quantile, self.protected, (names,))
+
+    def losses(self, graph: ChannelGraph) -> tuple[Weighted, ...]:
+        how = SpatialAttention(over="sum" if self.resolution_free else "mean")
+        found = []
+        for weight, places in zip((self.backbone, self.coarsest, self.pyramid), self.places(graph), strict=True):
+            if weight and self.resolution_free:
+                found += [Weighted(how, weight * (stride_at(graph, p) / PUBLISHED) ** 2, taps=(p,)) for p in places]
+            elif weight and places:
+                found.append(Weighted(how, weight, taps=places))
+        return tuple(found)
+
+    def places(self, graph: ChannelGraph) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """Modules whose maps are compared: in the backbone, at the coarsest scale, elsewhere."""
+        given = (self.backbone_places, self.coarsest_places, self.pyramid_places)
+        if any(given):
+            return given
+        stages = [stage for stage in stages_of(graph) if stage.place is not None and stage.turn <= 2]
+        deep = max((stage.stride for stage in stages), default=1)
+        parts: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for stage in stages:
+            parts[1 if stage.stride == deep else 0 if stage.turn == 0 else 2].append(str(stage.place))
+        first, second, third = (tuple(dict.fromkeys(part)) for part in parts)
+        return first, second, third
+
+    def layer_groups(self, graph: ChannelGraph, layers: Sequence[Layer]) -> tuple[LayerGroup, ...]:
+        """The groups that share a threshold."""
+        return groups_given(self.groups, layers) if self.groups else groups_by_scale(graph, layers)
+
+    def choose(self, graph: ChannelGraph, model: nn.Module, task: Task | None, job: Job) -> budgets.Choose:
+        layers = scaled_layers(graph, model)
+        groups = self.layer_groups(graph, layers)
+        if self.fractions:
+            how = GroupThreshold(self.fractions, self.meet)
+        elif task is None:
+            how = GroupThreshold((0.5,) * len(groups), self.meet)
+        else:
+            batches = task.calibration(BATCHES, job.seed)
+            how = GroupThreshold(
+                rises=loss_rises(model, layers, groups, batches=batches, loss=task.loss), meet=self.meet
+            )
+        paces = how(graph, layers, groups)
+
+        def choosing(now: ChannelGraph, asked: tuple[Budget, ...]) -> Plan:
+            more: dict[str, Any] = {"grids": self.grids, "splits": "even", "exact_only": self.exact_only}
+            floors = (Budget(keep=1.0, of="units", floor=self.floor), Budget(keep=1.0, of="units", floor=self.least))
+            if self.literal:
+                return at_pace(now, paces, (*asked, *floors), **more)
+            return choose(now, paces, (*asked, *floors), how=budgets.GlobalRank(normalise="none"), **more)
+
+        return choosing
+
+    def told(self, graph: ChannelGraph, plan: Plan, sparse: nn.Module) -> dict[str, Any]:
+        layers = scaled_layers(graph, sparse)
+        groups = self.layer_groups(graph, layers)
+        return {"layer_groups": realised(graph, plan, layers, groups), "mixed": mixed(graph, groups)}
+
+
+def mixed(graph: ChannelGraph, groups: Sequence[LayerGroup]) -> dict[str, list[str]]:
+    """Groups of units whose layers are in several groups of layers -> which voted."""
+    home = {name: group.name for group in groups for name in group.scales}
+    found = {}
+    for group in graph.groups:
+        voted = {home[m.tensor] for m in group.members if m.role == "scale" and m.tensor in home}
+        if len(voted) > 1:
+            found[group.name] = sorted(voted)
+    return found

@@ -1,0 +1,286 @@
+"""The common body of methods of several trainings: dense, sparse, then, after the cut, tuned and taught."""
+
+import logging
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from torch import nn
+
+from niwaki import budgets
+from niwaki.budgets import Layer, scaled_layers
+from niwaki.distill import Distilled, Weighted
+from niwaki.distill.taps import module_at
+from niwaki.errors import InputError, NothingChangedWarning, Setting
+from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.skeleton import copy_with, like
+from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.steps import Steps
+from niwaki.plan import Plan
+from niwaki.pressure import Pressure
+from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
+from niwaki.scores.score import known
+from niwaki.surgery import surgery_of
+from niwaki.surgery.cut import eager_door
+from niwaki.tasks import Task
+from niwaki.train import Checkpoints, Recovery
+from niwaki.units import Budget
+
+log = logging.getLogger(__name__)
+
+DENSE, SPARSE, TUNE, DISTIL = "dense", "sparse", "tune", "distil"
+ROWS = {DENSE: "dense training", SPARSE: "sparse training", TUNE: "fine-tuning", DISTIL: "distillation"}
+"""What the reports call the trainings."""
+QUIET = 0.01
+"""A scale this far below the median of all counts as gone; none there means that the pressure was too weak."""
+RISING = 3
+"""Epochs in a row with a rising loss that are worth a warning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged(Method):
+    """What methods of several trainings share. Each training has its folder of checkpoints in a run, so that a killed
+    run goes on in the training that it was killed in; 0 epochs leave a training out.
+
+    The job's recovery, where there is one, says how all of them train, and how many epochs the last of them has.
+
+    Raises:
+        InputError: epochs below 0.
+    """
+
+    trains: ClassVar[bool] = True
+    dense_epochs: int = 100
+    """Of ordinary training before all else, of networks that are not trained yet; others leave it out."""
+    sparse_epochs: int = 100
+    """Of training under pressure."""
+    tune_epochs: int = 100
+    """Of ordinary training after the cut."""
+    distil_epochs: int = 100
+    """Of training after that in which the dense network teaches."""
+    fold: Literal["shift", "mean", "none"] = "shift"
+    """What removed channels still put out goes into what reads them: as if their scales were zero (shift), by their
+    mean over the calibration batches (mean), or not at all."""
+    grids: Literal["rows", "columns"] = "rows"
+    """Where an axis is a grid: whole rows or equally many columns of every row."""
+    exact_only: bool = False
+    """Leave groups whole whose removal changes more than zeroing does."""
+
+    def __post_init__(self) -> None:
+        known(self, fold=("shift", "mean", "none"), grids=("rows", "columns"))
+        for name in ("dense_epochs", "sparse_epochs", "tune_epochs", "distil_epochs"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise InputError(f"{type(self).__name__}({name}={value!r})", do="give 0 or more epochs")
+
+    @abstractmethod
+    def pressure(self, layers: Sequence[Layer]) -> Pressure:
+        """What the sparse training presses with."""
+
+    @abstractmethod
+    def losses(self, graph: ChannelGraph) -> tuple[Weighted, ...]:
+        """By what the dense network teaches, places among it; none leave the teacher out."""
+
+    @abstractmethod
+    def choose(self, graph: ChannelGraph, model: nn.Module, task: Task | None, job: Job) -> budgets.Choose:
+        """What chooses by the scales of `model`; without a task, as well as can be without data (to see whether the
+        budgets can be met)."""
+
+    def told(self, graph: ChannelGraph, plan: Plan, sparse: nn.Module) -> dict[str, Any]:
+        """What the report says of the plan."""
+        return {}
+
+    def __call__(self, job: Job) -> Outcome:
+        """Run the method.
+
+        Raises:
+            InputError: no task to train on; nothing that batch norms scale; places that are none.
+            BudgetError: the budgets can't be met; said before anything is trained.
+        """
+        task = _needed(job, self)
+        steps = Steps(job, self)
+        graph = trace(job.model, job.example, protect=job.protect)
+        steps.done("trace")
+        layers = scaled_layers(graph, job.model)
+        for one in self.losses(graph):
+            for _, path in one.pairs:
+                module_at(job.model, path)
+        if not set(budgets.TIMES) & {budget.of for budget in job.budget}:  # what is measured, is known afterwards
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NothingChangedWarning)
+                self._refuse_rewritten(job, graph, self.choose(graph, job.model, None, job)(graph, job.budget))
+        trainings = Trainings(self, job, steps)
+
+        why = trained(job)
+        dense = job.model
+        if why is None and self.dense_epochs:
+            dense = owned(job.model)
+            trainings(DENSE, dense, task)
+        elif why is None:
+            log.warning("the network is not trained, and dense_epochs=0: it can't teach well")
+        if steps.stages:
+            steps.before = steps.stages[-1].measurements
+        else:
+            steps.look_before()
+        sparse = dense
+        if self.sparse_epochs:
+            sparse = owned(dense)
+            trainings(SPARSE, sparse, task, pressure=self.pressure(layers))
+            warn_of_scales(dense, sparse, layers, trainings.histories[SPARSE])
+
+        plan, graph = steps.planned(graph, lambda now: self.choose(now, sparse, task, job))
+        small = steps.cut(sparse, plan)
+        steps.look("cut", small, "measure cut")
+        unfolded = self._repaired(job, task, steps, sparse, small, plan)
+        if self.tune_epochs:
+            trainings(TUNE, small, task)
+        taught: dict[str, float] = {}
+        if self.distil_epochs:
+            own = self.losses(graph) if steps.receipt is not None and steps.receipt.door == "eager" else ()
+            losses = (*own, *job.distill)
+            task_of = task if not losses else Distilled(task, dense, losses, plan, small, seed=job.seed)
+            if isinstance(task_of, Distilled):
+                taught = shares_of(task_of, small, job)
+            trainings(DISTIL, small, task_of)
+        details = {**self.told(graph, plan, sparse), "trainings": trainings.histories, "losses_at_first": taught}
+        last = next(reversed(trainings.histories.values()), None)
+        return steps.outcome(small, plan, graph, history=last, unfolded=unfolded, details=details)
+
+    def _refuse_rewritten(self, job: Job, graph: ChannelGraph, plan: Plan) -> None:
+        """Refuse, before anything is trained, a network that can be cut as a rewritten graph only, where its own
+        modules are needed afterwards.
+        """
+        if self.fold == "none" and not (self.distil_epochs and self.losses(graph)):
+            return
+        why = eager_door(job.model, plan)
+        if why is not None:
+            raise InputError(
+                f"{type(self).__name__} of {type(job.model).__name__}",
+                found=f"it can be cut as a rewritten graph only, whose modules are others: {why}",
+                do=("protect that layer, or leave out folding and teaching: ", Setting("fold", "none"), ", ",
+                    Setting("distil_epochs", 0)),
+            )  # fmt: skip
+
+    def _repaired(
+        self, job: Job, task: Task, steps: Steps, sparse: nn.Module, small: nn.Module, plan: Plan
+    ) -> tuple[str, ...]:
+        """Constants folded and batch norm estimated again, as asked for; layers that could not take their constant."""
+        unfolded: tuple[str, ...] = ()
+
+        def inputs() -> list[Any]:
+            return [task.inputs(batch) for batch in task.calibration(job.calibration, job.seed)]
+
+        if surgery_of(small).door != "eager":  # its modules are not those that were tried at first
+            log.warning("cut as a rewritten graph: constants are not folded, and places inside can't be compared")
+        elif self.fold != "none":
+            batches = inputs()[:1] if self.fold == "shift" else inputs()
+            unfolded = repair(small, batches, how=FoldedConstants(self.fold), model=sparse, plan=plan)
+            if unfolded:
+                log.info("constants not folded into %s", ", ".join(unfolded))
+            steps.done("fold")
+            steps.look("folded constants", small, "measure folded")
+        if job.repair:
+            BatchNormStatistics()(small, inputs())
+            steps.done("repair")
+            steps.look("batch-norm", small, "measure repaired")
+        return unfolded
+
+
+@final
+class Trainings:
+    """The trainings of one run, each with its own folder, history and row of measurements."""
+
+    def __init__(self, method: Staged, job: Job, steps: Steps) -> None:
+        self.job, self.steps = job, steps
+        self.how = job.recovery or Recovery(decayed="weights")
+        own = {stage: getattr(method, f"{stage}_epochs") for stage in ROWS}
+        if job.recovery is not None:
+            last = next((stage for stage in (DISTIL, TUNE, SPARSE, DENSE) if own[stage]), DISTIL)
+            own[last] = job.recovery.epochs
+        self.epochs: dict[str, int] = own
+        self.histories: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, stage: str, model: nn.Module, task: Any, *, pressure: Pressure | None = None) -> None:
+        """Train `model` in place, from the newest checkpoint of this stage where there is one, and measure it."""
+        job, how = self.job, replace(self.how, epochs=self.epochs[stage])
+        if pressure is not None:  # no decay on what is pressed, and no end before the schedule's
+            watch = None if how.validation is None else replace(how.validation, patience=None)
+            how = replace(how, decayed="weights", validation=watch)
+            log.info("%s, once in each of the optimiser's steps (%d batches)", pressure, how.accumulate)
+        if job.partial is not None:
+            how = replace(how, folder=str(job.partial / stage), checkpoints=how.checkpoints or Checkpoints())
+        elif how.folder is not None:
+            how = replace(how, folder=f"{how.folder}/{stage}")
+        mode = model.training
+        history = how(model, task, progress=job.steps, resume=job.partial is not None, pressure=pressure)
+        model.train(mode)
+        settings = replace(how, folder=None, checkpoints=None).to_json()
+        self.histories[stage] = {**history.to_json(), "settings": settings}
+        self.steps.done(ROWS[stage])
+        self.steps.look(ROWS[stage], model, f"measure after {ROWS[stage]}")
+
+
+def owned(model: nn.Module) -> nn.Module:
+    """A copy with its own tensors."""
+    return copy_with(model, lambda tensor: like(tensor, tensor.detach().clone()))
+
+
+def trained(job: Job) -> str | None:
+    """Why the network of a job seems to be trained, or None: its weights came from somewhere, or a batch norm counted
+    batches. A network without batch norm in memory can't be told from an untrained one.
+    """
+    if job.weights not in ("", "random"):
+        return f"weights from {job.weights}"
+    for name, module in job.model.named_modules():
+        count = getattr(module, "num_batches_tracked", None)
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not isinstance(count, torch.Tensor):
+            continue
+        if not count.is_meta and int(count) > 0:
+            return f"{name} has seen {int(count)} batches"
+    return None
+
+
+def in_multiples(budget: Sequence[Budget], multiple: int) -> tuple[Budget, ...]:
+    """Budgets under which every cut group keeps a multiple of `multiple`, besides their own."""
+    return tuple(replace(one, multiple=math.lcm(one.multiple, multiple)) for one in budget)
+
+
+def shares_of(task: Distilled, small: nn.Module, job: Job) -> dict[str, float]:
+    """The parts of a taught loss on one batch, before the first step: how they compare."""
+    with torch.no_grad():
+        parts = task.parts(small, task.calibration(1, job.seed)[0])
+    found = {name: float(value) for name, value in parts.items()}
+    log.info("loss at first: %s", ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    return found
+
+
+def warn_of_scales(dense: nn.Module, sparse: nn.Module, layers: Sequence[Layer], history: dict[str, Any]) -> None:
+    """Say where the pressure was too weak to tell channels apart, or so strong that it broke what it pressed."""
+    named, before = dict(sparse.named_parameters()), dict(dense.named_parameters())
+    sizes = {layer.name: named[layer.name].detach().abs() for layer in layers}
+    every = torch.cat([size.flatten() for size in sizes.values()])
+    if not bool((every < QUIET * every.median()).any()):
+        log.warning("no scale is below %g of their median: the pressure was weak, and pruning will be destructive; "
+                    "raise its rate or its epochs", QUIET)  # fmt: skip
+    gone = [
+        name for name, size in sizes.items() if float(size.max()) < QUIET * float(before[name].detach().abs().max())
+    ]
+    if gone:
+        log.warning("all scales of %s collapsed: try a tenth of the rate", ", ".join(gone[:4]))
+    losses = [epoch["loss"] for epoch in history["epochs"]]
+    rising = [all(losses[i + k + 1] > losses[i + k] for k in range(RISING)) for i in range(len(losses) - RISING)]
+    if any(rising):
+        log.warning("the loss rose for %d epochs in a row under pressure: try a tenth of the rate", RISING)
+
+
+def _needed(job: Job, method: Staged) -> Task:
+    if job.task is None:
+        raise InputError(
+            f"{type(method).__name__} without data",
+            found="it trains before and after the cut",
+            do=("give ", Setting("data", written="a task")),
+        )
+    return job.task

@@ -1,0 +1,255 @@
+"""The two methods of several trainings, on small networks: their stages, their refusals, and going on after a break."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import niwaki
+from niwaki.distill import ChannelWise, SpatialAttention, Weighted
+from niwaki.errors import BudgetError, InputError, UnknownNameError
+from niwaki.methods import GroupChannelPruning, YOLOv8CWD
+from niwaki.methods.staged import warn_of_scales
+from niwaki.pressure import LocalDecay, Slimming
+from niwaki.tasks import Classification
+from niwaki.train import Recovery
+
+EPOCHS = {"dense_epochs": 1, "sparse_epochs": 1, "tune_epochs": 1, "distil_epochs": 1}
+ROWS = ["dense training", "sparse training", "cut", "folded constants", "batch-norm", "fine-tuning", "distillation"]
+HALF = niwaki.Budget(keep=0.5, of="params")
+
+
+class Net(nn.Module):
+    """Strides 1, 2 and 4; the last two layers of stride 1 are added."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = self.block(1, 8), self.block(8, 8), self.block(8, 12, 2), self.block(12, 16, 2)
+        self.head = nn.Linear(16, 10)
+
+    @staticmethod
+    def block(before, after, stride=1):
+        return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(self.d(self.c(x + self.b(x))).mean((2, 3)))
+
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Classification(niwaki.data.open("digits"), batch=32)
+
+
+def made(method, task, **settings):
+    settings = {"budget": HALF, "recovery": Recovery(epochs=1, limit=3), "limit": 40, **settings}
+    return niwaki.compress(settings.pop("model", None) or net(), task.example(), method=method, task=task, **settings)
+
+
+METHODS = [GroupChannelPruning(**EPOCHS), YOLOv8CWD(**EPOCHS, multiple=2)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_every_stage_is_a_row(method, task, tmp_path):
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = made(method, task, model=model)
+    assert [stage.stage for stage in found.stages] == ROWS and found.receipt.passed
+    assert all("accuracy" in stage.measurements for stage in found.stages)
+    assert found.before == found.stages[0].measurements
+    assert found.after["params"].value == found.plan.promised["params"] <= 0.5 * found.before["params"].value
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert set(found.details["trainings"]) == {"dense", "sparse", "tune", "distil"}
+    assert set(found.details["losses_at_first"]) > {"task"}
+    found.save(tmp_path / "run")
+    loaded = niwaki.load(tmp_path / "run", net)
+    pictures = torch.rand(2, 1, 8, 8)
+    assert torch.equal(loaded.eval()(pictures), found.model.eval()(pictures))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_stages_can_be_left_out(method, task):
+    model = net()
+    with torch.no_grad():
+        model(torch.rand(4, 1, 8, 8))  # batch norms have counted: it passes for trained
+    bare = replace(method, sparse_epochs=0, tune_epochs=0, distil_epochs=0, fold="none")
+    found = made(bare, task, model=model, repair=False)
+    assert [stage.stage for stage in found.stages] == ["cut"] and found.history is None
+    tuned = replace(method, sparse_epochs=0, distil_epochs=0)
+    rows = [stage.stage for stage in made(tuned, task, model=model).stages]
+    assert rows == ["cut", "folded constants", "batch-norm", "fine-tuning"]
+
+
+def test_the_recovery_says_how_long_the_last_training_is(task):
+    found = made(METHODS[1], task, recovery=Recovery(epochs=2, limit=2, lr=0.02))
+    lengths = {stage: len(history["epochs"]) for stage, history in found.details["trainings"].items()}
+    assert lengths == {"dense": 1, "sparse": 1, "tune": 1, "distil": 2}
+    assert {history["settings"]["lr"] for history in found.details["trainings"].values()} == {0.02}
+    assert found.details["trainings"]["sparse"]["settings"]["decayed"] == "weights"
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_run_that_broke_in_every_training_goes_on_to_the_same_bits(method, task, tmp_path):
+    """Three batches a training: it breaks in the dense one, then in the sparse one, in the tuning, in the teaching."""
+    whole = made(method, task)
+
+    def stop_at(count):
+        heard = []
+
+        def stop(done, of, words):
+            heard.append(done)
+            if len(heard) == count:
+                raise Stopped
+
+        return stop
+
+    for count in (2, 5, 5, 5):  # a training that ended is not done again; one that broke begins at its checkpoint
+        with pytest.raises(Stopped):
+            made(method, task, partial=tmp_path / "run", steps=stop_at(count))
+    found = made(method, task, partial=tmp_path / "run")
+    assert found.plan.kept == whole.plan.kept
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, found.model.state_dict()[name]), name
+    assert [s.stage for s in found.stages] == ROWS
+    assert [s.measurements["accuracy"].value for s in found.stages] == [
+        s.measurements["accuracy"].value for s in whole.stages
+    ]
+
+
+def test_what_the_teacher_says_counts(task):
+    """With alpha 0 nothing is taught."""
+    alone = made(replace(METHODS[1], alpha=0.0), task)
+    assert alone.details["losses_at_first"] == {}
+    taught = made(METHODS[1], task)
+    assert any(not torch.equal(t, taught.model.state_dict()[n]) for n, t in alone.model.state_dict().items())
+
+
+def test_places_and_weights_are_found_by_scale(task):
+    graph = niwaki.trace(net(), torch.zeros(1, 1, 32, 32))
+    group, framework = GroupChannelPruning(), YOLOv8CWD()
+    assert group.places(graph) == (("b", "c"), ("d",), ())
+    published = replace(group, resolution_free=False).losses(graph)
+    assert published == (Weighted(SpatialAttention(), 1e6, ("b", "c")), Weighted(SpatialAttention(), 1e3, ("d",)))
+    # a mean over (416 / stride)^2 positions is a sum times its inverse
+    assert [(one.weight, one.taps) for one in group.losses(graph)] == [
+        (pytest.approx(1e6 / 416**2), ("b",)), (pytest.approx(1e6 / 208**2), ("c",)),
+        (pytest.approx(1e3 / 104**2), ("d",)),
+    ]  # fmt: skip
+    assert framework.losses(graph) == (Weighted(ChannelWise(4.0), 5 / 3, ("b", "c", "d")),)
+    given = replace(group, pyramid_places=("c",), pyramid=2.0, resolution_free=False)
+    assert given.losses(graph) == (Weighted(SpatialAttention(), 2.0, ("c",)),)
+    with pytest.raises(UnknownNameError, match="module to tap 'neck'"):
+        made(replace(METHODS[1], places=("neck",)), task)
+
+
+def test_pressures_press_what_can_be_cut():
+    graph = niwaki.trace(net(), torch.zeros(1, 1, 8, 8), protect=("a",))
+    layers = niwaki.budgets.scaled_layers(graph, net())
+    names = ("c.1.weight", "d.1.weight")  # b is added to what is protected
+    assert GroupChannelPruning().pressure(layers) == LocalDecay(sets=(names,))
+    assert GroupChannelPruning(pressing="global").pressure(layers) == LocalDecay(quantile=0.0, sets=(names,))
+    assert GroupChannelPruning(pressing="constant").pressure(layers) == Slimming(1e-3, scales=names)
+    assert YOLOv8CWD(schedule="increasing").pressure(layers) == Slimming(1e-4, "increasing", scales=names)
+
+
+def test_one_share_of_every_layer(task):
+    found = made(YOLOv8CWD(**EPOCHS, share=0.5, multiple=1), task, budget=niwaki.Budget(keep=1.0))
+    assert {name: len(kept) for name, kept in found.plan.kept.items()} == {"a.0": 4, "c.0": 6, "d.0": 8}
+    with pytest.raises(BudgetError, match="the fractions as they are leave"):
+        made(YOLOv8CWD(**EPOCHS, share=0.5, multiple=1), task, budget=niwaki.Budget(keep=0.1))
+
+
+def test_fractions_as_they_are_and_scaled(task):
+    """Groups by scale: strides 1 (16 scales), 2 (12) and 4 (16); coupled layers need both to let a channel go."""
+    method = GroupChannelPruning(**EPOCHS, fractions=(0.0, 0.5, 0.25))
+    found = made(replace(method, literal=True), task, budget=niwaki.Budget(keep=1.0))
+    assert found.details["layer_groups"] == [
+        {"group": "stride 1", "layers": 2, "channels": 16, "kept": 16},
+        {"group": "stride 2", "layers": 1, "channels": 12, "kept": 6},
+        {"group": "stride 4", "layers": 1, "channels": 16, "kept": 12},
+    ]
+    scaled = made(method, task, budget=niwaki.Budget(keep=0.6, of="params"))
+    assert scaled.after["params"].value <= 0.6 * scaled.before["params"].value
+    assert scaled.details["layer_groups"][0]["kept"] == 16
+    mixed = made(GroupChannelPruning(**EPOCHS, groups=("a*", "[bcd]*")), task)
+    assert mixed.details["mixed"] == {"a.0": ["[bcd]*", "a*"]}
+
+
+def test_without_data_or_batch_norm_nothing_begins(task):
+    for method in METHODS:
+        with pytest.raises(
+            InputError, match=r"without data; found: it trains before and after the cut; do: give a task"
+        ):
+            niwaki.compress(net(), task.example(), method=method, budget=HALF)
+        bare = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+        with pytest.raises(InputError, match=r"never there, or folded into the convolutions"):
+            made(method, task, model=bare)
+        with pytest.raises(BudgetError):
+            made(method, task, budget=niwaki.Budget(keep=0.001))
+
+
+class Views(Net):
+    """A width is written out in the forward."""
+
+    def forward(self, x):
+        return self.head(self.d(self.c(self.a(x)).view(-1, 12, 4, 4)).mean((2, 3)))
+
+
+def test_a_forward_that_needs_another_is_refused_before_it_trains(task):
+    heard = []
+    with pytest.raises(InputError, match="a rewritten graph only"):
+        made(METHODS[1], task, model=Views(), steps=lambda *words: heard.append(words))
+    assert heard == []
+
+
+def test_warnings_of_scales(caplog):
+    dense, sparse = net(), net()
+    layers = niwaki.budgets.scaled_layers(niwaki.trace(dense, torch.zeros(1, 1, 8, 8)), dense)
+    quiet = {"epochs": [{"loss": 1.0}]}
+    with caplog.at_level(logging.WARNING):
+        warn_of_scales(dense, sparse, layers, quiet)
+        assert "the pressure was weak" in caplog.text
+        caplog.clear()
+        sparse.a[1].weight.data[0] = 1e-4
+        warn_of_scales(dense, sparse, layers, quiet)
+        assert caplog.text == ""
+        sparse.c[1].weight.data.fill_(1e-4)
+        warn_of_scales(dense, sparse, layers, {"epochs": [{"loss": float(i)} for i in range(4)]})
+        assert "all scales of c.1.weight collapsed" in caplog.text and "rose for 3 epochs in a row" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (YOLOv8CWD, {"tune_epochs": -1}, "0 or more epochs"),
+        (YOLOv8CWD, {"rate": 0.0}, "a rate above 0"),
+        (YOLOv8CWD, {"schedule": "falling"}, "known: decreasing, increasing, constant"),
+        (YOLOv8CWD, {"temperature": 0.0}, "temperature above 0"),
+        (YOLOv8CWD, {"alpha": -1.0}, "alpha=-1.0"),
+        (YOLOv8CWD, {"share": 1.5}, "what every layer keeps"),
+        (YOLOv8CWD, {"multiple": 0}, "a whole number from 1"),
+        (YOLOv8CWD, {"fold": "sum"}, "known: shift, mean, none"),
+        (GroupChannelPruning, {"quantile": 1.0}, "quantile=1.0"),
+        (GroupChannelPruning, {"pressing": "soft"}, "known: local, global, constant"),
+        (GroupChannelPruning, {"meet": "vote"}, "known: majority, union, least, mean"),
+        (GroupChannelPruning, {"fractions": (1.0,)}, "no share in"),
+        (GroupChannelPruning, {"literal": True}, "no fractions"),
+        (GroupChannelPruning, {"backbone": -1.0}, "backbone=-1.0"),
+        (GroupChannelPruning, {"floor": 0.0}, "floor=0.0"),
+        (GroupChannelPruning, {"least": 0}, "least=0"),
+    ],
+)
+def test_settings_out_of_range(kind, settings, message):
+    with pytest.raises(InputError, match=message):
+        kind(**settings)
