@@ -59,10 +59,10 @@ def budget_blocks() -> list[Any]:
 
 
 def method_blocks() -> list[Any]:
-    """Every method, its trainings one epoch long; those that take any network come first."""
+    """Every method, its trainings one epoch long, in any widths; those that take any network come first."""
     found = []
     for cls in block_classes("methods"):
-        short = {field.name: 1 for field in dataclasses.fields(cls) if field.name.endswith("_epochs")}
+        short = {f.name: 1 for f in dataclasses.fields(cls) if f.name.endswith("_epochs") or f.name == "multiple"}
         found.append(cls(**short))
     return sorted(found, key=lambda method: not isinstance(method, OneShot))
 

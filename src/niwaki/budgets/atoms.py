@@ -78,16 +78,16 @@ def make_atoms(
         names[number] = group.name
 
     for part in {id(part): part for part in joint.values()}.values():
-        held = [graph.groups[number] for number in part]
-        if len({group.units for group in held}) > 1 or any(group.name in skipped for group in held):
-            for group in held:
+        sides = [graph.groups[number] for number in part]
+        if len({group.units for group in sides}) > 1 or any(group.name in skipped for group in sides):
+            for group in sides:
                 skipped.setdefault(group.name, "another part of its split stays whole")
             continue
-        ranked = [group.ids[np.lexsort((-np.arange(group.units), value[group.ids]))] for group in held]
+        ranked = [group.ids[np.lexsort((-np.arange(group.units), value[group.ids]))] for group in sides]
         lists.append(np.stack(ranked, axis=1).ravel())  # [units, parts]
-        lengths.append(np.full(held[0].units, len(held), np.int64))
-        pools.append(np.full(held[0].units, part[0], np.int64))
-        names[part[0]] = held[0].name
+        lengths.append(np.full(sides[0].units, len(sides), np.int64))
+        pools.append(np.full(sides[0].units, part[0], np.int64))
+        names[part[0]] = sides[0].name
 
     least: dict[int, int] = {}
     keys: dict[tuple[int, ...], int] = {}
