@@ -13,7 +13,7 @@ import niwaki
 from niwaki.data import Samples, open_samples
 from niwaki.distill import Logits, Weighted
 from niwaki.errors import InputError, NotFiniteError, OutOfMemoryError, UnknownNameError
-from niwaki.tasks import Depth, Multitask, Normals, Segmentation
+from niwaki.tasks import Boundary, Depth, Multitask, Normals, Segmentation
 from niwaki.train import Recovery
 
 
@@ -50,6 +50,23 @@ def test_depth_by_hand():
     assert figures["delta1"].value == pytest.approx(100 * 2 / 3)
     assert head.figures(head.sums(-output, target))["delta1"].value == 0.0
     assert head.loss(output, torch.zeros(1, 2, 2)).item() == 0.0
+
+
+def test_boundary_by_hand():
+    head = Boundary(positive=3.0)
+    output, target = pixels(0.0, LN2, -LN2, 5.0), torch.tensor([[[1, 1], [0, 255]]])
+    # probabilities 1/2, 2/3 and 1/3 of the target 1, 1, 0; the first two count three times, the fourth not
+    wanted = (3 * math.log(2) + 3 * math.log(3 / 2) + math.log(3 / 2)) / 7
+    assert head.loss(output, target).item() == pytest.approx(wanted)
+    assert head.loss(output[:, 0], target).item() == pytest.approx(wanted)
+    # told: the second alone (0 is no); there: two
+    assert head.figures(head.sums(output, target))["f1"].value == pytest.approx(100 * 2 * 1 / (1 + 2))
+    assert math.isnan(head.figures(torch.zeros(4))["f1"].value) and head.higher
+    assert head.loss(output, torch.full((1, 2, 2), 255)).item() == 0.0
+    with pytest.raises(InputError, match="boundary of shape"):
+        head.loss(output, target[:, :1])
+    with pytest.raises(InputError, match="positive=0"):
+        Boundary(positive=0.0)
 
 
 def test_normals_by_hand():

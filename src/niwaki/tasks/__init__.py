@@ -1,7 +1,7 @@
 """What a batch means: loss, metric, inputs."""
 
 from niwaki.tasks.detector import Detector
-from niwaki.tasks.heads import Depth, Head, Normals, Segmentation
+from niwaki.tasks.heads import Boundary, Depth, Head, Normals, Segmentation
 from niwaki.tasks.task import Task
 
 # isort: split
@@ -18,6 +18,7 @@ from niwaki.tasks.reading import Cached, Whole
 from niwaki.tasks.retrieval import Retrieval
 
 __all__ = [
+    "Boundary",
     "Augmentation",
     "Cached",
     "Classification",

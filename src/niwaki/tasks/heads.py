@@ -115,6 +115,59 @@ class Segmentation(Head):
 
 @final
 @dataclass(frozen=True)
+class Boundary(Head):
+    """Whether a pixel lies on a boundary: output [batch, 1, h, w] or [batch, h, w], above 0 for yes; target 1, 0, or
+    `ignore`. Binary cross-entropy; the F-measure of pixels on the boundary, at an output of 0, nothing forgiven.
+
+    Raises:
+        InputError: a weight of pixels not above 0, shapes that do not fit.
+    """
+
+    name: str = "boundary"
+    weight: float = 1.0
+    """Of the loss, above 0."""
+    positive: float = 1.0
+    """What a pixel on a boundary counts in the loss beside one off it: boundaries are few."""
+    ignore: int = 255
+    """The target of a pixel that counts nowhere."""
+
+    def __post_init__(self) -> None:
+        _weighted(self)
+        if not 0 < self.positive < float("inf"):
+            raise InputError(f"Boundary(positive={self.positive!r})", do="give a weight above 0")
+
+    @property
+    def higher(self) -> bool:
+        return True
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        output, target, there = self._fitted(output, target)
+        wanted = (target == 1).float()
+        each = functional.binary_cross_entropy_with_logits(output.float(), wanted, reduction="none")
+        weights = there * (1 + (self.positive - 1) * wanted)
+        return (each * weights).sum() / weights.sum().clamp(min=1e-12)
+
+    def sums(self, output: Tensor, target: Tensor) -> Float[Tensor, " sums"]:
+        output, target, there = self._fitted(output, target)
+        told, right = (output > 0)[there], (target == 1)[there]
+        return torch.stack([(told & right).sum(), told.sum(), right.sum(), there.sum()]).double()
+
+    def figures(self, sums: Float[Tensor, " sums"]) -> dict[str, Figure]:
+        both, told, right, count = sums.tolist()
+        share = _over(2 * both, told + right)
+        where = f"{int(right)} of {int(count)} pixels on a boundary"
+        return {"f1": Figure(100 * share, "%", f"F-measure of pixels told to lie on a boundary; {where}")}
+
+    def _fitted(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        target = target.to(output.device).long()
+        plain = output.squeeze(1) if output.dim() == 4 and output.shape[1] == 1 else output
+        if plain.shape != target.shape:
+            raise _unfit(self.name, output, tuple(target.shape))
+        return plain, target, target != self.ignore
+
+
+@final
+@dataclass(frozen=True)
 class Depth(Head):
     """A distance for each pixel: output [batch, 1, h, w] or [batch, h, w], target alike, above 0 where it is known.
     Mean absolute difference; mean relative difference, and the share of pixels whose ratio is below 1.25.

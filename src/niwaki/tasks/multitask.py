@@ -59,7 +59,7 @@ class Multitask(Task):
     splits: SampleSplits
     """Where the pictures and targets come from; see `niwaki.data.open_samples`."""
     heads: tuple[Head, ...]
-    """What is told: `niwaki.tasks.Segmentation`, `Depth`, `Normals`, or a `Head` of your own."""
+    """What is told: `niwaki.tasks.Segmentation`, `Boundary`, `Depth`, `Normals`, or a `Head` of your own."""
     batch: int = 8
     """Pictures in a batch, in training and in evaluation."""
     reference: Mapping[str, float] | None = None
