@@ -18,8 +18,8 @@ from niwaki.tasks.reading import Cached, Whole
 from niwaki.tasks.retrieval import Retrieval
 
 __all__ = [
-    "Boundary",
     "Augmentation",
+    "Boundary",
     "Cached",
     "Classification",
     "Custom",
