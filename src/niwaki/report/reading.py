@@ -55,6 +55,24 @@ SHAPE: dict[str, Any] = {
         "rounds": [{"promised": float, "measured": float}],
     },
     "history": {"epochs": [dict]},
+    "search": {
+        "rounds": [
+            {
+                "base": dict,
+                "reached": bool,
+                "selected": dict,
+                "steps": [
+                    {
+                        "group": str,
+                        "size": float,
+                        "allowance": float,
+                        "accepted": int,
+                        "trials": [{"count": float, "losses": dict, "task": str, "rise": float}],
+                    }
+                ],
+            }
+        ]
+    },
     "exports": dict,
     "unknown": [{"operation": str, "module": str, "where": str}],
     "data_reads": [dict],

@@ -97,7 +97,7 @@ class Step:
         return {task: max(value, self.taken.losses[task]) for task, value in self.reference.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; numbers that are not finite as text."""
+        """Plain data; what is no number is null."""
         trials = [
             {**asdict(one), "losses": {t: _said(v) for t, v in one.losses.items()}, "rise": _said(one.rise)}
             for one in self.trials
@@ -107,7 +107,13 @@ class Step:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Step":
         trials = tuple(
-            Trial(**{**one, "losses": {t: float(v) for t, v in one["losses"].items()}, "rise": float(one["rise"])})
+            Trial(
+                **{
+                    **one,
+                    "losses": {t: math.nan if v is None else float(v) for t, v in one["losses"].items()},
+                    "rise": math.inf if one["rise"] is None else float(one["rise"]),
+                }
+            )
             for one in data["trials"]
         )
         return cls(**{**data, "trials": trials})
@@ -307,5 +313,5 @@ def _rise(loss: float, before: float) -> float:
     return loss / before - 1 if math.isfinite(loss) else math.inf
 
 
-def _said(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+def _said(value: float) -> float | None:
+    return value if math.isfinite(value) else None
