@@ -5,14 +5,14 @@ import inspect
 import pytest
 
 import niwaki.tasks
-from niwaki.tasks import Cached, Facts, Head, Task, Whole
+from niwaki.tasks import Augmentation, Cached, Detector, Facts, Head, Reading, Task, Whole
 
-PARTS = (Head, Facts, Whole, Cached)
-"""What tasks are made of: heads, what is hidden in a text, and ways to read one."""
+PARTS = (Head, Facts, Whole, Cached, Augmentation, Detector, Reading)
+"""What tasks are made of: heads, what is hidden in a text, ways to read one, and detectors."""
 TASKS = [
     kind
     for name in niwaki.tasks.__all__
-    if (kind := getattr(niwaki.tasks, name)) is not Task and not issubclass(kind, PARTS)
+    if (kind := getattr(niwaki.tasks, name)) is not Task and not set(PARTS) & set(kind.__mro__)
 ]
 
 
