@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import niwaki
 from niwaki.boxes import Boxes
@@ -128,6 +129,80 @@ def test_bins_of_distance_stay_with_protect_and_are_missed_without(ultralytics):
     pictures, things = pictures_and_things()
     with pytest.raises(InputError, match=r"bins of distance.*protect=loaded\.protect"):
         loaded.detector.losses(bare, pictures, things)
+
+
+def test_networks_that_were_rewritten_train_too(ultralytics):
+    """A ranking over all layers leaves halves of different widths, which only the second door of `cut` can make."""
+    loaded = niwaki.models.load("ultralytics:yolov8n.yaml?nc=3", shape=SMALL)
+    for module in loaded.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.1, 1.0)
+    small = niwaki.compress(
+        loaded.model,
+        loaded.example,
+        method=niwaki.methods.NormScale(rule="global_rank"),
+        budget=niwaki.Budget(keep=0.4, of="params"),
+        protect=loaded.protect,
+    ).model
+    assert type(small) is not type(loaded.model)
+    pictures, things = pictures_and_things()
+    with pytest.raises(InputError, match=r"model\.train\(\) first"):
+        loaded.detector.losses(small, pictures, things)
+    parts = loaded.detector.losses(small.train(), pictures, things)
+    assert parts.keys() == {"box", "class", "dfl"} and all(part > 0 for part in parts.values())
+    sum(parts.values()).backward()
+    assert all(p.grad is not None for n, p in small.named_parameters() if "dfl" not in n)
+    found = loaded.detector.found(small, pictures, confidence=0.0, overlap=1.0, most=7)
+    assert [len(one) for one in found] == [7] * 4 and small.training
+    # the pattern gives the loss of the network that it was made of
+    whole = loaded.model.train()
+    expected = loaded.detector.losses(whole, pictures, things)
+    rewritten = nn.Module()
+    rewritten.model = whole.model
+    rewritten.forward = whole.forward
+    again = loaded.detector.losses(rewritten, pictures, things)
+    assert again.keys() == expected.keys() and all(torch.allclose(again[k], expected[k], rtol=1e-3) for k in again)
+
+
+@pytest.mark.parametrize(
+    "classes, head, params, gmacs",
+    [
+        (10, "box", 6_734_182, 10.43),
+        (10, "none", 6_478_822, 9.89),
+        (10, "all", 7_982_374, 13.43),
+        (80, "box", 6_754_552, 10.49),
+    ],
+)
+def test_yolov8m_halved_everywhere_is_the_published_size(ultralytics, classes, head, params, gmacs):
+    """25.86 M parameters become 6.4 to 7.0 M (published: 6.85 M); 10 or 13 M would mean that coupled channels stay.
+
+    By which branches of the head stay as wide as they are: the box's (as in the yaml's rule for half widths), none, all.
+    """
+    loaded = niwaki.models.load(f"ultralytics:yolov8m.yaml?nc={classes}", shape=(3, 640, 640))
+    model = loaded.model
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    assert whole == {80: 25_902_640, 10: 25_862_110}[classes]
+    hidden = {"none": (), "box": ("model.22.cv2.*",), "all": ("model.22.cv2.*", "model.22.cv3.*")}[head]
+    graph = niwaki.trace(model, loaded.example, protect=(*loaded.protect, *hidden))
+    assert graph.macs == {80: 39_468_364_800, 10: 39_355_468_800}[classes] and not graph.unknown
+    fixed = {group.name for group in graph.groups if group.fixed and not group.name.startswith("model.22.")}
+    assert fixed == {"model.0.conv"}, "only the picture's channels stay in backbone and neck"
+    scores = niwaki.score(graph, niwaki.collect(model, graph, frozenset()), how=niwaki.scores.Random())
+    plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units"), how=niwaki.budgets.Uniform())
+    assert plan.promised["params"] == params
+    assert plan.promised["macs"] / 1e9 == pytest.approx(gmacs, abs=0.006)
+    if head != "box":
+        return
+    assert 6.4e6 < params < 7.0e6
+    small = niwaki.cut(model, plan)
+    assert type(small) is type(model) and sum(parameter.numel() for parameter in small.parameters()) == params
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        small(torch.zeros(1, 3, 320, 320))  # a quarter of the places
+    assert counter.get_total_flops() == 2 * plan.promised["macs"] // 4
+    for block in small.model:
+        if type(block).__name__ == "C2f":
+            assert block.cv1.conv.out_channels == 2 * block.c
+            assert all(inner.cv2.conv.out_channels == block.c for inner in block.m)
 
 
 def test_what_does_not_fit_is_refused(ultralytics):

@@ -16,7 +16,7 @@ from torch import nn
 from niwaki.errors import FileDamagedError, InputError, MissingExtraError, NotFiniteError, UnknownNameError
 from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 from niwaki.models.checkpoint import fit_state_
-from niwaki.models.ultralytics_detector import UltralyticsDetector
+from niwaki.models.ultralytics_detector import UltralyticsDetector, pattern_of
 from niwaki.models.ultralytics_file import Pickled, damaged, read_pickled, refuse_unsafe
 
 SIZE = 320  # a multiple of every stride, and a quarter of the work of the usual 640
@@ -78,7 +78,6 @@ class Ultralytics(ModelSource):
         for module in model.modules():
             if hasattr(type(module), "export"):
                 module.export = True
-        detector = UltralyticsDetector(model.model[-1].nc) if kind == "DetectionModel" else None
         size, assumed = SIZE, USUAL
         if pickled is not None:
             trained_on = pickled.settings.get("imgsz")
@@ -88,8 +87,10 @@ class Ultralytics(ModelSource):
                 model.names = pickled.names
             if stored:
                 self._fit_(model, pickled)
-        if detector is not None:
+        detector = None
+        if kind == "DetectionModel":
             model.args = default_settings(pickled.settings if pickled is not None else {})
+            detector = UltralyticsDetector(model.model[-1].nc, pattern_of(model))
         usual = (channels, *IMAGENET_SHAPE[1:]) if task == "classify" else (channels, size, size)
         return Built(
             model,

@@ -1,8 +1,9 @@
 """How detectors of ultralytics are trained and read: by the package's own loss and decoding."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
@@ -16,6 +17,7 @@ from niwaki.units import tensors_in
 
 WRAPPED = ("module", "_orig_mod")  # by data-parallel wrappers and by torch.compile
 CALLED = {"cls": "class"}
+BINS = "dfl.conv.weight"  # of every head but those of 26
 
 
 @final
@@ -29,17 +31,24 @@ class UltralyticsDetector:
 
     classes: int
     """Of the head."""
+    pattern: Any = field(default=None, compare=False, repr=False)
+    """A network without layers (see `pattern_of`), whose loss serves what `torch.export` wrote when it cut."""
 
     def losses(self, model: nn.Module, pictures: Tensor, targets: Sequence[Boxes]) -> dict[str, Tensor]:
         """`box`, `class` and `dfl` (26: `l1`) of `[batch, 3, rows, columns]` pictures from 0 to 1, with their gains.
 
+        A network that `torch.export` wrote takes the loss while training only: in evaluation it has no raw outputs.
+
         Raises:
             InputError: another network, labels out of range, or as many targets as pictures are not there.
         """
-        network, head = self._network(model)
+        network = self._network(model)
         batch = _batch(targets, pictures, self.classes)
-        with _raw(head):
+        with _raw(network.model[-1]):
             predictions = model(pictures)
+        if not isinstance(predictions, (dict, tuple)):
+            found = "decoded boxes, where the loss reads what was not decoded yet"
+            raise InputError("the loss of a detector of ultralytics", found=found, do="call model.train() first")
         with _arguments(network):
             weighted, told = network.init_criterion()(predictions, {"img": pictures, **batch})
         if weighted.dim() == 0:  # of packages that give the sum alone
@@ -51,7 +60,6 @@ class UltralyticsDetector:
     @torch.no_grad()
     def found(self, model: nn.Module, pictures: Tensor, *, confidence: float, overlap: float, most: int) -> list[Found]:
         """Boxes as the head decodes them, each class that is at least `confidence` a box of its own."""
-        self._network(model)
         with _evaluating(model):
             decoded = tensors_in(model(pictures))[0]  # [batch, 4 + classes, boxes]
         if decoded.dim() != 3 or decoded.shape[1] != 4 + self.classes:
@@ -71,26 +79,41 @@ class UltralyticsDetector:
             for one in decoded.float().transpose(1, 2)
         ]
 
-    def _network(self, model: nn.Module) -> tuple[Any, Any]:
-        """The package's network inside wrappers, and its head."""
-        network: Any = model
-        while not hasattr(network, "init_criterion"):
-            inside = next((getattr(network, name) for name in WRAPPED if hasattr(network, name)), None)
-            if inside is None:
-                found = f"a {type(model).__name__}, which has no loss of the package"
-                do = "give the network itself; one that was cut by `torch.export` is only run"
-                raise InputError("a detector of ultralytics", found=found, do=do)
-            network = inside
-        head = network.model[-1]
-        if getattr(head, "nc", None) != self.classes:
-            found = f"a head of {getattr(head, 'nc', 'no')} classes, where {self.classes} are meant"
-            raise InputError("a detector of ultralytics", found=found, do="give the detector of this network")
-        bins = getattr(getattr(head, "dfl", None), "conv", None)
-        if bins is not None and not bins.weight.flatten().equal(torch.arange(len(bins.weight[0])).to(bins.weight)):
+    def _network(self, model: nn.Module) -> Any:
+        """The package's network inside wrappers, or the pattern with the parameters of this one."""
+        if any(
+            not weight.flatten().equal(torch.arange(weight.numel()).to(weight))
+            for name, weight in model.named_parameters()
+            if name.endswith(BINS)
+        ):
             found = "a head without some of its bins of distance, which the loss counts on"
             do = "cut it again with protect=loaded.protect"
             raise InputError("a detector of ultralytics", found=found, do=do)
-        return network, head
+        network: Any = model
+        while not hasattr(network, "init_criterion"):
+            inside = next((getattr(network, name) for name in WRAPPED if hasattr(network, name)), None)
+            if inside is not None:
+                network = inside
+            elif self.pattern is not None and all(name.startswith("model.") for name, _ in network.named_parameters()):
+                given, network = network, copy.copy(self.pattern)
+                network.__dict__["parameters"] = given.parameters  # where the loss asks for the device
+            else:
+                found = f"a {type(model).__name__}, which has no loss of the package"
+                raise InputError("a detector of ultralytics", found=found, do="give a network of ultralytics:NAME")
+        classes = getattr(network.model[-1], "nc", None)
+        if classes != self.classes:
+            found = f"a head of {classes or 'no'} classes, where {self.classes} are meant"
+            raise InputError("a detector of ultralytics", found=found, do="give the detector of this network")
+        return network
+
+
+def pattern_of(network: Any) -> Any:
+    """`network` without its layers and tensors: what the package's loss asks of it besides what it puts out."""
+    head, bare = copy.copy(network.model[-1]), copy.copy(network)
+    for module in (head, bare):
+        module.__dict__.update(_parameters={}, _buffers={}, _modules={})
+    bare._modules["model"] = [head]
+    return bare
 
 
 def _batch(targets: Sequence[Boxes], pictures: Tensor, classes: int) -> dict[str, Tensor]:
