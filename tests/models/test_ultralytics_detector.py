@@ -176,7 +176,7 @@ def test_networks_that_were_rewritten_train_too(ultralytics):
 def test_yolov8m_halved_everywhere_is_the_published_size(ultralytics, classes, head, params, gmacs):
     """25.86 M parameters become 6.4 to 7.0 M (published: 6.85 M); 10 or 13 M would mean that coupled channels stay.
 
-    By which branches of the head stay as wide as they are: the box's (as in the yaml's rule for half widths), none, all.
+    By which branches of the head stay as they are: the box's (as in the yaml's rule for half widths), none, all.
     """
     loaded = niwaki.models.load(f"ultralytics:yolov8m.yaml?nc={classes}", shape=(3, 640, 640))
     model = loaded.model
