@@ -44,8 +44,8 @@ def start(words, cwd):
 
 
 def written(folder):
-    """What changes with every checkpoint."""
-    return sorted(path.name for path in folder.glob("checkpoints/*")) if folder.is_dir() else []
+    """What changes with every checkpoint, of one training or of several."""
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("**/checkpoints/*"))
 
 
 def killed(words, cwd, folder, after):
@@ -75,19 +75,19 @@ def finished(words, cwd):
     return said
 
 
-def survives(cwd, words, kills, seed, *, partial=False):
+def survives(cwd, words, kills, seed, *, partial=""):
     """The weights at the end, after so many kills, are those of a run without any."""
     (cwd / "nets.py").write_text(NETS)
     pictures, labels = load_digits(return_X_y=True)
     np.savez(cwd / "digits.npz", x=(pictures * 15).astype(np.uint8).reshape(-1, 8, 8), y=labels)
     with contextlib.chdir(cwd):  # in this process: another one is another life, not another result
         assert main([*words, "--out", "whole"]) == 0
-    folder = cwd / ("broken.partial/recovery" if partial else "broken")
+    folder = cwd / (partial or "broken")
     moments, halves = random.Random(seed), 0
     for number in range(kills):
         life = ("resume", "broken") if number else (*words, "--out", "broken")
         assert killed(life, cwd, folder, moments.uniform(0, 0.25)), f"it ended before kill {number + 1}"
-        halves += any(name.startswith(".aside") for name in written(folder))
+        halves += any("/.aside" in name for name in written(folder))
     assert not (cwd / "broken/report.json").exists()
     finished(("resume", "broken"), cwd)
     assert (cwd / "broken/model.safetensors").read_bytes() == (cwd / "whole/model.safetensors").read_bytes()
@@ -100,7 +100,15 @@ def test_a_training_killed_twice_ends_with_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_a_compression_killed_in_its_recovery_ends_with_the_same_bits(tmp_path):
-    survives(tmp_path, (*COMPRESS, "--recover", "6"), 1, seed=1, partial=True)
+    survives(tmp_path, (*COMPRESS, "--recover", "6"), 1, seed=1, partial="broken.partial/recovery")
+
+
+@pytest.mark.slow
+def test_a_compression_of_several_trainings_killed_thrice_ends_with_the_same_bits(tmp_path):
+    epochs = [f"{stage}_epochs=4" for stage in ("dense", "sparse", "tune", "distil")]
+    method = ("--method", "yolov8_cwd", "--keep", "0.8", "--of", "params", "--set", "multiple=1", "--recover", "4")
+    words = (*COMPRESS, *method, *(word for name in epochs for word in ("--set", name)))
+    survives(tmp_path, words, 3, seed=3, partial="broken.partial")
 
 
 @pytest.mark.slow

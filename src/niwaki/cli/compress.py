@@ -333,10 +333,11 @@ def method_made(method: Method, fields: dict[str, Any]) -> Any:
         hint = hints[name]
         if get_origin(hint) is tuple:
             kind = get_args(hint)[0]
-            parts = value if isinstance(value, list) else [value_of(part) for part in str(value).split(",")]
+            split = str(value).split(",")
+            parts = value if isinstance(value, list) else split if kind is str else [value_of(part) for part in split]
             fits = all(isinstance(part, (int, float) if kind is float else kind) for part in parts)
             fields = {**fields, name: tuple(parts)}
-            wanted = f"{kind.__name__}s with commas between"
+            wanted = f"{'texts' if kind is str else 'numbers'} with commas between"
         elif get_origin(hint) is Literal:
             fits, wanted = value in get_args(hint), ", ".join(map(str, get_args(hint)))
         else:
