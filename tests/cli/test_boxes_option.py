@@ -95,21 +95,31 @@ def test_train_compress_and_measure(run, folder):
     assert page.count("data:image") == page.count("<img") and len(page) < 300_000
     assert f"AP50 {after:.2f} →" in page
     settings = json.loads((folder / "c" / "settings.json").read_text())["task"]
-    assert settings["class"] == "Detection" and settings["fit"] == "letterbox" and settings["size"] == [32, 32]
+    assert settings["class"] == "Detection" and settings["fit"] == "squash" and settings["size"] == [32, 32]
 
     taken = run("measure", "c", *DATA, "--runs", "0", "--json")
     assert taken.code == 0, taken.err
     assert taken.data["AP50"]["value"] == pytest.approx(report["after"]["AP50"]["value"])
-    squashed = run(
-        "measure", "c", "--data", "yolo:set/data.yaml?fit=squash", "--runs", "0", "--limit-test", "3", "--json"
+    framed = run(
+        "measure", "c", "--data", "yolo:set/data.yaml?fit=letterbox", "--runs", "0", "--limit-test", "3", "--json"
     )
-    assert "3 of 5 pictures of the test split, in a frame of 32 x 32 (squash)" in squashed.data["AP"]["definition"]
+    assert "3 of 5 pictures of the test split, in a frame of 32 x 32 (letterbox)" in framed.data["AP"]["definition"]
 
 
 def test_sensitivity(run, folder):
     found = run("sensitivity", "darknet:net.cfg", *DATA, "--shares", "0.5", "--json")
     assert found.code == 0, found.err
     assert found.data["metric"] == "AP50" and len(found.data["rows"]) == 3
+
+
+def test_random_detectors_are_built_for_the_classes_of_the_data(run, folder):
+    ssd = "torchvision:ssdlite320_mobilenet_v3_large"
+    found = run("measure", ssd, *DATA, "--input", "1x3x64x64", "--runs", "0", "--limit-test", "1", "--json")
+    assert found.code == 0, found.err
+    assert f"{ssd}?num_classes=3: built for the 2 classes of the data" in " ".join(found.err.split())
+    assert found.data["AP50"]["value"] < 100 and "64 x 64 (letterbox)" in found.data["AP50"]["definition"]
+    found = run("measure", f"{ssd}?num_classes=5", *DATA, "--input", "1x3x64x64", "--runs", "0")
+    assert found.code == 2 and "the network tells 4, the data have 2" in " ".join(found.err.split())
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ SPLITS = SimpleNamespace(train=PICTURES, val=PICTURES, test=PICTURES, classes=("
 class Told:
     """Finds what it was told of each picture, which it knows by its colour; sure by its network's parameter."""
 
-    classes = 1
+    classes, fit = 1, "letterbox"
 
     def __init__(self, *of, error=None):
         self.of, self.error, self.batches = of, error, []

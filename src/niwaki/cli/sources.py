@@ -25,6 +25,8 @@ BATCH, DETECTED = 128, 16
 """Samples in a batch, and pictures in one of a detector, unless said."""
 OF_BOXES = ("fit", "together", "val", "test", "images")
 """Settings of pictures with boxes: of the frame, and of `niwaki.data.open_boxes`."""
+CLASSES = {"ultralytics": ("nc", 0), "torchvision": ("num_classes", 1)}
+"""Arguments of detectors' builders for the number of classes, and how many are not the data's (background)."""
 CHANGES = {"none": None, "flip": Augmentation(mosaic=0.0), "mosaic": Augmentation()}
 """Of a detector's training pictures: what --augment names."""
 
@@ -79,7 +81,8 @@ def ask(
         wanted = run.shape
     splits = None
     if spec is not None and data.is_boxes(spec):
-        return _placed(_detecting(opened(shape=wanted), spec, normalisation, split), place)
+        named = partial(open_network, factory=factory, checkpoint=checkpoint, seed=seed, shape=wanted)
+        return _placed(_detecting(named, source, spec, (normalisation, split)), place)
     if spec is not None and wanted is None:
         splits = _data(spec, None, normalisation, split)
         wanted = (1, *splits.shape)
@@ -168,8 +171,9 @@ def _reading(
     return _placed(Asked(loaded, example, splits, network.run), place)
 
 
-def _detecting(network: Network, spec: str, normalisation: str | None, seed: int) -> Asked:
+def _detecting(named: Callable[[str], Network], source: str, spec: str, asked: tuple[str | None, int]) -> Asked:
     """A detector, and the pictures with boxes that it looks at: `yolo:FOLDER/data.yaml?fit=squash&together=prefix`."""
+    normalisation, seed = asked
     if normalisation is not None:
         found, do = "pictures with boxes as data", "leave it out: detectors see colours from 0 to 1"
         raise InputError(f"--normalisation {normalisation}", found=found, do=do)
@@ -177,15 +181,23 @@ def _detecting(network: Network, spec: str, normalisation: str | None, seed: int
     settings = pairs_of(rest.split("&"), f"--data {place}?") if rest else {}
     if unknown := sorted(set(settings) - set(OF_BOXES)):
         raise UnknownNameError.of("setting of pictures with boxes", unknown[0], OF_BOXES)
+    network = named(source)
     loaded = network.loaded
     if loaded.detector is None:
-        do = "use a detector of darknet: or ultralytics:, or niwaki.tasks.Detection with a Detector of your own"
+        do = "use a detector of darknet:, ultralytics: or torchvision:; in Python, niwaki.tasks.Detection takes yours"
         found = f"{loaded.source} is no detector that niwaki knows how to train and read"
         raise InputError(f"--data {place}", found=found, do=do)
     said = (network.run.settings.get("task") or {}).get("fit") if network.run is not None else None
-    fit = settings.pop("fit", None) or said or getattr(loaded.detector, "fit", "letterbox")
+    fit = settings.pop("fit", None) or said or loaded.detector.fit
     splits = data.open_boxes(place, seed=seed, **settings)
-    return Asked(loaded, network.example, splits, network.run, fit)
+    kind, count = source.partition(":")[0], len(splits.classes)
+    if loaded.detector.classes != count and loaded.weights == "random" and kind in CLASSES:
+        argument, more = CLASSES[kind]
+        if f"{argument}=" not in source.partition("?")[2]:
+            source += f"{'&' if '?' in source else '?'}{argument}={count + more}"
+            say(f"{source}: built for the {count} classes of the data")
+            network = named(source)
+    return Asked(network.loaded, network.example, splits, network.run, fit)
 
 
 def task_of(

@@ -13,6 +13,7 @@ from niwaki.errors import InputError
 from niwaki.models.darknet_heads import Raw, YoloHead
 from niwaki.models.suppression import box_operations, suppressed
 from niwaki.models.targets import refuse_targets
+from niwaki.tasks.framing import Fit
 from niwaki.units import tensors_in
 
 
@@ -64,6 +65,10 @@ class DarknetDetector:
     @property
     def classes(self) -> int:
         return self.heads[0].classes
+
+    @property
+    def fit(self) -> Fit:
+        return "squash"
 
     def losses(self, model: nn.Module, pictures: Tensor, targets: Sequence[Boxes]) -> dict[str, Tensor]:
         """`box`, `objectness` and `class` of `[batch, 3, rows, columns]` pictures from 0 to 1, weighted.

@@ -10,6 +10,7 @@ import torch
 
 from niwaki.errors import MissingExtraError, UnknownNameError
 from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
+from niwaki.models.torchvision_detector import detector_of
 from niwaki.units import Example
 
 # What single families take instead of 224 x 224; from their builders' own defaults.
@@ -21,6 +22,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "raft_large": (3, 128, 128),
     "raft_small": (3, 128, 128),
 }
+COCO = 91
+"""Classes of torchvision's detectors unless said, background among them."""
 CLIP = (3, 16, 224, 224)  # frames of video networks
 
 
@@ -64,6 +67,7 @@ class Torchvision(ModelSource):
             self._example(builder.__module__, model),
             ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
             assumed="" if self.shape or bound else USUAL,
+            detector=detector_of(model, int(self.arguments.get("num_classes") or COCO)),
         )
 
     def _example(self, module: str, model: Any) -> Example:

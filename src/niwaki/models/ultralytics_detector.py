@@ -13,6 +13,7 @@ from niwaki.boxes import Boxes, Found
 from niwaki.errors import InputError
 from niwaki.models.suppression import box_operations, suppressed
 from niwaki.models.targets import refuse_targets
+from niwaki.tasks.framing import Fit
 from niwaki.units import tensors_in
 
 WRAPPED = ("module", "_orig_mod")  # by data-parallel wrappers and by torch.compile
@@ -33,6 +34,10 @@ class UltralyticsDetector:
     """Of the head."""
     pattern: Any = field(default=None, compare=False, repr=False)
     """A network without layers (see `pattern_of`), whose loss serves what `torch.export` wrote when it cut."""
+
+    @property
+    def fit(self) -> Fit:
+        return "letterbox"
 
     def losses(self, model: nn.Module, pictures: Tensor, targets: Sequence[Boxes]) -> dict[str, Tensor]:
         """`box`, `class` and `dfl` (26: `l1`) of `[batch, 3, rows, columns]` pictures from 0 to 1, with their gains.

@@ -95,8 +95,9 @@ class Detection(Task):
     """How the network's family is trained and read; `niwaki.models.load(...).detector`."""
     size: int | tuple[int, int] = 640
     """Of the frame in pixels: one side, or height and width."""
-    fit: Fit = "letterbox"
-    """"letterbox" keeps proportions and puts grey around; "squash" fills the frame (darknet's networks)."""
+    fit: Fit | None = None
+    """"letterbox" keeps proportions and puts grey around; "squash" fills the frame; None: as the detector's family has
+    it (darknet's networks squash)."""
     batch: int = 16
     """Pictures in a batch, in training and in evaluation."""
     augment: Augmentation | None = field(default_factory=Augmentation)
@@ -111,7 +112,9 @@ class Detection(Task):
             raise InputError("train a detector", found="an empty training split", do="give some training pictures")
         if self.detector.classes != len(self.splits.classes):
             found = f"the network tells {self.detector.classes}, the data have {len(self.splits.classes)}"
-            do = "build the network for the classes of the data"
+            do = (
+                "build the network for them: ultralytics:NAME?nc=N, torchvision:NAME?num_classes=N+1, classes= of a cfg"
+            )
             raise InputError("detect as many classes as there are", found=found, do=do)
         assert self.frame.height  # refuses sizes and fits that are none
 
@@ -119,7 +122,7 @@ class Detection(Task):
     def frame(self) -> Framing:
         """What every picture is fitted into."""
         height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        return Framing(height, width, self.fit)
+        return Framing(height, width, self.fit or self.detector.fit)
 
     @property
     def steps(self) -> int:
@@ -220,7 +223,7 @@ class Detection(Task):
         read = self.reading
         where = (
             f"{asked} objects on {count} of {len(pictures)} pictures of the {split} split, in a frame of "
-            f"{self.frame.width} x {self.frame.height} ({self.fit}); boxes of score {read.confidence:g} or more, "
+            f"{self.frame.width} x {self.frame.height} ({self.frame.fit}); boxes of score {read.confidence:g} or more, "
             f"non-maximum suppression at {read.overlap:g}, {min(read.most, MOST)} of a picture at most"
         )
         made = {}

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from niwaki.boxes import Boxes, Found
+from niwaki.tasks.framing import Fit
 
 
 @runtime_checkable
@@ -20,6 +21,10 @@ class Detector(Protocol):
     @property
     def classes(self) -> int:
         """Of how many classes it tells boxes."""
+
+    @property
+    def fit(self) -> Fit:
+        """How the family's users fit pictures into a frame."""
 
     def losses(
         self, model: nn.Module, pictures: Float[Tensor, "n 3 h w"], targets: Sequence[Boxes]
