@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, and who of several processes writes them."""
 
 import difflib
+import errno
 import json
 import os
 import shlex
@@ -18,6 +19,10 @@ SEARCH = "search.json"
 """What a search found so far, in the folder of a run under way."""
 PICTURES = "pictures"
 """The folder of a run that holds what its task has to show."""
+PLAN, WEIGHTS = "plan.json", "model.safetensors"
+"""And the plan, and the network's tensors."""
+TRAINED = "train"
+"""What the report of a training calls its method."""
 PARTIAL = ".partial"
 UNENDED = "a run that did not end"
 
@@ -88,6 +93,22 @@ def write_text(file: Path, text: str) -> Path:
     except OSError as error:
         raise InputError(f"write {file}", found=str(error), do="give a file in a folder you may write to") from error
     return file
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Refuse a place where no file can be written, before anything is worked out; nothing is left there.
+
+    Raises:
+        InputError: a folder is there, or the system says no.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        there = next(folder for folder in file.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        found = error.strerror or type(error).__name__
+        raise InputError(f"write {file}", found=found, do="choose a place where files can be made") from error
 
 
 def _mask() -> int:

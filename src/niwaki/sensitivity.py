@@ -89,6 +89,24 @@ class Sensitivity:
         return [(name, tuple(sorted(rows, key=lambda row: -row.kept))) for name, rows in listed]
 
 
+def refuse(shares: Sequence[float], how: Score, *, data: bool) -> None:
+    """Refuse what can't be whatever the model is.
+
+    Raises:
+        InputError: shares outside (0, 1); a score that needs data where there are none.
+    """
+    if not shares or any(type(share) is not float or not 0 < share < 1 for share in shares):
+        said = Setting("shares", ",".join(map(str, shares)), f"sensitivity(shares={list(shares)})")
+        do = ("give e.g. ", Setting("shares", "0.75,0.5", "(0.75, 0.5)"))
+        raise InputError((said,), found="not between 0 and 1", do=do)
+    if Need.GRADIENT in how.needs and not data:
+        raise InputError(
+            (Setting("score", type(how).__name__.lower(), f"sensitivity(how={type(how).__name__}())"),),
+            found="its score needs gradients",
+            do=("give ", Setting("data", written="a task")),
+        )
+
+
 def sensitivity(
     model: nn.Module,
     example: Any,
@@ -127,18 +145,9 @@ def sensitivity(
         >>> [(row.group, row.units, row.kept) for row in found.rows], found.metric
         ([('0#2', 8, 4)], 'output change')
     """
-    if not shares or any(type(share) is not float or not 0 < share < 1 for share in shares):
-        said = Setting("shares", ",".join(map(str, shares)), f"sensitivity(shares={list(shares)})")
-        do = ("give e.g. ", Setting("shares", "0.75,0.5", "(0.75, 0.5)"))
-        raise InputError((said,), found="not between 0 and 1", do=do)
+    refuse(shares, how, data=task is not None)
     graph = trace(model, example, protect=protect)
     gradients = Need.GRADIENT in how.needs
-    if gradients and task is None:
-        raise InputError(
-            (Setting("score", type(how).__name__.lower(), f"sensitivity(how={type(how).__name__}())"),),
-            found="its score needs gradients",
-            do=("give ", Setting("data", written="a task")),
-        )
     batches = task.calibration(16, seed) if task is not None and gradients else None
     needs = how.needs | {Need.WEIGHT}  # weights that are no numbers are refused, whatever is read of them
     scores = score(graph, collect(model, graph, needs, batches=batches, loss=task.loss if task else None), how=how)

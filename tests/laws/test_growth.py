@@ -34,6 +34,12 @@ REFUSED = {
     "interleaved": {"conv"},
 }
 """Case -> groups that may be copied by the graph, and by no door."""
+STAY = {
+    *("explicit_softmax", "cross_attention", "shifted_windows", "einsum_heads", "baddbmm", "linear_attention"),
+    *("deformable_attention", "deformable_heads", "bias_by_method", "maxout"),
+    *("channel_shuffle", "grouped_transposed", "strided_groups", "only_one_layer", "every_second", "interleaved"),
+}
+"""Cases without any other group that may be copied: heads, groups of channels, widths that a forward holds."""
 
 
 def candidates(graph: Any) -> list[Any]:
@@ -53,6 +59,7 @@ def wider(graph: Any, groups: list[Any]) -> np.ndarray:
 def law(case: Case) -> None:
     model, example, graph = trace(case, exact=True)
     groups = [group for group in candidates(graph) if group.name not in REFUSED.get(case.name, ())]
+    assert bool(groups) == (case.name not in STAY), f"{len(groups)} groups grow"
     if not groups:
         return
     times = wider(graph, groups)
@@ -135,6 +142,7 @@ def test_some_grow_where_others_are_cut(case: Case) -> None:
         if group.multiple == 1:
             times[group.ids[: group.units // 2]] = 0
     plan = plan_of(graph, times)
+    assert bool(plan.grows) == (case.name not in STAY)
     if not plan.grows:
         return
     big = niwaki.cut(model, plan)

@@ -106,10 +106,12 @@ def test_slabs_without_what_they_span_are_not_regular() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["residual_add", "dense_concat", "grouped_convolution", "gpt", "llama", "split_glu", "unet", "depthwise"]
-)
+    "name",
+    ["residual_add", "dense_concat", "grouped_convolution", "split_glu", "unet", "depthwise", "vision_transformer",
+     "talking_heads", "experts"],
+)  # fmt: skip
 def test_where_it_holds_the_full_check_does(name: str) -> None:
-    """Whatever number of a module is set otherwise."""
+    """Whatever number of a module is set otherwise; it does hold of each of these networks as it was cut."""
     case = named(name)
     model, example = case.make(), case.example()
     graph = niwaki.trace(model, example)
@@ -117,6 +119,7 @@ def test_where_it_holds_the_full_check_does(name: str) -> None:
     alive, given = alive_of(graph, plan), example_of(graph, model)
     sizes = Sizes(stays_of(graph, alive))
     small = niwaki.cut(model, plan)
+    assert replays(small, graph, alive, given, sizes), "nothing would be compared"
     for module in (None, *small.modules()):
         numbers = [k for k, v in vars(module).items() if type(v) is int and v > 1] if module is not None else [""]
         for attribute in numbers:
@@ -127,3 +130,17 @@ def test_where_it_holds_the_full_check_does(name: str) -> None:
                 assert (seen.problem, seen.scales) == (None, ()), attribute
             if module is not None:
                 setattr(module, attribute, getattr(module, attribute) + 1)
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_decoders_are_left_to_the_full_check(name: str) -> None:
+    """Tokens that are looked up in a table of cut columns, and heads in a view: not plain by their kind."""
+    case = named(name)
+    model, example = case.make(), case.example()
+    graph = niwaki.trace(model, example)
+    plan, _ = closest(graph, random_scores(model, graph, 1), 0.5, of="units")
+    alive, given = alive_of(graph, plan), example_of(graph, model)
+    small = niwaki.cut(model, plan)
+    assert not replays(small, graph, alive, given, Sizes(stays_of(graph, alive)))
+    seen = retrace(small, graph, alive, given, sizes=Sizes(stays_of(graph, alive)))
+    assert seen.problem is None

@@ -14,7 +14,7 @@ from typing import Any, final
 
 import torch
 
-from niwaki.bench.items import Item, example_of, open_item
+from niwaki.bench.items import Item, example_of, kind_of, open_item
 from niwaki.bench.starting import Outcome, Progress, start
 from niwaki.errors import InputError, MissingExtraError, UnknownNameError
 from niwaki.export.onnx_file import fresh
@@ -99,6 +99,8 @@ def bench(
         FileDamagedError: a file that is none of its kind.
     """
     _check(names, runtimes, batches, threads, runs, warm_up)
+    for name in names:
+        kind_of(str(name))
     items = []
     for number, name in enumerate(names, 1):
         if progress is not None:

@@ -14,7 +14,8 @@ from niwaki.export.pt2_archive import read_pt2
 from niwaki.export.runtimes import unreadable
 from niwaki.files import nearest
 from niwaki.measure import Macs, Params, measure
-from niwaki.opening import open_network
+from niwaki.models import refuse_unknown
+from niwaki.opening import open_network, saved_run
 from niwaki.units import Example, map_tensors, tensors_in
 
 FILES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
@@ -83,6 +84,26 @@ class _Hiding(nn.Module):
         return self.called[0](*arguments, **named)
 
 
+def kind_of(name: str) -> str:
+    """What a name is of (see `RUNS_IN`); nothing is opened yet.
+
+    Raises:
+        InputError: nothing has this name, or a folder without a run.
+    """
+    path = Path(name)
+    kind = FILES.get(path.suffix)
+    if kind is None or not (path.exists() or ":" not in name):
+        if saved_run(name) is not None:
+            return "run"
+        refuse_unknown(name)
+        return "model"
+    if not path.is_file():
+        near = nearest(path)
+        found = "no such file" + (f"; near: {', '.join(near)}" if near else "")
+        raise InputError(f"bench {name}", found=found, where=str(path.absolute().parent), do="check the path")
+    return kind
+
+
 def open_item(name: str, *, shape: tuple[int, ...] | None, seed: int) -> Item:
     """The item of a name.
 
@@ -90,14 +111,9 @@ def open_item(name: str, *, shape: tuple[int, ...] | None, seed: int) -> Item:
         InputError: nothing has this name, or a folder without a run.
         FileDamagedError: a file that is none of its kind.
     """
-    path = Path(name)
-    kind = FILES.get(path.suffix)
-    if kind is not None and (path.exists() or ":" not in name):
+    path, kind = Path(name), kind_of(name)
+    if kind in FILES.values():
         size = float(sum(part.stat().st_size for part in parts_of(path) if part.exists()))
-        if not path.is_file():
-            near = nearest(path)
-            found = "no such file" + (f"; near: {', '.join(near)}" if near else "")
-            raise InputError(f"bench {name}", found=found, where=str(path.absolute().parent), do="check the path")
         if kind == "onnx":
             example, params = _onnx(path)
             return Item(name, kind, name, None, params, size, example, shape)

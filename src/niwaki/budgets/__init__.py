@@ -12,6 +12,7 @@ from niwaki.budgets.loss_rises import loss_rises
 from niwaki.budgets.measured import Choose, Measured, choose_measured
 from niwaki.budgets.pools import Pools, pools_of
 from niwaki.budgets.rule import Rule
+from niwaki.budgets.tables import Table
 from niwaki.budgets.target_widths import TargetWidths
 from niwaki.budgets.timed import table_path, timed
 from niwaki.budgets.uniform import Uniform
@@ -33,6 +34,7 @@ __all__ = [
     "Measured",
     "Pools",
     "Rule",
+    "Table",
     "TargetWidths",
     "Uniform",
     "WaterFilling",

@@ -17,6 +17,7 @@ from typing import Any, final
 import numpy as np
 
 from niwaki.errors import FileDamagedError, InputError
+from niwaki.files import refuse_unwritable
 from niwaki.graph.cost import Cost
 
 FORMAT = "niwaki latency table 1"
@@ -216,8 +217,10 @@ class Table:
 
         Raises:
             FileDamagedError: no such table.
-            InputError: it was measured on another machine, or for another target.
+            InputError: it was measured on another machine, or for another target; it can't be written.
         """
+        if path is not None:
+            refuse_unwritable(path)
         if path is None or not path.exists():
             return cls(path, machine, {}, {})
         try:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from niwaki.cli.listing import split
-from niwaki.cli.options import RUNTIMES, AsJson, Input, Seed, shape_of
+from niwaki.cli.options import RUNTIMES, THREADS, AsJson, Input, Seed, shape_of
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError, UnknownNameError
 
@@ -24,7 +24,7 @@ def bench(
         ),
     ] = None,
     batch: Annotated[list[str] | None, typer.Option(metavar="N...", help="One or more batches; 1 unless said.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads inside an operation.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=THREADS, help="CPU threads inside an operation.")] = 1,
     runs: Annotated[int, typer.Option(min=1, help="Timed passes of each.")] = 30,
     warm_up: Annotated[int, typer.Option(min=0, help="Passes of each before the clock starts.")] = 5,
     shape: Input = None,

@@ -48,7 +48,7 @@ from niwaki.cli.runs import (
 )
 from niwaki.cli.talk import say, show, stages
 from niwaki.errors import InputError, NiwakiError, RunExistsError, UnknownNameError, making
-from niwaki.files import first_process, partial_of
+from niwaki.files import REPORT, SURGERY, first_process, partial_of
 
 CALIBRATE = 16
 """Batches to re-estimate batch norm with, unless said."""
@@ -175,6 +175,7 @@ def compress(
     for name, value in taught.items():
         if value and not recover:
             raise InputError(f"{name} {value}", found="no recovery to set it for", do="give --recover EPOCHS")
+    estimated = None if "int8" in exports else calibrate  # whose ranges come from these batches, too
     calibrate = CALIBRATE if calibrate is None else calibrate
 
     if low_memory:
@@ -195,8 +196,10 @@ def compress(
 
     import niwaki
     import niwaki.report
-    from niwaki.cli.sources import ask_as_typed, task_of
+    from niwaki.cli.sources import ask_as_typed, refuse_task, task_of
     from niwaki.measure import Latency
+    from niwaki.methods.job import Request
+    from niwaki.methods.steps import refuse
     from niwaki.train import Recovery
 
     if exports:
@@ -205,8 +208,11 @@ def compress(
     made = method_made(listed, fields)
     recovery = Recovery.from_json({"checkpoints": {}, **given}) if recover else None
     losses = losses_of(distill)
-    asked = ask_as_typed(context)
     place, kept = target_of(target, batch=target_batch, threads=threads, table=table, budgets=budgets)
+    refuse_task(data, augment=augment, label_smoothing=label_smoothing or 0.0)
+    given_to = {"data": data is not None, "recovery": recovery is not None, "distill": bool(losses)}
+    refuse(made, Request(budgets, **given_to, calibration=estimated, target=place, table=kept))
+    asked = ask_as_typed(context)
     if untrained and asked.loaded.weights != "random":
         do = "name a configuration without weights, or leave --untrained out"
         raise InputError(f"{model} --untrained", found=f"weights {asked.loaded.weights}", do=do)
@@ -264,7 +270,7 @@ def compress(
     result["page"] = str(niwaki.report.write(out))
     say(f"saved: {out}; page: {result['page']}")
     clear(partial)
-    result["report"] = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    result["report"] = json.loads((out / REPORT).read_text(encoding="utf-8"))
     show(niwaki.report.terminal(out), data=result, as_json=as_json)
     if failed:
         raise typer.Exit(max(error.exit_code for error in failed))
@@ -293,7 +299,7 @@ def _refuse_place(out: Path, *, force: bool) -> None:
     with making(out):
         if out.exists() and not force:
             raise RunExistsError(f"write a run to {out}", found="it exists", do="choose another --out, or give --force")
-        runs = any((out / name).is_file() for name in ("report.json", "surgery.json"))
+        runs = any((out / name).is_file() for name in (REPORT, SURGERY))
         if out.exists() and not runs and not (out.is_dir() and not any(out.iterdir())):
             raise RunExistsError(
                 f"replace {out}", found="it holds no run", do="--force replaces runs only; choose another --out"

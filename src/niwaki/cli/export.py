@@ -9,6 +9,7 @@ from niwaki.cli.exporting import Exporting, in_the_way, need, wanted
 from niwaki.cli.options import EXPORTS, AsJson, Checkpoint, Input, Seed, Threads
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError, RunExistsError, UnknownNameError, making
+from niwaki.files import WEIGHTS, refuse_unwritable
 
 
 def export(
@@ -41,6 +42,8 @@ def export(
     if not names:
         raise InputError("export", found="no target", do=f"give --to, one or more of {', '.join(EXPORTS)}")
     length = _batch(batch)
+    if isinstance(length, int) and "int8" in names:
+        raise InputError(f"--batch {length} for int8", found="its batch is dynamic", do="leave --batch or int8 out")
 
     from niwaki.cli.sources import ask
     from niwaki.opening import saved_run
@@ -60,6 +63,7 @@ def export(
             f"export to {place}", found=f"{there[0]} exists", do="choose another --out, or give --force"
         )
     need(names)
+    refuse_unwritable(place / "file")
 
     asked = ask(model, factory=factory, checkpoint=checkpoint, shape=shape, seed=seed)
     network, example = asked.loaded.model, asked.example
@@ -112,5 +116,5 @@ def _int8(network: Any, example: Any, file: Path, folder: Path | None) -> Any:
     from niwaki.methods.run import read_codes
     from niwaki.quantize import from_batch_norm
 
-    codes = read_codes(folder / "model.safetensors") if folder is not None else {}
+    codes = read_codes(folder / WEIGHTS) if folder is not None else {}
     return export_qdq(network, example, file, ranges=from_batch_norm(network, example), weights=codes or None)

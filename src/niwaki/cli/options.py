@@ -30,8 +30,14 @@ Input = Annotated[
 Protect = Annotated[
     list[str] | None, typer.Option(help="Module whose outputs keep their width (repeat).", metavar="NAME")
 ]
-Seed = Annotated[int, typer.Option(help="Of random weights and scores, fresh inputs, and the order of training.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads inside an operation.")]
+SEEDS = {"min": 0, "max": 2**32 - 1}
+"""What every generator takes as a seed."""
+THREADS = 1024
+"""More than any machine runs well: OpenMP ends the process where it can't start as many as are asked for."""
+Seed = Annotated[
+    int, typer.Option(help="Of random weights and scores, fresh inputs, and the order of training.", **SEEDS)
+]
+Threads = Annotated[int | None, typer.Option(min=1, max=THREADS, help="CPU threads inside an operation.")]
 Device = Annotated[
     str | None, typer.Option(help="Where the model runs: cpu (unless said), cuda, cuda:1, ...", metavar="NAME")
 ]
@@ -94,7 +100,7 @@ TableFile = Annotated[
 SplitSeed = Annotated[
     int | None,
     typer.Option(
-        help="Of the data split; keep it for the whole life of a model. A run's own unless said, of others 0."
+        help="Of the data split; keep it for the whole life of a model. A run's own unless said, of others 0.", **SEEDS
     ),
 ]
 

@@ -27,6 +27,7 @@ from niwaki.cli.options import (
 )
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError, UnknownNameError
+from niwaki.files import refuse_unwritable
 
 SCORES = ("magnitude", "norm_scale", "random", "taylor")
 
@@ -62,29 +63,34 @@ def sensitivity(
         raise UnknownNameError.of("score", score, SCORES)
     if plot is not None and plot.suffix not in (".html", ".svg"):
         raise InputError(f"--plot {plot}", found=f"ending {plot.suffix!r}", do="end it with .html or .svg")
-    if limit is not None and data is None:
-        raise InputError(f"--limit {limit}", found="no data to judge on", do="give --data")
+    for option, number in (("--limit", limit), ("--batch", batch)):
+        if number is not None and data is None:
+            raise InputError(f"{option} {number}", found="no data to judge on", do="give --data")
 
     import niwaki
     from niwaki.cli.sources import ask_as_typed, task_of
     from niwaki.report.sensitivities import sensitivity_page, sensitivity_svg, table_of
 
-    asked = ask_as_typed(context)
-    if data is None:
-        say("no data: what is told is how far outputs move on random inputs, relative to their length")
     made: dict[str, Any] = {
         "magnitude": niwaki.scores.Magnitude,
         "norm_scale": niwaki.scores.NormScale,
         "random": niwaki.scores.Random,
         "taylor": niwaki.scores.Taylor,
     }
+    how = made[score](seed=seed) if score == "random" else made[score]()
+    niwaki.sensitivity.refuse([float(share) for share in listed], how, data=data is not None)
+    for place in filter(None, (file, plot)):
+        refuse_unwritable(place)
+    asked = ask_as_typed(context)
+    if data is None:
+        say("no data: what is told is how far outputs move on random inputs, relative to their length")
     with _bar() as hear:
         found = niwaki.sensitivity.sensitivity(
             asked.loaded.model,
             asked.example,
             task=task_of(asked, batch=batch),
             shares=[float(share) for share in listed],
-            how=made[score](seed=seed) if score == "random" else made[score](),
+            how=how,
             protect=(*asked.loaded.protect, *(protect or ())),
             limit=limit,
             seed=seed,

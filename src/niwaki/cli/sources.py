@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -16,6 +17,7 @@ from niwaki.errors import InputError, UnknownNameError
 from niwaki.models import Loaded
 from niwaki.opening import Network, SavedRun, open_network, saved_run
 from niwaki.tasks import Augmentation, Classification, Detection, LanguageModelling, Task
+from niwaki.tasks.classification import refuse_settings
 from niwaki.units import map_tensors, tensors_in
 
 TEXT = f"{data.TEXT}:"
@@ -68,6 +70,8 @@ def ask(
     """
     if normalisation is not None and spec is None:
         raise InputError(f"--normalisation {normalisation}", found="no data to normalise", do="give --data")
+    if spec is not None:
+        _refuse_data(spec, normalisation)
     if threads is not None:
         torch.set_num_threads(threads)
     place = device_named(device)
@@ -79,10 +83,12 @@ def ask(
     split = _split_seed(split_seed, run)
     if wanted is None and run is not None and (spec is None or data.is_boxes(spec) or _square(run.shape)):
         wanted = run.shape
+    if spec is not None and wanted is not None and not data.is_boxes(spec):
+        _refuse_oblong(spec, wanted)
     splits = None
     if spec is not None and data.is_boxes(spec):
         named = partial(open_network, factory=factory, checkpoint=checkpoint, seed=seed, shape=wanted)
-        return _placed(_detecting(named, source, spec, (normalisation, split)), place)
+        return _placed(_detecting(named, source, spec, split), place)
     if spec is not None and wanted is None:
         splits = _data(spec, None, normalisation, split)
         wanted = (1, *splits.shape)
@@ -171,12 +177,42 @@ def _reading(
     return _placed(Asked(loaded, example, splits, network.run), place)
 
 
-def _detecting(named: Callable[[str], Network], source: str, spec: str, asked: tuple[str | None, int]) -> Asked:
-    """A detector, and the pictures with boxes that it looks at: `yolo:FOLDER/data.yaml?fit=squash&together=prefix`."""
-    normalisation, seed = asked
+def _refuse_data(spec: str, normalisation: str | None) -> None:
+    """Refuse data that can't be, before a model is made for them."""
+    if data.is_boxes(spec):
+        if normalisation is not None:
+            found, do = "pictures with boxes as data", "leave it out: detectors see colours from 0 to 1"
+            raise InputError(f"--normalisation {normalisation}", found=found, do=do)
+        data.place_of_boxes(spec.partition("?")[0])
+        return
     if normalisation is not None:
-        found, do = "pictures with boxes as data", "leave it out: detectors see colours from 0 to 1"
-        raise InputError(f"--normalisation {normalisation}", found=found, do=do)
+        data.Normalisation.of(normalisation)
+    if not spec.startswith(TEXT):
+        data.reader_of(spec)
+        return
+    file = spec.removeprefix(TEXT).partition("?")[0]
+    if file and not Path(file).expanduser().is_file():
+        raise InputError(f"text {file}", found="no such file", do="check the path")
+
+
+def refuse_task(spec: str | None, *, augment: str | None = None, label_smoothing: float = 0.0) -> None:
+    """Refuse settings of a task that no data of this kind have, before anything is read."""
+    if spec is not None and spec.startswith(TEXT):
+        for option, value in (("--augment", augment != "none" and augment), ("--label-smoothing", label_smoothing)):
+            if value:
+                raise InputError(f"{option} {value}", found="a text as data", do="leave it out")
+    elif spec is not None and data.is_boxes(spec):
+        if label_smoothing:
+            do = "leave it out: a detector's losses are its own"
+            raise InputError(f"--label-smoothing {label_smoothing}", found="pictures with boxes as data", do=do)
+        if augment is not None and augment not in CHANGES:
+            raise UnknownNameError.of("augmentation of a detector's pictures", augment, list(CHANGES))
+    else:
+        refuse_settings(augment or "none", label_smoothing)
+
+
+def _detecting(named: Callable[[str], Network], source: str, spec: str, seed: int) -> Asked:
+    """A detector, and the pictures with boxes that it looks at: `yolo:FOLDER/data.yaml?fit=squash&together=prefix`."""
     place, _, rest = spec.partition("?")
     settings = pairs_of(rest.split("&"), f"--data {place}?") if rest else {}
     if unknown := sorted(set(settings) - set(OF_BOXES)):
@@ -206,18 +242,9 @@ def task_of(
     """What a batch of the data means; None without data. What is not said is the usual of the task."""
     splits = asked.splits
     if isinstance(splits, TextSplits):
-        if augment not in (None, "none"):
-            raise InputError(f"--augment {augment}", found="a text as data", do="leave it out")
-        if label_smoothing:
-            raise InputError(f"--label-smoothing {label_smoothing}", found="a text as data", do="leave it out")
         kind: Any = "causal" if splits.mask is None else "masked"
         return LanguageModelling(splits, batch=batch or BATCH, kind=kind)
     if isinstance(splits, BoxSplits):
-        if label_smoothing:
-            do = "leave it out: a detector's losses are its own"
-            raise InputError(f"--label-smoothing {label_smoothing}", found="pictures with boxes as data", do=do)
-        if augment is not None and augment not in CHANGES:
-            raise UnknownNameError.of("augmentation of a detector's pictures", augment, list(CHANGES))
         assert asked.loaded.detector is not None
         return Detection(
             splits,
@@ -279,6 +306,13 @@ def shape_text(example: Any) -> str | None:
     return None
 
 
+def _refuse_oblong(spec: str, shape: tuple[int, ...]) -> None:
+    """Refuse pictures for an input that is no square."""
+    if len(shape) < 3 or shape[-1] != shape[-2]:
+        found = "x".join(map(str, shape))
+        raise InputError(f"--data {spec}", found=f"an input of {found}", do="give a square picture: --input 1x3x32x32")
+
+
 def _refuse_other_channels(source: str, spec: str, shape: tuple[int, ...], channels: int) -> None:
     """Refuse grey pictures for a model that was made for coloured ones, where --input does not say so."""
     if len(shape) == 4 and channels > 1 and shape[1] == 1:
@@ -293,7 +327,4 @@ def _refuse_other_channels(source: str, spec: str, shape: tuple[int, ...], chann
 def _data(spec: str, shape: tuple[int, ...] | None, normalisation: Any, seed: int) -> Splits:
     if shape is None:
         return data.open(spec, normalisation=normalisation, seed=seed)
-    if len(shape) < 3 or shape[-1] != shape[-2]:
-        found = "x".join(map(str, shape))
-        raise InputError(f"--data {spec}", found=f"an input of {found}", do="give a square picture: --input 1x3x32x32")
     return data.open(spec, size=shape[-1], channels=shape[-3], normalisation=normalisation, seed=seed)

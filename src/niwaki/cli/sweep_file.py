@@ -113,12 +113,16 @@ def _keys(path: Path, place: str, table: Mapping[str, Any], known: Any) -> None:
 
 def _check(path: Path, trial: Trial) -> None:
     """Refuse what `niwaki compress` would refuse before it reads a model."""
+    from niwaki.methods.job import Request
+
     try:
         given = command().make_context("compress", [*trial.arguments[1:], "--out=x"]).params
         method = method_named(given["method"])
         shortcuts = {name: given[name] for name in ("rule", "grids", "bits") if given.get(name) is not None}
-        method_made(method, fields_of(method, given["settings"], shortcuts))
-        budgets_of(given["budget"], **{name: given[name] for name in ("keep", "of", "floor", "multiple")})
+        made = method_made(method, fields_of(method, given["settings"], shortcuts))
+        budgets = budgets_of(given["budget"], **{name: given[name] for name in ("keep", "of", "floor", "multiple")})
+        data, recovery, distill = (bool(given[name]) for name in ("data", "recover", "distill"))
+        made.refuse(Request(budgets, data=data, recovery=recovery, distill=distill))
     except Usage as error:
         raise InputError(
             f"trial {trial.name}", found=error.format_message(), where=str(path), do="see niwaki compress --help"

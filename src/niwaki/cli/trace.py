@@ -8,6 +8,7 @@ import typer
 from niwaki.cli.options import AsJson, Checkpoint, Input, Model, Protect, Seed, TraceDevice
 from niwaki.cli.talk import say, show
 from niwaki.errors import InputError
+from niwaki.files import refuse_unwritable
 
 
 def trace(
@@ -23,6 +24,8 @@ def trace(
     """Show which channels live or die together. The others say why they stay; unknown operations are listed."""
     if picture is not None and picture.suffix != ".svg":
         raise InputError(f"--picture {picture}", found=f"ending {picture.suffix!r}", do="end it with .svg")
+    if picture is not None:
+        refuse_unwritable(picture)
 
     import niwaki
     from niwaki.cli.sources import ask, device_named

@@ -105,11 +105,16 @@ def train(
     }
 
     import niwaki.report
-    from niwaki.cli.sources import ask_as_typed, task_of
+    from niwaki.cli.sources import ask_as_typed, refuse_task, task_of
     from niwaki.methods.trained import Training
     from niwaki.train import Recovery
 
     how = Recovery.from_json(fields)
+    if keep_best and how.validation is None:
+        raise InputError(
+            f"--keep-best {keep_best}", found="no validation to be best by", do="leave --set validation out"
+        )
+    refuse_task(data, augment=augment, label_smoothing=label_smoothing)
     asked = ask_as_typed(context)
     task = task_of(asked, batch=batch, augment=augment, label_smoothing=label_smoothing)
     assert task is not None

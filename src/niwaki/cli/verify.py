@@ -8,6 +8,7 @@ import typer
 from niwaki.cli.options import AsJson, Checkpoint, Device, Input, Model, Seed
 from niwaki.cli.talk import show
 from niwaki.errors import InputError
+from niwaki.files import PLAN, WEIGHTS
 
 
 def verify(
@@ -33,7 +34,7 @@ def verify(
     if plan is None:
         plan = Path(model)
         model, checkpoint, seed = _made_from(plan, checkpoint, seed)
-    file = plan / "plan.json" if plan.is_dir() else plan
+    file = plan / PLAN if plan.is_dir() else plan
     if not file.is_file():
         raise _no_plan(plan, file)
     import niwaki
@@ -48,7 +49,7 @@ def verify(
     small = niwaki.cut(asked.loaded.model, made)
     receipt = niwaki.verify(asked.loaded.model, small, made, asked.example, seed=seed)
     data: dict[str, Any] = receipt.to_json()
-    weights = _weights(small, plan / "model.safetensors") if plan.is_dir() else None
+    weights = _weights(small, plan / WEIGHTS) if plan.is_dir() else None
 
     from rich.table import Table
 
@@ -74,7 +75,7 @@ def _made_from(folder: Path, checkpoint: str | None, seed: int) -> tuple[str, st
     if folder.is_file() or (run := saved_run(folder)) is None:
         raise InputError(f"verify {folder}", found="no run's folder", do="niwaki verify MODEL FOLDER_OR_PLAN")
     if run.kind != "cut":
-        raise _no_plan(folder, folder / "plan.json")
+        raise _no_plan(folder, folder / PLAN)
     if not run.source:
         do = "niwaki verify MODEL FOLDER"
         raise InputError(f"the model of {folder}", found="the run does not name it", do=do)

@@ -12,7 +12,7 @@ from niwaki.data.splits import Images, Normalisation, Splits, assemble
 
 # isort: split
 from niwaki.data.annotated import Annotated, BoxReader, BoxSource
-from niwaki.data.box_splits import BOX_READERS, BoxPictures, BoxSplits, is_boxes, open_boxes
+from niwaki.data.box_splits import BOX_READERS, BoxPictures, BoxSplits, is_boxes, open_boxes, place_of_boxes
 from niwaki.data.cifar10 import Cifar10
 from niwaki.data.digits import Digits
 from niwaki.data.image_folder import ImageFolder
@@ -48,6 +48,8 @@ __all__ = [
     "open_boxes",
     "open_samples",
     "open_text",
+    "place_of_boxes",
+    "reader_of",
     "some",
     "tokenizer_in",
 ]
@@ -93,6 +95,23 @@ def open(
         >>> splits.shape, splits.record["counts"]
         ((3, 16, 16), {'train': 1259, 'val': 179, 'test': 359})
     """
+    reader = reader_of(spec, root=root)
+    for what, value in (("size", size), ("channels", channels)):
+        if value is not None and value < 1:
+            raise InputError(f"{what} {value}", do=f"give a {what} of at least 1")
+    source = reader.read(size=size, channels=channels)
+    return assemble(
+        source, name=spec, size=size, channels=channels, normalisation=normalisation, seed=seed, val=val, test=test
+    )
+
+
+def reader_of(spec: str, *, root: str | Path = ".") -> Reader:
+    """What will read the pictures that `spec` names; nothing is read yet.
+
+    Raises:
+        UnknownNameError: a kind of data that is not known.
+        InputError: a place that does not exist.
+    """
     kind, _, place = spec.partition(":")
     if kind == TEXT:
         raise InputError(f"data {spec!r}", found="a text, not pictures", do="niwaki.data.open_text reads it")
@@ -107,10 +126,4 @@ def open(
     path = Path(root) / Path(place).expanduser()
     if reader.takes and not path.exists():
         raise InputError(f"data {spec!r}", found="no such file or folder", where=str(path), do="check the path")
-    for what, value in (("size", size), ("channels", channels)):
-        if value is not None and value < 1:
-            raise InputError(f"{what} {value}", do=f"give a {what} of at least 1")
-    source = reader(path).read(size=size, channels=channels)
-    return assemble(
-        source, name=spec, size=size, channels=channels, normalisation=normalisation, seed=seed, val=val, test=test
-    )
+    return reader(path)

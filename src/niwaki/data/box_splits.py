@@ -132,6 +132,29 @@ def open_boxes(
         FileDamagedError: a file that cannot be read, a box that is none, a class out of range; says where.
         MissingExtraError: pillow or pyyaml is needed and not installed.
     """
+    path = place_of_boxes(spec, root=root)
+    reader = BOX_READERS[spec.partition(":")[0]]
+    if together not in TOGETHER:
+        raise UnknownNameError.of("way to keep pictures together", together, TOGETHER)
+    named = {"val": val, "test": test, "images": images}
+    more = {name: Path(root) / Path(one).expanduser() for name, one in named.items() if isinstance(one, (str, Path))}
+    for where in more.values():
+        if not where.exists():
+            raise _missing(spec, where)
+    tally = Tally()
+    source = reader(path).read(tally, **more)
+    tally.tell(spec)
+    shares = tuple(0.0 if isinstance(one, (str, Path)) else float(one) for one in (test, val))
+    return _assembled(source, spec, tally, seed=seed, shares=shares, together=together)
+
+
+def place_of_boxes(spec: str, *, root: str | Path = ".") -> Path:
+    """The file or folder of pictures with boxes; nothing is read yet.
+
+    Raises:
+        UnknownNameError: a kind of data that is not known.
+        InputError: a place that does not exist, or is not what the kind takes.
+    """
     kind, _, place = spec.partition(":")
     if kind not in BOX_READERS:
         known = [f"{name}:{reader.place_name}" for name, reader in BOX_READERS.items()]
@@ -139,23 +162,18 @@ def open_boxes(
     reader = BOX_READERS[kind]
     if not place:
         raise InputError(f"data {spec!r}", found="nothing after the colon", do=f"write {kind}:PATH, {reader.takes}")
-    if together not in TOGETHER:
-        raise UnknownNameError.of("way to keep pictures together", together, TOGETHER)
-    named = {"val": val, "test": test, "images": images}
-    more = {name: Path(root) / Path(one).expanduser() for name, one in named.items() if isinstance(one, (str, Path))}
     path = Path(root) / Path(place).expanduser()
-    for where in (path, *more.values()):
-        if not where.exists():
-            found = "no such file or folder"
-            raise InputError(f"data {spec!r}", found=found, where=str(where), do="check the path")
+    if not path.exists():
+        raise _missing(spec, path)
     if path.is_dir() != (reader.place_name == "DIR"):
         found = "a folder" if path.is_dir() else "a file"
         raise InputError(f"data {spec!r}", found=found, where=str(path), do=f"name {reader.takes}")
-    tally = Tally()
-    source = reader(path).read(tally, **more)
-    tally.tell(spec)
-    shares = tuple(0.0 if isinstance(one, (str, Path)) else float(one) for one in (test, val))
-    return _assembled(source, spec, tally, seed=seed, shares=shares, together=together)
+    return path
+
+
+def _missing(spec: str, place: Path) -> InputError:
+    found = "no such file or folder"
+    return InputError(f"data {spec!r}", found=found, where=str(place), do="check the path")
 
 
 def _assembled(

@@ -53,17 +53,7 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         CannotCutError: the model's Python objects can't be copied.
     """
     memo: dict[int, Any] = {}
-    keep: list[Tensor] = []
-    made: dict[Any, Tensor] = {}
-
-    def note(tensor: Tensor) -> None:
-        if id(tensor) not in memo:
-            keep.append(tensor)
-            key = identity(tensor)
-            if key not in made:
-                made[key] = change(tensor)
-            memo[id(tensor)] = made[key]
-
+    note = _twins(memo, change)
     for _, module in walk(model):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
@@ -77,6 +67,24 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         return _copied(model, memo)
     except Exception as error:
         raise _uncopied(model, error) from error
+
+
+def _twins(memo: dict[int, Any], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What gives the twin of a tensor, made by `change`, one for all names of it, and puts it into `memo`."""
+    made: dict[Any, Tensor] = {}
+    kept: list[Tensor] = []  # as long as they live, no other object has their id
+
+    def twin(tensor: Tensor) -> Tensor:
+        if id(tensor) not in memo:
+            kept.append(tensor)
+            key = identity(tensor)
+            if key not in made:
+                made[key] = change(tensor)
+            memo[id(tensor)] = made[key]
+        found: Tensor = memo[id(tensor)]
+        return found
+
+    return twin
 
 
 def evaluating(model: nn.Module) -> nn.Module:
@@ -104,20 +112,13 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
     modules = [module for _, module in walk(model)]
     own = [(module, vars(module)) for module in modules]
     memo: dict[int, Any] = {id(module): module for module in modules}
-    made: dict[Any, Tensor] = {}
-    kept: list[Tensor] = []
 
-    def stand_in(tensor: Tensor) -> Tensor:
-        if id(tensor) not in memo:
-            kept.append(tensor)
-            key = identity(tensor)
-            if key not in made:
-                made[key] = to_meta(tensor)
-                note(tensor, made[key])
-            memo[id(tensor)] = made[key]
-        found: Tensor = memo[id(tensor)]
-        return found
+    def made(tensor: Tensor) -> Tensor:
+        new = to_meta(tensor)
+        note(tensor, new)
+        return new
 
+    stand_in = _twins(memo, made)
     odd: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for module, state in own:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill import Weighted
-from niwaki.files import PICTURES, write_folder
+from niwaki.files import PICTURES, PLAN, REPORT, SETTINGS, SURGERY, WEIGHTS, write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
 from niwaki.measure import Measurement, Meter, Target
@@ -68,9 +68,36 @@ class Job:
     """Where its weights came from, for the settings."""
     command: str | None = None
 
+    @property
+    def wanted(self) -> "Request":
+        return Request(
+            self.budget,
+            data=self.task is not None,
+            recovery=self.recovery is not None,
+            distill=bool(self.distill),
+            target=self.target,
+            table=self.table,
+        )
+
     def tell(self, stage: str, seconds: float) -> None:
         if self.progress is not None:
             self.progress(stage, seconds)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a job asks for whatever its model is: enough to refuse it before one is read."""
+
+    budget: tuple[Budget, ...] = field(kw_only=False)
+    data: bool = False
+    """Whether there are any: a task."""
+    recovery: bool = False
+    distill: bool = False
+    calibration: int | None = None
+    """Batches that somebody asked for by number, to re-estimate batch norm with."""
+    target: Target | None = None
+    table: Path | None = None
 
 
 @final
@@ -89,6 +116,13 @@ class Method(ABC):
     """Whether it leaves in the job's `partial` folder what a killed search goes on from."""
     trains: ClassVar[bool] = False
     """Whether it trains by itself, with or without a recovery: its runs can be gone on with after a kill."""
+
+    def refuse(self, wanted: Request) -> None:
+        """Refuse what this method can't do, whatever the model is: nothing, unless it says more.
+
+        Raises:
+            InputError: what is asked for, why it can't be, and what to do instead.
+        """
 
     @abstractmethod
     def __call__(self, job: Job) -> "Outcome":
@@ -133,15 +167,15 @@ class Outcome:
         return write_folder(Path(folder), self._write, force=force)
 
     def _write(self, folder: Path) -> None:
-        (folder / "plan.json").write_text(self.plan.to_json(), encoding="utf-8")
-        save_tensors(self.model, folder / "model.safetensors", self.quantised)
-        (folder / "surgery.json").write_text(json.dumps(self.surgery.to_json()), encoding="utf-8")
-        (folder / "settings.json").write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
+        (folder / PLAN).write_text(self.plan.to_json(), encoding="utf-8")
+        save_tensors(self.model, folder / WEIGHTS, self.quantised)
+        (folder / SURGERY).write_text(json.dumps(self.surgery.to_json()), encoding="utf-8")
+        (folder / SETTINGS).write_text(json.dumps(self.settings(), indent=1), encoding="utf-8")
         pretrained = _pretrained(self.model, folder / "hf", self.job.example)
         report = self.report() | ({} if pretrained is None else {"pretrained": pretrained})
         models = {"before": self.job.model, "after": self.model}
         report |= {"pictures": write_pictures(self.job.task, models, folder, limit=self.job.limit)}
-        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
         """Everything needed to run this again."""
@@ -295,7 +329,7 @@ def describe_example(example: Any) -> Any:
 
 def note_export(folder: Path, kind: str, measurements: dict[str, Any]) -> None:
     """Add what an export of a saved run measured to its report.json (written aside and renamed)."""
-    path = folder / "report.json"
+    path = folder / REPORT
     data = json.loads(path.read_text(encoding="utf-8"))
     data.setdefault("exports", {})[kind] = measurements
     aside = path.with_suffix(".part")

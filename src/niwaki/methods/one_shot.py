@@ -12,7 +12,7 @@ from niwaki.budgets.global_rank import Normalise, Per
 from niwaki.errors import InputError, Setting
 from niwaki.evidence import Need, collect
 from niwaki.graph import ChannelGraph, trace
-from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
@@ -68,6 +68,19 @@ class OneShot(Method):
                 found="uniform compares no groups, so there is nothing to weigh",
                 do=("use ", Setting("rule", "global_rank"), ", or leave ", Setting("per"), " out"),
             )
+        self.score(0)  # its settings, too, are refused now
+
+    def refuse(self, wanted: Request) -> None:
+        """Refuse what needs data where there are none."""
+        found = ""
+        if Need.GRADIENT in self.score(0).needs:
+            asked: tuple[str | Setting, ...] = (f"{type(self).__name__} without data",)
+            found = "its score needs gradients"
+        elif self.fold:
+            asked = (f"{type(self).__name__} with ", Setting("fold", True), " without data")
+            found = "it needs batches to take the constants from"
+        if found and not wanted.data:
+            raise InputError(asked, found=found, do=("give ", Setting("data", written="a task")))
 
     @abstractmethod
     def score(self, seed: int) -> Score:
@@ -100,24 +113,12 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         InputError: the score or the folding of constants needs data but the job has no task.
         CannotCutError: the cut model does not compute what the plan promised.
     """
-    if method.fold and job.task is None:
-        raise InputError(
-            (f"{type(method).__name__} with ", Setting("fold", True), " without data"),
-            found="it needs batches to take the constants from",
-            do=("give ", Setting("data", written="a task")),
-        )
     steps = Steps(job, method)
     how = method.score(job.seed)
     model, example, task = job.model, job.example, job.task
     graph = trace(model, example, protect=job.protect)
     steps.done("trace")
     steps.look_before()
-    if Need.GRADIENT in how.needs and task is None:
-        raise InputError(
-            f"{type(method).__name__} without data",
-            found="its score needs gradients",
-            do=("give ", Setting("data", written="a task")),
-        )
 
     def scored(graph: ChannelGraph) -> budgets.Choose:
         seen = collect(

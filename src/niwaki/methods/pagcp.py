@@ -23,7 +23,7 @@ from niwaki.files import SEARCH, first_process, write_json
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like, named_tensors
-from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps, recovered
 from niwaki.plan import Plan, apply_cuts
 from niwaki.repair import BatchNormStatistics
@@ -114,6 +114,16 @@ class PAGCP(Method):
             exp=self.exp,
         )
 
+    def refuse(self, wanted: Request) -> None:
+        """Refuse a search without losses, and one by what can't be counted."""
+        if not wanted.data:
+            do = ("give ", Setting("data", written="a task"))
+            raise InputError("PAGCP without data", found="it judges cuts by losses", do=do)
+        for budget in wanted.budget:
+            if budget.of in budgets.TIMES:
+                instead = "take macs or params; measured times are reported all the same"
+                raise BudgetError(f"PAGCP by {budget.of}", found="it searches by what can be counted", do=instead)
+
     def __call__(self, job: Job) -> Outcome:
         """Run the method.
 
@@ -124,14 +134,8 @@ class PAGCP(Method):
             BudgetError: a budget of what is measured; nothing that can be cut; no group that bears any cut.
             FileDamagedError: what a killed search left can't be read.
         """
-        if job.task is None:
-            wanted = ("give ", Setting("data", written="a task"))
-            raise InputError("PAGCP without data", found="it judges cuts by losses", do=wanted)
-        for budget in job.budget:
-            if budget.of in budgets.TIMES:
-                do = "take macs or params; measured times are reported all the same"
-                raise BudgetError(f"PAGCP by {budget.of}", found="it searches by what can be counted", do=do)
         steps = Steps(job, self)
+        assert job.task is not None
         graph = priced(trace(job.model, job.example, protect=job.protect), job.budget)
         collect(job.model, graph, frozenset({Need.WEIGHT}))  # refuses weights that are no numbers
         steps.done("trace")

@@ -19,7 +19,7 @@ from niwaki.errors import BudgetError, InputError, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.weights import streams, weights_of
-from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.staged import trained
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
@@ -107,8 +107,8 @@ class PreCropping(Method):
                 recovery, without a task; teaching, by a teacher that knows nothing.
             BudgetError: of something else than params, macs, bytes or a measured time, or one that can't be met.
         """
-        self._refuse(job)
         steps = Steps(job, self)
+        self._refuse_trained(job)
         graph = trace(job.model, job.example, protect=job.protect)
         steps.done("trace")
         steps.look_before()
@@ -123,7 +123,7 @@ class PreCropping(Method):
         found = {**plan.decided_by[TOLD], "start": {what: list(names) for what, names in renewed.items()}}
         return steps.outcome(small, plan, graph, history=history, details={TOLD: found})
 
-    def _refuse(self, job: Job) -> None:
+    def _refuse_trained(self, job: Job) -> None:
         why = trained(job)
         if why is not None and not self.insist:
             raise InputError(
@@ -134,11 +134,26 @@ class PreCropping(Method):
                     Setting("insist", True),
                 ),
             )
-        if job.distill:
+
+    def refuse(self, wanted: Request) -> None:
+        """Refuse a teacher, batches that nothing is done with, scores of data where there are none, and budgets that
+        densities know nothing of."""
+        if wanted.distill:
             raise InputError("PreCropping with a teacher", found="the uncut network is untrained", do="leave it out")
-        if job.recovery is not None and job.task is None:
-            raise InputError("training without data", found="no task", do=("give ", Setting("data", written="a task")))
-        for budget in job.budget:
+        if wanted.calibration:
+            raise InputError(
+                ("PreCropping with ", Setting("calibrate", wanted.calibration, f"calibration={wanted.calibration}")),
+                found="batch norm of an untrained network has no statistics to re-estimate",
+                do="leave it out",
+            )
+        score = self._weight_score(0)
+        if score is not None and score.needs_data and not wanted.data:
+            raise InputError(
+                f"PreCropping(densities={self.densities!r}) without data",
+                found="its score needs batches",
+                do=("give ", Setting("data", written="a task"), ", or use synflow"),
+            )
+        for budget in wanted.budget:
             if budget.of not in (*SEEN, *budgets.TIMES):
                 known = ", ".join((*SEEN, *budgets.TIMES))
                 raise BudgetError(f"PreCropping by {budget.of}", found=f"known: {known}", do="use one of them")
@@ -281,6 +296,16 @@ class PreCropping(Method):
             free = [group for group in free if group.exact and group.kind == "channels"]
         return {group.name for group in free}
 
+    def _weight_score(self, seed: int) -> WeightScore | None:
+        """What weights are judged by, where densities are of what it leaves."""
+        given: dict[str, WeightScore] = {
+            "synflow": scores.SynFlow(rounds=self.rounds),
+            "snip": scores.SNIP(),
+            "grasp": scores.GraSP(),
+            "random": scores.RandomWeights(seed=seed),
+        }
+        return given.get(self.densities)
+
     def _densities(self, job: Job, pools: Pools, shares: dict[str, float]) -> np.ndarray:
         """Density of every layer; `shares` of each cost may stay."""
         limits = {
@@ -293,19 +318,8 @@ class PreCropping(Method):
         }  # fmt: skip
         if self.densities in closed:
             return closed[self.densities](pools.layers, limits)
-        given: dict[str, WeightScore] = {
-            "synflow": scores.SynFlow(rounds=self.rounds),
-            "snip": scores.SNIP(),
-            "grasp": scores.GraSP(),
-            "random": scores.RandomWeights(seed=job.seed),
-        }
-        how, task = given[self.densities], job.task
-        if how.needs_data and task is None:
-            raise InputError(
-                f"PreCropping(densities={self.densities!r}) without data",
-                found="its score needs batches",
-                do=("give ", Setting("data", written="a task"), ", or use synflow"),
-            )
+        how, task = self._weight_score(job.seed), job.task
+        assert how is not None
         batches = list(task.calibration(BATCHES, job.seed)) if task is not None and how.needs_data else []
         seen = Seen(job.example, batches, None if task is None else task.loss)
         kept = masks(job.model, pools.names, min(1.0, *shares.values()), how=how, seen=seen)

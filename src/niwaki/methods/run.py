@@ -1,6 +1,7 @@
 """The verbs in one call, and a saved run back in memory."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill import Weighted
+from niwaki.distill.taps import module_at, unwrapped
 from niwaki.errors import FileDamagedError, InputError, PlanMismatchError
-from niwaki.files import refuse_unended
+from niwaki.files import PLAN, SURGERY, WEIGHTS, refuse_unended
 from niwaki.graph.skeleton import copy_with, identity, shared
 from niwaki.graph.trace import fingerprint, passing_buffers
 from niwaki.measure import Meter, Target
@@ -26,6 +28,11 @@ from niwaki.surgery.record import Surgery, remember
 from niwaki.tasks import Task
 from niwaki.train import Recovery
 from niwaki.units import Budget, budgets_of
+
+log = logging.getLogger(__name__)
+
+LITTLE = 0.01
+"""Shares below are asked about: hardly any network works with a hundredth of itself, and 0.001 may be what is to go."""
 
 
 def compress(
@@ -61,7 +68,7 @@ def compress(
         task: what a batch means; without it nothing is repaired, recovered or scored by gradients.
         recovery: a short training after the cut.
         distill: losses by which the uncut model teaches the cut one in the recovery; see `niwaki.distill`.
-        calibration: batches for the re-estimation of batch norm.
+        calibration: batches for the re-estimation of batch norm, by methods that do it (not UDFC, PreCropping).
         limit: test samples to evaluate on (all by default).
         progress: called after each stage with its name and seconds.
         target: where it will run; then the plan promises latency there, whatever the budget is of, and it is measured.
@@ -93,6 +100,11 @@ def compress(
     if distill and recovery is None:
         do = "give a recovery (--recover on the command line)"
         raise InputError("distil without a recovery", found="nothing is trained", do=do)
+    for path in (theirs for one in distill for _, theirs in one.pairs):
+        module_at(unwrapped(model), path)
+    for one in budgets:
+        if isinstance(one.keep, float) and not one.absolute and one.keep < LITTLE:
+            log.warning("keep %g is what stays: %g %% of the %s", one.keep, 100 * one.keep, one.of)
     return method(
         Job(
             model=model,
@@ -145,10 +157,10 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     model = made[0] if isinstance(made, tuple) else made
     if is_training(folder):
         return fill_trained_(model, folder)
-    plan = Plan.from_json(_text(folder / "plan.json"))
+    plan = Plan.from_json(_text(folder / PLAN))
     plan.bound(model, fingerprint(model))
     try:
-        data = json.loads(_text(folder / "surgery.json"))
+        data = json.loads(_text(folder / SURGERY))
         surgery = Surgery(
             data["door"], tuple(data["mends"]), tuple(data["scaled"]), data["graph"], tuple(data.get("biases", ()))
         )
@@ -156,12 +168,12 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
         raise FileDamagedError(
             "load a run",
             found=f"{type(error).__name__}: {error}",
-            where=str(folder / "surgery.json"),
+            where=str(folder / SURGERY),
             do="save it again",
         ) from error
     if data.get("stored"):
         return fill_stored(redo(model, plan, surgery), folder)
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(folder / WEIGHTS)
     if surgery.door not in ("eager", "exported"):
         raise FileDamagedError("load a run", found=f"door {surgery.door!r}", where=str(folder), do="save it again")
     if surgery.door == "exported":
@@ -193,7 +205,7 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
         raise FileDamagedError(
             "load a run",
             found=f"tensors do not match: {', '.join(odd)}",
-            where=str(folder / "model.safetensors"),
+            where=str(folder / WEIGHTS),
             do="save it again",
         )
     passing = passing_buffers(small)
@@ -265,7 +277,7 @@ def _firsts(tensors: dict[str, Tensor]) -> dict[str, str]:
 
 def _damaged(folder: Path, error: Exception) -> FileDamagedError:
     return FileDamagedError(
-        "load a run", found=f"{type(error).__name__}: {error}", where=str(folder / "surgery.json"), do="save it again"
+        "load a run", found=f"{type(error).__name__}: {error}", where=str(folder / SURGERY), do="save it again"
     )
 
 

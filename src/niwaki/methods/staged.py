@@ -18,7 +18,7 @@ from niwaki.distill.taps import module_at
 from niwaki.errors import InputError, NothingChangedWarning, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.skeleton import copy_with, like
-from niwaki.methods.job import Job, Method, Outcome
+from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.pressure import Pressure
@@ -93,6 +93,15 @@ class Staged(Method):
         """What the report says of the plan."""
         return {}
 
+    def refuse(self, wanted: Request) -> None:
+        """Refuse to train without data."""
+        if not wanted.data:
+            raise InputError(
+                f"{type(self).__name__} without data",
+                found="it trains before and after the cut",
+                do=("give ", Setting("data", written="a task")),
+            )
+
     def __call__(self, job: Job) -> Outcome:
         """Run the method.
 
@@ -100,8 +109,9 @@ class Staged(Method):
             InputError: no task to train on; nothing that batch norms scale; places that are none.
             BudgetError: the budgets can't be met; said before anything is trained.
         """
-        task = _needed(job, self)
         steps = Steps(job, self)
+        task = job.task
+        assert task is not None
         graph = trace(job.model, job.example, protect=job.protect)
         steps.done("trace")
         layers = scaled_layers(graph, job.model)
@@ -274,13 +284,3 @@ def warn_of_scales(dense: nn.Module, sparse: nn.Module, layers: Sequence[Layer],
     rising = [all(losses[i + k + 1] > losses[i + k] for k in range(RISING)) for i in range(len(losses) - RISING)]
     if any(rising):
         log.warning("the loss rose for %d epochs in a row under pressure: try a tenth of the rate", RISING)
-
-
-def _needed(job: Job, method: Staged) -> Task:
-    if job.task is None:
-        raise InputError(
-            f"{type(method).__name__} without data",
-            found="it trains before and after the cut",
-            do=("give ", Setting("data", written="a task")),
-        )
-    return job.task

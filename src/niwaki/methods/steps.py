@@ -11,10 +11,10 @@ from torch import nn
 from niwaki import budgets
 from niwaki.distill import Distilled
 from niwaki.errors import CannotCutError, InputError, Setting
-from niwaki.files import first_process, write_text
+from niwaki.files import PLAN, first_process, write_text
 from niwaki.graph import ChannelGraph
 from niwaki.measure import COUNTS, Measurement, Memory, Meter, RuntimeEnergy, RuntimeLatency, measure
-from niwaki.methods.job import Job, Method, Outcome, Stage
+from niwaki.methods.job import Job, Method, Outcome, Request, Stage
 from niwaki.plan import Plan
 from niwaki.quantize import Quantised
 from niwaki.scores.score import describe
@@ -25,7 +25,6 @@ from niwaki.units import Receipt
 
 log = logging.getLogger(__name__)
 
-PLAN = "plan.json"
 RECOVER = ("recover", "measure recovered")
 """What the seconds of a recovery and of the measuring after it are called."""
 
@@ -35,12 +34,11 @@ class Steps:
     """One run of a method on a job: its clock, and what was measured after which step.
 
     Raises:
-        InputError: a budget of what is measured, and no target to measure on.
-        MissingExtraError: the target's runtime is not installed.
+        InputError, MissingExtraError, NiwakiError: see `refuse`.
     """
 
     def __init__(self, job: Job, method: Method) -> None:
-        need_target(job)
+        refuse(method, job.wanted)
         self.job, self.method = job, method
         self.seconds: dict[str, float] = {}
         self.stages: list[Stage] = []
@@ -187,11 +185,9 @@ def recovered(job: Job, small: nn.Module, plan: Plan) -> dict[str, Any]:
     """The history of the job's recovery of `small`, cut by `plan`; the uncut model teaches where the job says so.
 
     Raises:
-        InputError: the job has no task, or taps that do not fit.
+        InputError: taps that do not fit.
     """
-    if job.task is None:
-        raise InputError("recovery without data", found="no task", do=("give ", Setting("data", written="a task")))
-    assert job.recovery is not None
+    assert job.recovery is not None and job.task is not None
     task: Trainable = job.task
     if job.distill:
         task = Distilled(job.task, job.model, job.distill, plan, small, seed=job.seed)
@@ -221,7 +217,25 @@ def keep_plan(job: Job, plan: Plan) -> None:
         write_text(job.partial / PLAN, plan.to_json())
 
 
-def need_target(job: Job) -> None:
+def refuse(method: Method, wanted: Request) -> None:
+    """Refuse what a method can't do whatever the model is: nothing was read or measured yet.
+
+    Raises:
+        InputError: a recovery without data; a budget of what is measured, and no target to measure on; a table of
+            another machine or target, or that can't be written; what the method itself refuses.
+        FileDamagedError: the table is none.
+        MissingExtraError: the target's runtime is not installed.
+        NiwakiError: there are no counters of energy.
+    """
+    method.refuse(wanted)
+    if wanted.recovery and not wanted.data:
+        raise InputError("recovery without data", found="no task", do=("give ", Setting("data", written="a task")))
+    need_target(wanted)
+    if wanted.target is not None:
+        budgets.Table.open(wanted.table, wanted.target.machine())
+
+
+def need_target(job: Request) -> None:
     """Refuse a budget of what is measured where nothing says on what.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from niwaki.files import REPORT, SURGERY, write_json
+from niwaki.files import REPORT, SURGERY, TRAINED, WEIGHTS, write_json
 from niwaki.measure import COUNTS, Measurement, measure
 from niwaki.methods.job import describe_example, digest, settings_of, write_pictures
 from niwaki.models import load_checkpoint_
@@ -23,10 +23,6 @@ from niwaki.tasks import Task
 from niwaki.train import Recovery
 from niwaki.train.checkpoints import save_weights
 from niwaki.train.history import HISTORY
-
-NAME = "train"
-"""What a training calls its method in its report."""
-WEIGHTS = "model.safetensors"
 
 
 @final
@@ -97,7 +93,7 @@ class Training:
             "command": self.command,
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "model": {"source": self.source, "class": type(self.model).__name__},
-            "method": {"name": NAME},
+            "method": {"name": TRAINED},
             "before": _plain(before),
             "after": _plain(after),
             "validation": _plain(held),
@@ -135,7 +131,7 @@ def is_training(folder: Path) -> bool:
         method = json.loads((folder / REPORT).read_text(encoding="utf-8")).get("method")
     except (OSError, ValueError, AttributeError):
         return (folder / HISTORY).is_file()  # damaged: whoever reads it says so
-    return isinstance(method, dict) and method.get("name") == NAME
+    return isinstance(method, dict) and method.get("name") == TRAINED
 
 
 def fill_trained_(model: nn.Module, folder: Path) -> nn.Module:

@@ -16,7 +16,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like
 from niwaki.measure import Measurement
-from niwaki.methods.job import Job, Method, Outcome, on_grid
+from niwaki.methods.job import Job, Method, Outcome, Request, on_grid
 from niwaki.methods.steps import Steps
 from niwaki.quantize import Uniform, packed_sizes
 from niwaki.repair.choice import Choice, Space, channel_scores, site_scores
@@ -113,6 +113,21 @@ class UDFC(Method):
         pairs = zip(layers, bits, strict=True)
         return {layer.weight: self.quantiser(width) for layer, width in pairs if width != FLOAT}
 
+    def refuse(self, wanted: Request) -> None:
+        """Refuse a recovery, and batches for a batch norm that is not re-estimated."""
+        if wanted.recovery:
+            raise InputError(
+                "UDFC with a recovery",
+                found="it trains nothing, and training would move rounded weights off their grid",
+                do="leave the recovery out (--recover), or use a method that is trained after its cut",
+            )
+        if wanted.calibration:
+            raise InputError(
+                ("UDFC with ", Setting("calibrate", wanted.calibration, f"calibration={wanted.calibration}")),
+                found="it looks at no data: batch norms are mended by their own statistics",
+                do="leave it out",
+            )
+
     def __call__(self, job: Job) -> Outcome:
         """Run the method.
 
@@ -121,12 +136,6 @@ class UDFC(Method):
                 trained, where its statistics are needed; a recovery, which would undo the rounding.
             NotFiniteError: NaN or infinity among the weights.
         """
-        if job.recovery is not None:
-            raise InputError(
-                "UDFC with a recovery",
-                found="it trains nothing, and training would move rounded weights off their grid",
-                do="leave the recovery out (--recover), or use a method that is trained after its cut",
-            )
         steps = Steps(job, self)
         model = job.model
         rounds = any(bits not in (0, FLOAT) for bits in (self.bits, self.first_bits, self.last_bits))

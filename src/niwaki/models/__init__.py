@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from niwaki.errors import InputError, UnknownNameError
-from niwaki.models.checkpoint import load_checkpoint_, read_checkpoint, refuse_not_finite
+from niwaki.models.checkpoint import file_of, load_checkpoint_, read_checkpoint, refuse_not_finite
 from niwaki.models.source import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 from niwaki.tasks.detector import Detector
 from niwaki.units import Example
@@ -39,6 +39,7 @@ __all__ = [
     "outline",
     "read_checkpoint",
     "refuse_downloads",
+    "refuse_unknown",
 ]
 
 SOURCES: dict[str, type[ModelSource]] = {
@@ -104,6 +105,8 @@ def load(
         (10, (1, 3, 224, 224))
     """
     made = _source(source, config, shape)
+    if checkpoint is not None:
+        file_of(checkpoint)  # before a large network is built for it
     built = _seeded(made, seed=seed, stored=checkpoint is None)
     if checkpoint is not None:
         made.fill_(built.model, checkpoint)
@@ -114,10 +117,20 @@ def load(
     return _loaded(built, source, partial(_untrained, made, seed), weights)
 
 
-def _source(source: str, config: dict[str, Any] | None, shape: tuple[int, ...] | None) -> ModelSource:
-    kind, colon, rest = source.partition(":")
+def refuse_unknown(source: str) -> None:
+    """Refuse a name of no kind of source.
+
+    Raises:
+        UnknownNameError: there is none such; the message lists all.
+    """
+    kind, colon, _ = source.partition(":")
     if kind not in SOURCES or not colon:
         raise UnknownNameError.of("source of models", source, [f"{name}:..." for name in SOURCES])
+
+
+def _source(source: str, config: dict[str, Any] | None, shape: tuple[int, ...] | None) -> ModelSource:
+    refuse_unknown(source)
+    kind, _, rest = source.partition(":")
     name, _, question = rest.partition("?")
     if not name:
         raise InputError(f"model {source!r}", found="no name after the colon", do=f"write {kind}:NAME")

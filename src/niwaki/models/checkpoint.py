@@ -33,12 +33,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
         InputError: no such file.
         FileDamagedError: truncated, not a checkpoint, or holding anything but tensors.
     """
-    path = Path(file).expanduser()
-    if path.is_dir():
-        inside = next((path / name for name in WEIGHTS if (path / name).is_file()), path / "FILE")
-        raise InputError("read a checkpoint", found="a folder", where=str(path), do=f"name the file: {inside}")
-    if not path.is_file():
-        raise InputError("read a checkpoint", found="no such file", where=str(path), do="name a file with weights")
+    path = file_of(file)
     if path.name.endswith(".index.json"):
         state: Any = _shards(path)
     elif path.suffix == ".safetensors":
@@ -57,6 +52,21 @@ def read_checkpoint(file: str | Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def file_of(checkpoint: str | Path) -> Path:
+    """Where a checkpoint is.
+
+    Raises:
+        InputError: no such file, or a folder.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        inside = next((path / name for name in WEIGHTS if (path / name).is_file()), path / "FILE")
+        raise InputError("read a checkpoint", found="a folder", where=str(path), do=f"name the file: {inside}")
+    if not path.is_file():
+        raise InputError("read a checkpoint", found="no such file", where=str(path), do="name a file with weights")
+    return path
 
 
 def load_checkpoint_(model: nn.Module, file: str | Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import FileDamagedError, InputError
-from niwaki.files import REPORT, SETTINGS, UNENDED, nearest, refuse_unended, resume_words, unended
+from niwaki.files import PLAN, REPORT, SETTINGS, TRAINED, UNENDED, nearest, refuse_unended, resume_words, unended
 
 # What report.json holds: key -> type; nested keys for the lists of records. Keys may be missing, never of another type.
 SHAPE: dict[str, Any] = {
@@ -78,8 +78,6 @@ SHAPE: dict[str, Any] = {
     "data_reads": [dict],
     "unfolded": [str],
 }
-TRAINED = "train"
-"""What a training calls its method."""
 NEEDED = ("model", "method", "before", "after")
 EXPORT: dict[str, Any] = {
     "file": str,
@@ -201,7 +199,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     for target, entry in (data.get("exports") or {}).items():
         _check(entry, EXPORT, path, f"exports.{target}")
     _consistent(data, path)
-    plan = folder / "plan.json"
+    plan = folder / PLAN
     if plan.is_file():
         _agrees(data, read_json(plan), plan)
     settings = folder / SETTINGS

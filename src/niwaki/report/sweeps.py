@@ -10,6 +10,7 @@ from urllib.parse import quote
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from niwaki.files import REPORT
 from niwaki.report.console import drawn as drawn_in_terminal
 from niwaki.report.numbers import NOISE, plain, short, title
 from niwaki.report.parts import command, drawn, figure, page
@@ -259,7 +260,7 @@ def _example(sweep: Sweep) -> Sequence[Run]:
     """A trial that is done, for what its numbers mean."""
     done = next((row for row in sweep.rows if row["status"] == "done"), None)
     folder = sweep.folder / TRIALS / str(done["trial"]) if done else None
-    return () if folder is None or not (folder / "report.json").is_file() else (read_run(folder),)
+    return () if folder is None or not (folder / REPORT).is_file() else (read_run(folder),)
 
 
 def _links(sweep: Sweep, found: Sequence[Candidate]) -> tuple[str | None, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, InputError, NotFiniteError, PlanMismatchError, RunExistsError, Setting
 from niwaki.evidence.evidence import finite
-from niwaki.files import write_folder
+from niwaki.files import PLAN, SURGERY, write_folder
 from niwaki.graph.skeleton import copy_with, identity, is_parameter, to_meta
 from niwaki.plan import Plan, apply_cuts
 from niwaki.stored import INDEX, SINGLE, Layout, Stored, write_index, write_safetensors
@@ -118,9 +118,9 @@ def cut_stored(
             metadata = {**stored.metadata, **{key: sizes[key] for key in sizes if key in stored.metadata}}
             write_index(aside / INDEX, files, {**metadata, "total_size": need})
         done = plan.with_mends(surgery.mends, surgery.door)
-        (aside / "plan.json").write_text(done.to_json(), encoding="utf-8")
+        (aside / PLAN).write_text(done.to_json(), encoding="utf-8")
         record = {**surgery.to_json(), "stored": True}
-        (aside / "surgery.json").write_text(json.dumps(record), encoding="utf-8")
+        (aside / SURGERY).write_text(json.dumps(record), encoding="utf-8")
 
     try:
         write_folder(folder, write, force=force)

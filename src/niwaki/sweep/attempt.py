@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from niwaki.files import partial_of, write_text
+from niwaki.files import REPORT, SETTINGS, partial_of, write_text
 
 MARK = "trial.json"
 """Written into a trial's folder once everything else is there."""
@@ -45,7 +45,7 @@ def finished(folder: Path, digest: str) -> dict[str, Any] | None:
     """The mark in a trial's folder if that very trial is done there."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     fits = isinstance(mark, dict) and isinstance(report, dict) and mark.get("digest") == digest
@@ -91,7 +91,7 @@ def attempt(
 def under_way(place: Path, words: Sequence[str]) -> bool:
     """Whether an attempt with these words was cut short in its recovery, from where it can go on."""
     try:
-        record = json.loads((partial_of(place) / "settings.json").read_text(encoding="utf-8"))
+        record = json.loads((partial_of(place) / SETTINGS).read_text(encoding="utf-8"))
         return [word for word in record["arguments"] if word != "--force"] == list(words)
     except (OSError, ValueError, KeyError, TypeError):
         return False

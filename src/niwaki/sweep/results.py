@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from niwaki.errors import FileDamagedError, InputError
-from niwaki.files import write_text
+from niwaki.files import REPORT, write_text
 from niwaki.sweep.attempt import finished
 from niwaki.sweep.trials import Trial
 
@@ -79,7 +79,7 @@ def _row(
     }
     if mark is None:
         return row
-    report = json.loads((place / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((place / REPORT).read_text(encoding="utf-8"))
     values = _values(report)
     for side, name in (("latency", trial.digest), ("latency_before", uncut(trial))):
         if name in times:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import InputError
+from niwaki.files import REPORT
 from niwaki.sweep.attempt import call
 from niwaki.sweep.results import LOGS, TIMING, TRIALS, append, read_lines, uncut
 from niwaki.sweep.trials import Trial
@@ -82,7 +83,7 @@ def _latency(words: Sequence[str], threads: int, file: str) -> dict[str, Any] | 
 def _shape(place: Path) -> str | None:
     """Shape of the example that a trial was run on, where it is a single tensor of floating numbers."""
     try:
-        example = json.loads((place / "report.json").read_text(encoding="utf-8"))["digest"]["example"]
+        example = json.loads((place / REPORT).read_text(encoding="utf-8"))["digest"]["example"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if isinstance(example, dict) and "float" in str(example.get("dtype")) and isinstance(example.get("tensor"), list):

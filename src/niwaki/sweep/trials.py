@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from niwaki.errors import InputError
+from niwaki.files import WEIGHTS
 
 REPEATED = ("budget", "protect", "recovery_set", "distill", "export")
 """Options that one run may be given several times: a list is one value of theirs, a list of lists several."""
@@ -142,7 +143,7 @@ def _contents(options: Mapping[str, Any]) -> dict[str, str]:
             found["checkpoint"] = _sum(path)
     kind, _, rest = str(options["model"]).partition(":")
     code = Path(rest.partition(":")[0])
-    weights = Path(str(options["model"])) / "model.safetensors"
+    weights = Path(str(options["model"])) / WEIGHTS
     if not rest and weights.is_file():  # the folder of a run
         found["run"] = _sum(weights)
     if kind == "python" and code.suffix == ".py" and code.is_file():

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from niwaki.errors import InputError, NotFiniteError, UnknownNameError
+from niwaki.errors import InputError, NotFiniteError, Setting, UnknownNameError
 from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
@@ -49,6 +49,20 @@ class LabelledSplits(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
 
+def refuse_settings(augment: str, label_smoothing: float) -> None:
+    """Refuse settings that no pictures could have.
+
+    Raises:
+        UnknownNameError: another augmentation.
+        InputError: a share outside [0, 1).
+    """
+    if augment not in AUGMENT:
+        raise UnknownNameError.of("augmentation", augment, AUGMENT)
+    if not 0 <= label_smoothing < 1:
+        said = Setting("label_smoothing", label_smoothing, f"Classification(label_smoothing={label_smoothing})")
+        raise InputError((said,), do="give a share in [0, 1)")
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Classification(Task):
@@ -77,12 +91,9 @@ class Classification(Task):
     """"none", or "flip_crop": half of the pictures mirrored, each shifted by up to an eighth (not for digits)."""
 
     def __post_init__(self) -> None:
-        if self.augment not in AUGMENT:
-            raise UnknownNameError.of("augmentation", self.augment, AUGMENT)
+        refuse_settings(self.augment, self.label_smoothing)
         if self.batch < 1:
             raise InputError(f"Classification(batch={self.batch})", do="give a batch of at least 1")
-        if not 0 <= self.label_smoothing < 1:
-            raise InputError(f"Classification(label_smoothing={self.label_smoothing})", do="give a share in [0, 1)")
         if not len(self.splits.train):
             raise InputError("train a classifier", found="an empty training split", do="give some training pictures")
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, final, get_args, get_origin, get_type_hints
 
+import torch
+
 from niwaki.errors import InputError, UnknownNameError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -119,7 +121,7 @@ class Speed:
     Source: Micikevicius et al. 2018, arXiv:1710.03740 (half precision with a scaled loss).
 
     Raises:
-        UnknownNameError: an unknown precision.
+        UnknownNameError: an unknown precision or backend.
     """
 
     precision: str = "fp32"
@@ -132,6 +134,10 @@ class Speed:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UnknownNameError.of("precision", self.precision, PRECISIONS)
+        if self.compile is not None:
+            known = torch.compiler.list_backends(exclude_tags=())
+            if self.compile not in known:
+                raise UnknownNameError.of("backend of torch.compile", self.compile, known)
 
 
 @final
