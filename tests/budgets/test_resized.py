@@ -23,10 +23,14 @@ def parts(graph: Any) -> tuple[Any, Any]:
     return atoms, pools_of(graph, atoms, weights_of(graph), ("params", "macs"))
 
 
-def widths(graph: Any, shares: list[float], limit: float, **given: Any) -> list[int]:
+def widths(
+    graph: Any, shares: list[float], limit: float, *more: niwaki.Budget, least: Any = None, **given: Any
+) -> list[int]:
     atoms, pools = parts(graph)
-    near = Near(pools, np.array(shares), 1 / pools.sizes, most=np.array(given.pop("most", [2.0] * pools.sizes.size)))
-    plan = resized(graph, atoms, near, (niwaki.Budget.at_most(limit, "params", **given),), decided_by={})
+    least = 1 / pools.sizes if least is None else np.array(least)
+    near = Near(pools, np.array(shares), least, most=np.array(given.pop("most", [2.0] * pools.sizes.size)))
+    budgets = (niwaki.Budget.at_most(limit, "params", **given), *more)
+    plan = resized(graph, atoms, near, budgets, decided_by={})
     assert plan.promised["params"] <= limit
     return [len(plan.kept.get(g.name, range(g.units))) for g in graph.groups if g.fixed is None]
 
@@ -75,6 +79,34 @@ def test_multiples_never_lift_a_pool_above_its_cap() -> None:
     assert widths(graph, [1.0, 1.0], 8 + 80 + 20, multiple=8, most=[1.2, 1.2]) == [4, 20]
     # 8 + 64 + 16 = 88; the width that it has lies between two multiples
     assert widths(graph, [1.2, 1.2], 8 + 80 + 19, multiple=8, most=[1.2, 1.2]) == [4, 16]
+
+
+def test_shares_between_two_widths() -> None:
+    """1.2 x 4 and 1.2 x 20 are at most 4 and 24; 0.3 x 4 is at least 2: 2-2-2-1 costs 10. Of multiples of 4 it is at
+    least 4: 2-4-4-1 costs 28."""
+    wide = graph_of(chain(2, 4, 20, 1), 1, 2)
+    assert widths(wide, [1.2, 1.2], 10_000, most=[1.2, 1.2]) == [4, 24]
+    graph, least = graph_of(chain(2, 4, 4, 1), 1, 2), [0.3, 0.3]
+    assert widths(graph, [1.0, 1.0], 10, least=least) == [2, 2]
+    with pytest.raises(BudgetError, match="fixed groups allow is 10"):
+        widths(graph, [1.0, 1.0], 9, least=least)
+    with pytest.raises(BudgetError, match="fixed groups allow is 28"):
+        widths(graph, [1.0, 1.0], 27, least=least, multiple=4)
+
+
+def test_several_budgets() -> None:
+    """Multiples of 2 and of 3 are multiples of 6; of two limits on one cost, and of limits on two, all hold."""
+    at_most, graph = niwaki.Budget.at_most, graph_of(chain(2, 6, 6, 1), 1, 2)
+    assert widths(graph, [2.0, 2.0], 10_000, at_most(10_000, "macs", multiple=3), multiple=2) == [12, 12]
+    for first, second in ((54, 1000), (1000, 54)):  # 12 + 36 + 6 = 54
+        assert widths(graph, [1.0, 1.0], first, at_most(second, "params"), multiple=6) == [6, 6]
+        assert widths(graph, [1.0, 1.0], first, at_most(second, "macs"), multiple=6) == [6, 6]
+
+
+def test_the_nearest_width_is_the_first_to_be_tried() -> None:
+    """20 are asked for of 20, and no multiple of 8 is as near: there is no room for 8 or 16 of a besides."""
+    graph = graph_of(chain(2, 4, 20, 1), 1, 2)
+    assert widths(graph, [1.0, 1.0], 8 + 80 + 20, multiple=8) == [4, 20]
 
 
 def test_of_equals_the_first_grows() -> None:

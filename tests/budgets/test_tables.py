@@ -2,6 +2,8 @@
 
 import json
 import sys
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import torch
 from torch import nn
 
 import niwaki
+from budgets.clocks import clocked, work
 from budgets.costed import chain, graph_of, scored
+from niwaki.budgets.networks import Networks
 from niwaki.budgets.tables import Steps, Surface, Table, Times, grid_of
-from niwaki.budgets.timed import calibrated, priced_by, timed
+from niwaki.budgets.timed import calibrated, priced_by, table_path, timed
 from niwaki.errors import BudgetError, FileDamagedError, InputError
 from niwaki.graph.layers import layers_of
 from niwaki.measure import Target
+from niwaki.measure.measurement import device_name
 
 MACHINE = {"cpu": "an abacus", "runtime": "onnxruntime", "threads": "1"}
 
@@ -165,6 +170,35 @@ def test_tables_are_kept_and_refused_elsewhere(tmp_path: Path) -> None:
         path.write_text(wrong)
         with pytest.raises(FileDamagedError, match="latency table"):
             Table.open(path, MACHINE)
+
+
+def test_what_times_depend_on(tmp_path: Path) -> None:
+    """Each of these by itself makes another table, in another file."""
+    target = Target("pytorch", batch=2, threads=3)
+    named = {"runtime": "pytorch", "threads": "3", "batch": "2", "dtype": "float32", "version": version("torch")}
+    assert target.machine() == {"cpu": device_name(torch.device("cpu")), **named}
+    others = [replace(target, **one) for one in ({"batch": 1}, {"threads": 1}, {"of": "energy"})]
+    places = {table_path(tmp_path, one) for one in (target, *others)}
+    assert len(places) == 4 and {place.parent for place in places} == {tmp_path}
+    for name in target.machine():
+        (tmp_path / "t.json").unlink(missing_ok=True)
+        Table.open(tmp_path / "t.json", target.machine() | {name: "other"}).save()
+        with pytest.raises(InputError, match=f"another machine; found: {name} 'other', here"):
+            timed(chain(2, 4, 2), torch.zeros(1, 2), graph_of(chain(2, 4, 2), 1, 2), target=target,
+                  table=tmp_path / "t.json")  # fmt: skip
+
+
+def test_networks_are_kept_by_what_they_are_and_what_they_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another network, and another size of its input, are measured for themselves."""
+    clocked(monkeypatch, work)
+    nets = [chain(4, 8, 2), chain(4, 16, 2)]
+    for net, size in ((nets[0], (1, 4)), (nets[1], (1, 4)), (nets[0], (1, 7, 4))):
+        graph = niwaki.trace(net, torch.zeros(size))
+        target, table = Target("pytorch"), tmp_path / "t.json"
+        networks = Networks.of(net, torch.zeros(size), graph, target=target, table=table, progress=None)
+        ((_, uncut),) = networks.measured({})
+        assert uncut == work(net)
+    assert len(json.loads(table.read_text())["networks"]) == 3
 
 
 def test_layers_of_a_network() -> None:

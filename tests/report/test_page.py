@@ -34,6 +34,32 @@ def test_headline_says_what_grew(save: Save, made: Made, after: float, said: str
     assert said in headline(read(save("one", data=data))[0])
 
 
+def test_headline_word_by_word(save: Save, made: Made) -> None:
+    def of(name: str, **changed: Any) -> str:
+        return headline(read(save(name, data=made() | changed))[0])
+
+    assert of("cut") == (
+        "Magnitude made Small smaller: 50.0 % of the MACs stay; 50.0 % of the parameters stay; accuracy 93.50 → "
+        "90.00 %; the judge passed the cut."
+    )
+    data = made(keep=1.0)
+    data["receipt"]["passed"], data["after"]["macs"]["value"] = False, 1.5 * data["before"]["macs"]["value"]
+    assert of("wider", **{name: data[name] for name in ("before", "after", "receipt")}) == (
+        "Magnitude made some of Small wider: 150.0 % of the MACs; 100.0 % of the parameters; accuracy 93.50 → 90.00 %; "
+        "the judge did NOT pass the cut."
+    )
+    whole = made(keep=1.0)
+    assert "made Small smaller: 100.0 % of the MACs stay;" in of("whole", before=whole["before"], after=whole["after"])
+    assert of("trained", method={"name": "train"}, receipt={}) == "Trained Small: accuracy 93.50 → 90.00 %."
+    bare = {"before": {}, "after": {}, "receipt": {}, "stages": [], "candidates": []}
+    assert of("untold", **bare, model={"source": "python:nets:small"}) == (
+        "Magnitude made python:nets:small smaller: no cost was measured before and after."
+    )
+    assert of("nothing", **bare, method={"name": "train"}) == "Trained Small: no accuracy was measured."
+    timed = {"of": "energy", "unit": "J", "uncut": 4.0, "measured": 2.5, "rounds": []}
+    assert "50.0 % of the parameters stay; 62.5 % of the energy; accuracy" in of("timed", measured=timed)
+
+
 def test_training_curves(save: Save, made: Made) -> None:
     epochs = [
         {"epoch": 1, "loss": 0.5, "lr": 0.1, "steps": 9, "seconds": 2.0, "note": "x"},

@@ -117,7 +117,7 @@ class Method(ABC):
     trains: ClassVar[bool] = False
     """Whether it trains by itself, with or without a recovery: its runs can be gone on with after a kill."""
 
-    def refuse(self, wanted: Request) -> None:
+    def refuse(self, wanted: Request) -> None:  # noqa: B027  # a method may bear everything
         """Refuse what this method can't do, whatever the model is: nothing, unless it says more.
 
         Raises:

@@ -342,6 +342,9 @@ def headline(run: Run) -> str:
     shares = {name: share for name in costs if (share := run.share(name))}
     grown = any(share > 1 for share in shares.values())
     said = [f"{100 * share:.1f} % of the {title(name)}" + ("" if grown else " stay") for name, share in shares.items()]
+    timed = run.get("measured")
+    if timed.get("uncut") and timed.get("measured"):
+        said.append(f"{100 * timed['measured'] / timed['uncut']:.1f} % of the {timed.get('of') or 'latency'}")
     before, after = run.number("before", run.metric), run.number("after", run.metric)
     if before is not None and after is not None:
         said.append(f"{title(run.metric)} {before:.2f} → {after:.2f} %")
