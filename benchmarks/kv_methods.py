@@ -167,7 +167,7 @@ def evicting(case: Case, policy: Callable[..., kv.Eviction], share: int) -> kv.H
 def judge(case: Case, rows: Rows, options: argparse.Namespace) -> None:
     for name, way in arms(case):
         key = f"{case.name}, {name}"
-        if not rows.wanted(key):
+        if not rows.wanted(key) or not any(part in name for part in options.arms):
             continue
         started = time.perf_counter()
         how = way()
@@ -239,6 +239,7 @@ def page(rows: Rows) -> str:
 
 def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="", help="folder of benchmarks/kv_model.py; stories260k unless said")
+    parser.add_argument("--arms", nargs="+", default=[""], help="methods whose name has one of these parts")
     parser.add_argument("--characters", type=int, default=1_500_000, help="of the sample of stories")
     parser.add_argument("--windows", type=int, default=32, help="of text")
     parser.add_argument("--stride", type=int, default=64, help="tokens told in each")
