@@ -227,6 +227,30 @@ def test_settings_come_from_the_cfg(tmp_path: Path):
         niwaki.models.load(f"darknet:{tmp_path / 'c.cfg'}")
 
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data folder is not here")
+@pytest.mark.parametrize("name, published", [("yolo-fastest-1.1", 35.6), ("yolo-fastest-1.1-xl", 43.2)])
+def test_trained_detectors_find_what_their_publisher_found(name, published, tmp_path):
+    """AP50 on 128 pictures of COCO's validation part, squashed to 320."""
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    for folder, place in (("images", "images"), ("labels", "boxes/labels")):
+        (tmp_path / folder).symlink_to(SHARED / "coco256" / place)
+    weights = SHARED / "weights" / "coco-yolo-fastest-darknet"
+    names = (weights / "coco.names").read_text().split("\n")
+    text = (
+        f"path: {tmp_path}\ntrain: images/train2017\nval: images/val2017\nnames: {[name for name in names if name]}\n"
+    )
+    (tmp_path / "data.yaml").write_text(text)
+    splits = niwaki.data.open_boxes(f"yolo:{tmp_path / 'data.yaml'}")
+    assert len(splits.test) == 128
+    loaded = niwaki.models.load(f"darknet:{weights / name}.cfg", checkpoint=str(weights / f"{name}.weights"))
+    task = niwaki.tasks.Detection(splits, loaded.detector, size=320, fit="squash", augment=None)
+    assert task.evaluate(loaded.model, split="test").value == pytest.approx(published, abs=1.0)
+
+
 LEARNER = """[net]
 width=32
 height=32
