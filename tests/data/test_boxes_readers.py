@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from boxed import SQUARE, coco, listed, picture, voc, yolo
 from PIL import Image
 
 from niwaki.data import open_boxes
-from niwaki.errors import FileDamagedError, InputError, UnknownNameError
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
 
 
 def corners(pictures, number=0):
@@ -311,3 +312,10 @@ def test_names_and_places_that_are_wrong(tmp_path):
         with pytest.raises(error) as caught:
             call()
         assert says in str(caught.value)
+
+
+def test_a_yaml_needs_pyyaml(tmp_path, monkeypatch):
+    spec = yolo(tmp_path, "0 0.5 0.5 0.2 0.2")
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingExtraError, match=r"niwaki\[detection\]"):
+        open_boxes(spec)

@@ -101,6 +101,20 @@ def test_without_accuracy_or_latency_the_reason_is_said(folder: Path) -> None:
     assert "No front: no trial measured accuracy" in text and "No front: no latency was measured." in text
 
 
+def test_fronts_stand_on_the_figure_of_the_task(folder: Path) -> None:
+    rows = [row(*one) for one in TOLD]
+    for one in rows:
+        if one["values"]:
+            one["metric"] = "AP50"
+            for ending in ("", "_before"):
+                one["values"][f"AP50{ending}"] = one["values"].pop(f"accuracy{ending}") / 2
+    (folder / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    sweep = read_sweep(folder)
+    assert "2 best in AP50 against MACs" in headline(sweep)
+    assert front_table(sweep, "macs").rows[0] == ("1", "taylor", "0.3", "42.50 %", "30", "30.0 %", "1")
+    assert "method taylor, keep 0.5: 50.0 % of MACs, AP50 46.00 %" in niwaki.report.html(folder)
+
+
 def test_a_candidate_links_to_its_run(folder: Path) -> None:
     place = folder / "trials" / "taylor-0.3-0"
     place.mkdir(parents=True)

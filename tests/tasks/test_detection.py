@@ -1,6 +1,7 @@
 """Average precision by hand, and the task that asks a detector for it."""
 
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from niwaki.boxes import Boxes, Found
-from niwaki.errors import InputError, NotFiniteError, OutOfMemoryError, UnknownNameError
+from niwaki.errors import InputError, MissingExtraError, NotFiniteError, OutOfMemoryError, UnknownNameError
 from niwaki.tasks import Augmentation, Detection, Detector, Reading
 from niwaki.tasks.average_precision import average_precision
 from niwaki.tasks.detection import in_order
@@ -245,3 +246,16 @@ def test_what_is_seen_is_drawn_small():
     assert red > 150 and green < 90 and blue < 130
     assert max(picture.getpixel((230, 60))) < 60  # outside it is black
     assert len(Detection(splits, Told(*found), size=100).shown({}, limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "call"),
+    [
+        ("pycocotools.coco", lambda: average_precision([One(A)], [seen((0.9, A))], ["thing"])),
+        ("torchvision.transforms.v2", lambda: next(Detection(SPLITS, Told(), size=8, batch=2).train_batches(0))),
+    ],
+)
+def test_what_is_not_installed_is_named(package, call, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=r"niwaki\[detection\]"):
+        call()

@@ -55,7 +55,8 @@ def scatter(
     shares, accuracies = [p.share for p in points], [a for p in points for a in (p.accuracy, *(p.span or ()))]
     across = (min(0.0, *shares), max(100.0, *shares) + 3) if unit == "%" else spread_out(shares, floor=0)
     margin = max(1.0, 0.08 * (max(accuracies) - min(accuracies)))
-    low, high = max(0.0, min(accuracies) - margin), min(100.0, max(accuracies) + margin)
+    low, high = min(accuracies) - margin, min(100.0, max(accuracies) + margin)
+    low = max(0.0, low) if min(accuracies) >= 0 else low  # gains may be losses
     axes = Axes(across, (low, high) if high > low else (low - 1, high + 1))
     x, y = axes.x, axes.y
     parts = [axes.frame(f"{cost} kept, %" if unit == "%" else f"{cost}, {unit}", f"{metric}, %")]

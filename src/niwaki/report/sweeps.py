@@ -50,8 +50,14 @@ class Sweep:
         first = _flat(self.rows[0]["options"]) if self.rows else {}
         return {name: value for name, value in first.items() if name not in self.varied and name != "seed"}
 
+    @property
+    def metric(self) -> str:
+        """The figure that the trials' task judges by; accuracy where they differ or name none of theirs."""
+        named = {str(row.get("metric")) for row in self.rows if row.get("metric") in row["values"]}
+        return named.pop() if len(named) == 1 else "accuracy"
+
     def front(self, cost: str) -> tuple[Candidate, ...]:
-        return front(self.candidates, cost)
+        return front(self.candidates, cost, self.metric)
 
     def count(self, status: str) -> int:
         return sum(1 for row in self.rows if row["status"] == status)
@@ -78,19 +84,23 @@ def headline(sweep: Sweep) -> str:
     said += [f"{failed} failed"] if failed else []
     said += [f"{waiting} wait"] if waiting else []
     words = ", ".join(said) + f"; {len(sweep.candidates)} candidates"
-    best = [f"{len(sweep.front(cost))} best in accuracy against {title(cost)}" for cost in COSTS if sweep.front(cost)]
+    best = [
+        f"{len(sweep.front(cost))} best in {title(sweep.metric)} against {title(cost)}"
+        for cost in COSTS
+        if sweep.front(cost)
+    ]
     return words + (", " + ", ".join(best) if best else "") + "."
 
 
 def front_table(sweep: Sweep, cost: str) -> Table:
-    """The candidates that no other beats in this cost and accuracy."""
+    """The candidates that no other beats in this cost and the task's figure."""
     best = sweep.front(cost)
-    heads = ("", *map(_called, sweep.varied), "accuracy", title(cost), "of uncut", "seeds")
+    heads = ("", *map(_called, sweep.varied), title(sweep.metric), title(cost), "of uncut", "seeds")
     rows = tuple(
         (
             str(number),
             *(_shown(_flat(one.settings).get(name)) for name in sweep.varied),
-            _accuracy(one),
+            _quality(one, sweep.metric),
             *_cost(one, cost),
             str(len(one.trials)),
         )
@@ -98,12 +108,16 @@ def front_table(sweep: Sweep, cost: str) -> Table:
     )
     first = len(sweep.varied) + 1
     right = frozenset({0, *range(first, first + 4)})
-    name = f"Best trade-offs: accuracy against {title(cost)}"
+    name = f"Best trade-offs: {title(sweep.metric)} against {title(cost)}"
     note = ""
     if rows and cost == "latency" and any(_noisy(one) for one in sweep.candidates):
         note = "Some times spread by more than a quarter (noisy): the machine did other work, so this front is a guess."
     if not rows:
-        why = "no latency was measured" if cost == "latency" else "no trial measured accuracy (no data was given)"
+        why = (
+            "no latency was measured"
+            if cost == "latency"
+            else f"no trial measured {title(sweep.metric)} (no data was given)"
+        )
         note = f"No front: {why}."
     return Table(name, heads, rows, right, note, _links(sweep, best), linked=1 if sweep.varied else 0)
 
@@ -112,7 +126,7 @@ def all_candidates(sweep: Sweep) -> Table:
     """Every candidate, with the fronts it is on."""
     fronts = {cost: sweep.front(cost) for cost in COSTS}
     timed = any("latency" in one.values for one in sweep.candidates)
-    heads = (*map(_called, sweep.varied), "accuracy", "MACs", "of uncut", "parameters")
+    heads = (*map(_called, sweep.varied), title(sweep.metric), "MACs", "of uncut", "parameters")
     heads = (*heads, *(("latency",) if timed else ()), "seeds", "best in", "judge")
     rows = []
     for one in sweep.candidates:
@@ -121,7 +135,7 @@ def all_candidates(sweep: Sweep) -> Table:
         rows.append(
             (
                 *(_shown(flat.get(name)) for name in sweep.varied),
-                _accuracy(one),
+                _quality(one, sweep.metric),
                 *_cost(one, "macs"),
                 short(one.values["params"], "parameters") if "params" in one.values else "-",
                 *((_cost(one, "latency")[0],) if timed else ()),
@@ -155,11 +169,11 @@ def earlier_trials(sweep: Sweep) -> Table:
         return short(row["values"][name], unit) if name in row["values"] else "-"
 
     rows = tuple(
-        (row["trial"], cell(row, "accuracy", "%"), cell(row, "macs", "MACs"), _shown(list(_words(row))))
+        (row["trial"], cell(row, sweep.metric, "%"), cell(row, "macs", "MACs"), _shown(list(_words(row))))
         for row in sweep.earlier
     )
     note = "The file has changed since: these trials are compared with none, and on no front." if rows else ""
-    return Table("Asked for earlier", ("trial", "accuracy", "MACs", "options"), rows, frozenset({1, 2}), note)
+    return Table("Asked for earlier", ("trial", title(sweep.metric), "MACs", "options"), rows, frozenset({1, 2}), note)
 
 
 def _words(row: Mapping[str, Any]) -> Iterator[str]:
@@ -180,26 +194,26 @@ def facts(sweep: Sweep) -> Table:
 
 
 def plot(sweep: Sweep, cost: str) -> str:
-    """Accuracy against this cost, with the front."""
-    able = [one for one in sweep.candidates if cost in one.values and "accuracy" in one.values]
+    """The task's figure against this cost, with the front."""
+    able = [one for one in sweep.candidates if cost in one.values and sweep.metric in one.values]
     if not able:
         return ""
     share = cost == "macs" and len({one.values.get("macs_before") for one in able}) == 1 and _before(able[0], cost)
 
     def point(one: Candidate) -> Point:
         value = 100 * one.values[cost] / one.values["macs_before"] if share else one.values[cost]
-        return Point(_method(one), _label(one, sweep.varied), value, one.values["accuracy"], one.spans["accuracy"])
+        return Point(_method(one), _label(one, sweep.varied), value, one.values[sweep.metric], one.spans[sweep.metric])
 
     uncut = dict.fromkeys(
-        (100.0 if share else before, one.values["accuracy_before"])
+        (100.0 if share else before, one.values[f"{sweep.metric}_before"])
         for one in able
-        if (before := _before(one, cost)) and "accuracy_before" in one.values
+        if (before := _before(one, cost)) and f"{sweep.metric}_before" in one.values
     )
     found = [Point("uncut", "uncut", *place) for place in uncut]
     found += sorted((point(one) for one in able), key=lambda p: (p.series, p.share))
     best = [point(one) for one in sweep.front(cost)]
     unit = "%" if share else COSTS[cost]
-    drawing = scatter(found, cost=title(cost), joined=False, unit=unit, front=best)
+    drawing = scatter(found, cost=title(cost), joined=False, unit=unit, front=best, metric=title(sweep.metric))
     words = "Numbers are those of the table; a line through a marker goes from its worst seed to its best."
     return figure(drawing + legend(found, front=len(best) > 1), words)
 
@@ -315,9 +329,9 @@ def _cost(one: Candidate, cost: str) -> tuple[str, str]:
     return text, "" if before is None else f"{100 * value / before:.1f} %"
 
 
-def _accuracy(one: Candidate) -> str:
-    if "accuracy" not in one.values:
+def _quality(one: Candidate, metric: str) -> str:
+    if metric not in one.values:
         return "-"
-    low, high = one.spans["accuracy"]
-    mean = f"{one.values['accuracy']:.2f} %"
+    low, high = one.spans[metric]
+    mean = f"{one.values[metric]:.2f} %"
     return mean if len(one.trials) == 1 else f"{mean} ({low:.1f}..{high:.1f})"

@@ -89,6 +89,7 @@ def _row(
     return {
         **row,
         "method": (report.get("method") or {}).get("name"),
+        "metric": _metric(report),
         "values": values,
         "passed": receipt.get("passed"),
         "exact": receipt.get("exact"),
@@ -107,6 +108,13 @@ def _values(report: Mapping[str, Any]) -> dict[str, float]:
             if value is not None:
                 found[f"{name}{ending}"] = value
     return found
+
+
+def _metric(report: Mapping[str, Any]) -> str | None:
+    """The figure that the trial's task judges by, where it is in percent."""
+    name = report.get("metric")
+    record = (report.get("after") or {}).get(name)
+    return str(name) if isinstance(record, dict) and record.get("unit") == "%" else None
 
 
 def _number(value: Any) -> float | None:
