@@ -1,0 +1,329 @@
+"""Group channel pruning (GCP) and the YOLOv8 framework (CWD) on detectors, stage by stage, beside uniform L2.
+
+One dense network is trained for each seed; every arm starts from it. The arms of a method leave one thing out each, and
+train as long as the whole method does: epochs that are left out are added to the fine-tuning. Uniform L2 is cut to the
+multiply-adds that the method's plan came to, and trained as long. Nothing is chosen on test pictures.
+
+    python benchmarks/detectors.py --only yolov8n --arms CWD "CWD, no teacher" L2 --seeds 0 1 2 --device cuda
+    python benchmarks/detectors.py --only yolov8n --size 160 --epochs 1 1 1 1 --steps 4 --seeds 0 --draft   # in minutes
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import ROOT, Rows, arguments, prose, table
+from torch import nn
+
+import niwaki
+from niwaki.measure.target import Target, in_turns
+from niwaki.methods import GroupChannelPruning, YOLOv8CWD
+from niwaki.tasks import Detection
+from niwaki.train import Checkpoints, Recovery, Speed
+
+DATA = ROOT.parent / "shared" / "data"
+FASTEST = "darknet:{data}/weights/coco-yolo-fastest-darknet/yolo-fastest-1.1{more}.cfg"
+NETWORKS = {
+    **{f"yolov8{size}": f"ultralytics:yolov8{size}.yaml?nc={{classes}}" for size in "nsm"},
+    "yolov4-tiny": "cfg:yolov4_tiny",
+    "yolov4": "cfg:yolov4",
+    "yolo-fastest": FASTEST.format(data="{data}", more=""),
+    "yolo-fastest-xl": FASTEST.format(data="{data}", more="-xl"),
+}
+"""The last two are of 80 classes, and of --data coco alone; with their trained weights no dense network is trained."""
+SOURCES = {"bccd": "voc:{data}/detection/bccd/BCCD", "cars": "yolo:{made}", "coco": "yolo:{made}"}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GCP": ("gcp", {}),
+    "GCP, constant pressure": ("gcp", {"pressing": "constant"}),
+    "GCP, no pressure": ("gcp", {"sparse_epochs": 0}),
+    "GCP, one group": ("gcp", {"groups": ("*",), "fractions": (0.5,)}),
+    "GCP, no teacher": ("gcp", {"distil_epochs": 0}),
+    "CWD": ("cwd", {}),
+    "CWD, rising pressure": ("cwd", {"schedule": "increasing"}),
+    "CWD, no pressure": ("cwd", {"sparse_epochs": 0}),
+    "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
+    "L2": ("l2", {}),
+}
+RUNTIMES = ("pytorch", "onnxruntime", "openvino")
+SHOWN = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
+
+
+def splits_of(name: str, seed: int) -> Any:
+    """Pictures with boxes; those without parts of their own are split by seed, frames of one video together."""
+    if name == "bccd":
+        return niwaki.data.open_boxes(SOURCES[name].format(data=DATA), seed=seed)
+    folder = DATA / ("detection/aerial-cars" if name == "cars" else "coco256")
+    names = folder / "aerial.names" if name == "cars" else DATA / "weights/coco-yolo-fastest-darknet/coco.names"
+    said = ", ".join(f"'{word.strip()}'" for word in names.read_text(encoding="utf-8").splitlines() if word.strip())
+    made = ROOT / "runs" / f"detectors-{name}.yaml"
+    made.parent.mkdir(exist_ok=True)
+    parts = "train: images" if name == "cars" else "train: train\nval: val"
+    made.write_text(f"path: {folder}\n{parts}\nnames: [{said}]\n", encoding="utf-8")
+    more = {"together": "prefix"} if name == "cars" else {}
+    return niwaki.data.open_boxes(SOURCES[name].format(made=made), seed=seed, **more)
+
+
+def network_of(name: str, classes: int, options: argparse.Namespace, seed: int) -> Any:
+    """The network, trained where weights lie beside it."""
+    source, shape = NETWORKS[name], (3, options.size, options.size)
+    if source.startswith("cfg:"):
+        import darknet_cfgs
+
+        file = ROOT / "runs" / f"{name}-{options.size}-{classes}.cfg"
+        file.write_text(getattr(darknet_cfgs, source[4:])(options.size, classes=classes), encoding="utf-8")
+        return niwaki.models.load(f"darknet:{file}", seed=seed)
+    source = source.format(data=DATA, classes=classes)
+    weights = source.removeprefix("darknet:").replace(".cfg", ".weights") if name.startswith("yolo-f") else None
+    return niwaki.models.load(source, seed=seed, checkpoint=weights, shape=None if weights else shape)
+
+
+def recovery(options: argparse.Namespace, seed: int, epochs: int, folder: Path | None = None) -> Recovery:
+    """How everything here is trained."""
+    kept = None if folder is None else Checkpoints()
+    return Recovery(
+        epochs=epochs, lr=options.lr, seed=seed, limit=options.steps or None, decayed="weights", clip=10.0,
+        speed=Speed(precision=options.precision), folder=None if folder is None else str(folder), checkpoints=kept,
+    )  # fmt: skip
+
+
+def dense_of(loaded: Any, task: Detection, options: argparse.Namespace, key: str, seed: int) -> nn.Module:
+    """The trained network; its training goes on where it was stopped."""
+    model: nn.Module = loaded.model.to(options.device)
+    if loaded.weights == "random" and options.epochs[0]:
+        how = recovery(options, seed, options.epochs[0], ROOT / "runs" / "detectors" / named(key))
+        how(model.train(), task, resume=True, progress=said(f"{key}: dense"))
+    return model.eval()
+
+
+def method_of(arm: str, options: argparse.Namespace) -> Any:
+    """The method of an arm; epochs that it leaves out are for fine-tuning."""
+    kind, changed = ARMS[arm]
+    _, sparse, tune, distil = options.epochs
+    epochs = {"sparse_epochs": sparse, "tune_epochs": tune, "distil_epochs": distil}
+    left = sum(epochs[name] for name in epochs if changed.get(name) == 0)
+    settings = {**epochs, "tune_epochs": tune + left, **changed, "rate": options.rate}
+    if kind == "gcp":
+        return GroupChannelPruning(dense_epochs=0, **settings)
+    return YOLOv8CWD(dense_epochs=0, multiple=options.multiple, **settings)
+
+
+def arm_row(
+    rows: Rows,
+    key: str,
+    dense: nn.Module,
+    task: Detection,
+    arm: str,
+    options: argparse.Namespace,
+    seed: int,
+    protect: Any,
+) -> None:
+    """One row: the stages of an arm with all figures of each, and times of what came out beside the dense network."""
+    if not rows.wanted(key):
+        return
+    kind, _ = ARMS[arm]
+    if kind == "l2":
+        stages, small, told = baseline(rows, key, dense, task, options, seed, protect)
+    else:
+        method = method_of(arm, options)
+        last = next(n for n in (method.distil_epochs, method.tune_epochs, method.sparse_epochs) if n)
+        outcome = niwaki.compress(
+            dense, task.example().to(options.device), method=method,
+            budget=niwaki.Budget(options.keep, of=options.of), task=task, recovery=recovery(options, seed, last),
+            protect=protect, seed=seed, limit=options.limit, steps=said(key), weights="trained here",
+            partial=ROOT / "runs" / "detectors" / named(key),
+        )  # fmt: skip
+        stages = {stage.stage: plain(stage.measurements) for stage in outcome.stages}
+        small = outcome.model
+        told = {name: outcome.details[name] for name in ("layer_groups", "losses_at_first") if name in outcome.details}
+        told |= {"receipt": outcome.receipt.difference, "door": outcome.receipt.door}
+    values = {
+        "arm": arm, "settings": vars_of(options), "dense": plain(figures(dense, task, options)), "stages": stages,
+        **told, "file_bytes": {"dense": file_bytes(dense), "cut": file_bytes(small)},
+        "times": times_of(dense, small, task, options),
+    }  # fmt: skip
+    rows.add(key, values, seed=seed, threads=options.threads)
+
+
+def baseline(
+    rows: Rows, key: str, dense: nn.Module, task: Detection, options: argparse.Namespace, seed: int, protect: Any
+) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
+    """Every layer loses its smallest filters, to the multiply-adds that the method came to; then as many epochs."""
+    whole = next((row for arm in ("CWD", "GCP") if (row := rows.get(key.removesuffix("L2") + arm))), None)
+    example = task.example().to(options.device)
+    graph = niwaki.trace(dense, example, protect=protect)
+    budget = niwaki.Budget(options.keep, of=options.of)
+    if whole is not None:
+        macs = list(whole["stages"].values())[-1]["macs"]
+        budget = niwaki.Budget.at_most(macs, "macs")
+    how = niwaki.scores.Magnitude(p=2)
+    scores = niwaki.score(graph, niwaki.collect(dense, graph, how.needs), how=how)
+    plan = niwaki.choose(graph, scores, budget, how=niwaki.budgets.Uniform(), splits="even")
+    small = niwaki.cut(dense, plan)
+    receipt = niwaki.verify(dense, small, plan, example)
+    assert receipt.passed, receipt
+    stages = {"cut": plain(figures(small, task, options))}
+    niwaki.repair.BatchNormStatistics()(small, (task.inputs(batch) for batch in task.calibration(16, seed)))
+    stages["batch-norm"] = plain(figures(small, task, options))
+    folder = ROOT / "runs" / "detectors" / named(key)
+    how_long = recovery(options, seed, sum(options.epochs[1:]), folder)
+    how_long(small.train(), task, resume=True, progress=said(key))
+    stages["fine-tuning"] = plain(figures(small.eval(), task, options))
+    equal = "keep" if whole is None else f"macs of {whole['arm']}"
+    return stages, small, {"receipt": receipt.difference, "door": receipt.door, "equal": equal}
+
+
+def figures(model: nn.Module, task: Detection, options: argparse.Namespace) -> dict[str, Any]:
+    """Counts, and precision on test pictures."""
+    found = niwaki.measure(model, task.example().to(options.device), meters=niwaki.measure.COUNTS)
+    return found | task.metrics(model, limit=options.limit)
+
+
+def plain(measurements: Mapping[str, Any]) -> dict[str, float]:
+    return {name.replace(" ", "_"): measured.value for name, measured in measurements.items()}
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Of the weights as safetensors."""
+    with tempfile.TemporaryDirectory() as folder:
+        from niwaki.train.checkpoints import save_weights
+
+        save_weights(model, Path(folder) / "model.safetensors")
+        return (Path(folder) / "model.safetensors").stat().st_size
+
+
+def times_of(dense: nn.Module, small: nn.Module, task: Detection, options: argparse.Namespace) -> dict[str, Any]:
+    """Pictures a second of both in each runtime, in turns, batch 1; on the CPU, and on the GPU where there is one."""
+    if not options.runs:
+        return {}
+    example, found = task.example().cpu(), {}
+    for runtime in RUNTIMES:
+        target = Target(runtime, threads=options.threads)  # type: ignore[arg-type]
+        try:
+            with target.threaded(), target.running(dense, example) as one, target.running(small, example) as other:
+                taken = in_turns({"dense": one, "cut": other}, runs=options.runs)
+        except niwaki.errors.NiwakiError as error:
+            found[runtime] = {"failed": str(error)}
+            continue
+        found[runtime] = fps(taken)
+    if options.device.startswith("cuda"):
+        place = example.to(options.device)
+
+        def call(model: nn.Module) -> Callable[[], None]:
+            def once() -> None:
+                with torch.no_grad():
+                    model(place)
+                torch.cuda.synchronize()
+
+            return once
+
+        found["cuda"] = fps(in_turns({"dense": call(dense.eval()), "cut": call(small.eval())}, runs=options.runs))
+    return {**found, "load": round(os.getloadavg()[0], 1)}
+
+
+def fps(taken: Mapping[str, list[float]]) -> dict[str, float]:
+    """Pictures a second, and how many times as fast: the median over turns."""
+    pairs = zip(taken["dense"], taken["cut"], strict=True)
+    return {
+        **{name: round(1000 / statistics.median(values), 2) for name, values in taken.items()},
+        "times_as_fast": round(statistics.median(one / other for one, other in pairs), 3),
+    }
+
+
+def said(what: str) -> Callable[[int, int, str], None]:
+    """Tells of every fiftieth step."""
+    return lambda done, of, words: None if done % 50 and done < of else print(f"{what}: {done} of {of}", flush=True)
+
+
+def named(key: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in key)
+
+
+def vars_of(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("size", "batch", "epochs", "steps", "lr", "rate", "keep", "of", "multiple", "precision", "device", "limit")
+    return {name: getattr(options, name) for name in names}
+
+
+def run(rows: Rows, options: argparse.Namespace, name: str) -> None:
+    for seed in options.seeds:
+        splits = splits_of(options.data, options.split_seed)
+        loaded = network_of(name, len(splits.classes), options, seed)
+        fit: Any = "squash" if name.startswith("yolo-f") else "letterbox"
+        task = Detection(splits, loaded.detector, size=options.size, fit=fit, batch=options.batch)
+        if options.plain_pictures:
+            task = replace(task, augment=None)
+        short = f", {options.steps} steps" if options.steps else ""
+        epochs = "+".join(map(str, options.epochs))
+        base = f"{name} on {options.data} at {options.size}, {epochs} epochs{short}, seed {seed}"
+        keys = {arm: f"{base}, keep {options.keep} of {options.of}, {arm}" for arm in options.arms}
+        if not any(rows.wanted(key) for key in keys.values()):
+            continue
+        dense = dense_of(loaded, task, options, base, seed)
+        for arm, key in keys.items():
+            arm_row(rows, key, dense, task, arm, options, seed, loaded.protect)
+
+
+def page(rows: Rows) -> None:
+    lines = []
+    for row in rows.rows:
+        before, stages = row["dense"], row["stages"]
+        for stage, after in {"dense": before, **stages}.items():
+            shares = [f"{100 * after[name] / before[name]:.1f} %" for name in ("params", "macs")]
+            marks = [f"{after[name]:.1f}" if name in after else "-" for name in SHOWN]
+            last = stage == list(stages)[-1]
+            sizes = row["file_bytes"]["cut" if last else "dense"] / 1e6 if last or stage == "dense" else None
+            speeds = [
+                f"{row['times'][runtime].get('times_as_fast', 'failed')}x" if last and runtime in row["times"] else "-"
+                for runtime in (*RUNTIMES, "cuda")
+            ]
+            size = "-" if sizes is None else f"{sizes:.2f}"
+            lines.append((row["key"], stage, *marks, *shares, size, *speeds))
+    heads = ("case", "stage", "AP50", "AP", "small", "medium", "large", "params", "MACs", "MB",
+             "PyTorch", "ONNX Runtime", "OpenVINO", "GPU")  # fmt: skip
+    rows.write("# Detectors\n\n" + prose(__doc__.split("\n\n    ")[0]) + table(heads, lines))  # type: ignore[union-attr]
+
+
+def more(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", choices=tuple(SOURCES), default="bccd", help="pictures (default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["CWD", "L2"], metavar="ARM",
+                        help="of: " + "; ".join(ARMS))  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of weights and order")
+    parser.add_argument("--split-seed", type=int, default=0, help="of parts that the data do not have")
+    parser.add_argument("--size", type=int, default=320, help="of the frame, in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=16, help="pictures in a batch (default: %(default)s)")
+    parser.add_argument("--epochs", nargs=4, type=int, default=[100, 50, 50, 50], metavar="N",
+                        help="dense, sparse, fine-tuning, distilling (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=0, help="at most so many batches an epoch; 0 is all")
+    parser.add_argument("--lr", type=float, default=0.01, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=1e-4, help="of the pressure (default: %(default)s)")
+    parser.add_argument("--keep", type=float, default=0.27, help="share that stays (default: %(default)s)")
+    parser.add_argument("--of", default="params", help="of what (default: %(default)s)")
+    parser.add_argument("--multiple", type=int, default=8, help="of channels, for CWD (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=None, help="test pictures at most")
+    parser.add_argument("--runs", type=int, default=30, help="timed passes; 0 times nothing (default: %(default)s)")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
+    parser.add_argument("--plain-pictures", action="store_true", help="no mosaic, no flips")
+    parser.add_argument("--draft", action="store_true", help="rows in runs/, not in benchmarks/results")
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=usual, help="default: %(default)s")
+
+
+def main() -> None:
+    options = arguments((__doc__ or "").splitlines()[0], cases=tuple(NETWORKS), more=more)
+    torch.set_num_threads(options.threads)
+    packages = ("onnxruntime", "openvino", "ultralytics", "pycocotools")
+    rows = Rows("detectors", fresh=options.fresh, packages=packages, draft=options.draft)
+    if not options.table:
+        for name in options.only or ["yolov8n"]:
+            run(rows, options, name)
+    if not options.draft:
+        page(rows)
+
+
+if __name__ == "__main__":
+    main()
