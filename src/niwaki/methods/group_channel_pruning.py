@@ -90,7 +90,8 @@ class GroupChannelPruning(Staged):
     pyramid: float = 1e4
     """Weight of the others."""
     backbone_places: tuple[str, ...] = ()
-    """Module paths; where no places are given at all, they are the modules that close the stages of the forward."""
+    """Module paths; where no places are given at all, they are the modules that close the stages of the forward, but
+    for a lone first layer."""
     coarsest_places: tuple[str, ...] = ()
     """Module paths."""
     pyramid_places: tuple[str, ...] = ()
@@ -136,7 +137,9 @@ class GroupChannelPruning(Staged):
         given = (self.backbone_places, self.coarsest_places, self.pyramid_places)
         if any(given):
             return given
-        stages = [stage for stage in stages_of(graph) if stage.place is not None and stage.turn <= 2]
+        every = stages_of(graph)
+        stem = len(every) > 1 and len(every[0].scales) == 1  # a lone first layer sees edges, not things
+        stages = [stage for stage in every[stem:] if stage.place is not None and stage.turn <= 2]
         deep = max((stage.stride for stage in stages), default=1)
         parts: tuple[list[str], list[str], list[str]] = ([], [], [])
         for stage in stages:
