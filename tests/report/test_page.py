@@ -56,6 +56,9 @@ def test_headline_word_by_word(save: Save, made: Made) -> None:
         "Magnitude made python:nets:small smaller: no cost was measured before and after."
     )
     assert of("nothing", **bare, method={"name": "train"}) == "Trained Small: no accuracy was measured."
+    groups = made()["groups"]
+    groups[0] |= {"kept": 20, "new": 4}
+    assert "% of the parameters stay; 1 group grew; accuracy" in of("grown", groups=groups)
     timed = {"of": "energy", "unit": "J", "uncut": 4.0, "measured": 2.5, "rounds": []}
     assert "50.0 % of the parameters stay; 62.5 % of the energy; accuracy" in of("timed", measured=timed)
 
@@ -237,3 +240,13 @@ def test_reports_of_a_sweep_and_of_runs_as_data(save: Save) -> None:
     assert (
         niwaki.report.data(folder)["runs"][0]["command"] == json.loads((folder / "report.json").read_text())["command"]
     )
+
+
+def test_numbers_are_not_broken(save: Save, made: Made) -> None:
+    """A hyphen of an exponent and the space of a percentage are no ends of lines."""
+    page = niwaki.report.html(save("one", made()))
+    assert "<p>Magnitude made Small smaller: 50.0\u00a0% of the MACs stay;" in page
+    exports = {"onnx": {"file": "model.onnx", "difference": {"value": 2.1e-7}, "latency": MS, "pytorch_latency": MS}}
+    page = niwaki.report.html(save("two", made() | {"exports": exports}))
+    assert '<td class="number"><span class="whole">2.1e-07</span></td>' in page and ".whole{white-space:nowrap}" in page
+    assert '<td class="number">2\u00a0±\u00a00.1\u00a0ms</td>' not in page  # it may break before its spread

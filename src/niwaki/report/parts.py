@@ -1,5 +1,6 @@
 """What pages are put together from: the frame, tables, bars, commands."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -7,6 +8,8 @@ from niwaki.report.script import HASH, SCRIPT
 from niwaki.report.style import STYLE
 from niwaki.report.tables import Table
 
+EXPONENT = re.compile(r"[\d.]+e-\d+")
+"""Numbers with a hyphen, behind which a line could break."""
 LONG = 16  # rows: longer tables scroll within themselves, a phone shows about this many
 POLICY = f"default-src 'none'; style-src 'unsafe-inline'; script-src '{HASH}'; img-src data:"
 
@@ -18,7 +21,7 @@ def page(heading: str, lead: str, body: Sequence[str]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(heading)}</title><style>{STYLE}</style></head>'
-        f"<body><main><header><h1>{escape(heading)}</h1><p>{escape(lead)}</p></header>{''.join(body)}</main>"
+        f"<body><main><header><h1>{escape(heading)}</h1><p>{_beside(lead)}</p></header>{''.join(body)}</main>"
         f"<script>{SCRIPT}</script></body></html>\n"
     )
 
@@ -56,11 +59,17 @@ def drawn(table: Table, *, search: str = "", fold: bool = False) -> str:
     return f"<section><h2>{escape(table.title)}</h2>{note}{box}</section>"
 
 
+def _beside(words: str) -> str:
+    """A sentence in which percentages stay beside their sign."""
+    return escape(words).replace(" %", "\u00a0%")
+
+
 def _unbroken(number: str) -> str:
     """A number that stays beside its unit; where it has to, a line breaks in front of a spread or a remark."""
     if not any(character.isdigit() for character in number):
         return number  # words
-    return number.replace(" ", "\u00a0").replace("\u00a0±", " ±").replace("\u00a0(", " (")
+    joined = number.replace(" ", "\u00a0").replace("\u00a0±", " ±").replace("\u00a0(", " (")
+    return EXPONENT.sub(r'<span class="whole">\g<0></span>', joined)
 
 
 def bar(after: float, before: float, most: float, said: str) -> str:

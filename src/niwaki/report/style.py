@@ -35,6 +35,7 @@ th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);vertical-align:to
 tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;font-size:.85rem}
 .text{text-align:left;overflow-wrap:break-word}td.text:last-child:not(:first-child){overflow-wrap:anywhere;min-width:5.5rem}
+td.text:last-child:nth-child(n+6){min-width:14rem}.whole{white-space:nowrap}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 .bars td{padding-top:.12rem;padding-bottom:.12rem;vertical-align:middle}.bars .wide{width:50%;min-width:5rem}
 .layer{font-size:.85rem;overflow-wrap:anywhere;min-width:8rem}
@@ -64,8 +65,8 @@ button{font:inherit;font-size:.85rem;color:inherit;background:var(--back);border
 border-radius:6px;padding:.2rem .7rem;cursor:pointer;flex:none}
 .s0{color:var(--s0)}.s1{color:var(--s1)}.s2{color:var(--s2)}.s3{color:var(--s3)}.s4{color:var(--s4)}.s5{color:var(--s5)}
 .s6{color:var(--s6)}.s7{color:var(--s7)}
-@media (max-width:36rem){main{padding:.75rem .6rem 2rem}th,td{padding:.3rem .45rem}body{font-size:14px}
-.plot text{font-size:15px}.number{padding-left:.3rem}
+@media (max-width:36rem){main{padding:.75rem .6rem 2rem}th,td{padding:.3rem .3rem}body{font-size:14px}
+.plot text{font-size:15px}.number{padding-left:.25rem}
 .long{max-height:24rem}.bars .wide{width:34%;min-width:4rem}}
 @media print{"""
     + f":root{{color-scheme:light;{LIGHT};--back:#fff;--ink:#000}}"

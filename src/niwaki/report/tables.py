@@ -342,6 +342,9 @@ def headline(run: Run) -> str:
     shares = {name: share for name in costs if (share := run.share(name))}
     grown = any(share > 1 for share in shares.values())
     said = [f"{100 * share:.1f} % of the {title(name)}" + ("" if grown else " stay") for name, share in shares.items()]
+    new = sum(bool(group.get("new")) for group in run.get("groups"))
+    if new:
+        said.append(f"{new} group{'s' if new > 1 else ''} grew")
     timed = run.get("measured")
     if timed.get("uncut") and timed.get("measured"):
         said.append(f"{100 * timed['measured'] / timed['uncut']:.1f} % of the {timed.get('of') or 'latency'}")
