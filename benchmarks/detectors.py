@@ -63,7 +63,14 @@ def splits_of(name: str, seed: int) -> Any:
     said = ", ".join(f"'{word.strip()}'" for word in names.read_text(encoding="utf-8").splitlines() if word.strip())
     made = ROOT / "runs" / f"detectors-{name}.yaml"
     made.parent.mkdir(exist_ok=True)
-    parts = "train: images" if name == "cars" else "train: train\nval: val"
+    parts = "train: images" if name == "cars" else "train: images/train2017\nval: images/val2017"
+    if name == "coco":  # its boxes do not lie where the yaml's readers look
+        place = ROOT / "runs" / "coco256"
+        place.mkdir(exist_ok=True)
+        for link, target in (("images", "images"), ("labels", "boxes/labels")):
+            if not (place / link).is_symlink():
+                (place / link).symlink_to(folder / target)
+        folder = place
     made.write_text(f"path: {folder}\n{parts}\nnames: [{said}]\n", encoding="utf-8")
     more = {"together": "prefix"} if name == "cars" else {}
     return niwaki.data.open_boxes(SOURCES[name].format(made=made), seed=seed, **more)
