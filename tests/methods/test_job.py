@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import niwaki
+from niwaki.errors import FileDamagedError
 from niwaki.methods import Magnitude
-from niwaki.methods.job import digest
+from niwaki.methods.job import digest, write_pictures
 
 
 def small() -> nn.Sequential:
@@ -119,3 +120,14 @@ def test_a_time_is_no_accuracy() -> None:
     )
     candidates = outcome.report()["candidates"]
     assert [("latency" in one, "accuracy" in one) for one in candidates] == [(True, False)] * 2
+
+
+def test_a_run_is_saved_where_there_is_nothing_to_show(tmp_path, caplog):
+    class Blind:
+        def shown(self, models, *, limit=None):
+            raise FileDamagedError("read a picture", where="gone.jpg")
+
+    with caplog.at_level("WARNING", "niwaki"):
+        assert write_pictures(Blind(), {}, tmp_path, limit=None) == []
+    assert "no pictures: read a picture; where: gone.jpg" in " ".join(caplog.messages)
+    assert write_pictures(None, {}, tmp_path, limit=None) == [] and not list(tmp_path.iterdir())

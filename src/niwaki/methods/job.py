@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import logging
 import platform
 import sys
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill import Weighted
+from niwaki.errors import NiwakiError
 from niwaki.files import PICTURES, PLAN, REPORT, SETTINGS, SURGERY, WEIGHTS, write_folder
 from niwaki.graph import ChannelGraph
 from niwaki.graph.skeleton import identity
@@ -28,6 +30,8 @@ from niwaki.surgery.verify import fresh_like
 from niwaki.tasks import Task
 from niwaki.train import Recovery
 from niwaki.units import Budget, Receipt, device_of, run, tensors_in
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -280,8 +284,15 @@ class Outcome:
 def write_pictures(
     task: Task | None, models: Mapping[str, nn.Module], folder: Path, *, limit: int | None
 ) -> list[dict[str, str]]:
-    """What a task shows of its models, as files of a run; their words and names for the report."""
-    shown = [] if task is None else task.shown(models, limit=limit)
+    """What a task shows of its models, as files of a run; their words and names for the report.
+
+    Where that fails (a picture that is gone meanwhile) there are none: the run is saved all the same.
+    """
+    try:
+        shown = [] if task is None else task.shown(models, limit=limit)
+    except NiwakiError as error:
+        log.warning("the run has no pictures: %s", error)
+        shown = []
     rows = []
     for number, one in enumerate(shown):
         file = Path(PICTURES) / f"{number}.jpg"
