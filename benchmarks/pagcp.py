@@ -25,7 +25,7 @@ from niwaki.graph.plans import plan_of
 from niwaki.methods import PAGCP, Magnitude, NormScale, Taylor
 from niwaki.search import Candidate, Masked
 from niwaki.tasks import Boundary, Classification, Custom, Depth, Multitask, Segmentation
-from niwaki.train import Recovery
+from niwaki.train import Checkpoints, Recovery
 
 CASES = ("speed", "resnet56", "camvid")
 DATA = ROOT.parent / "shared" / "data"
@@ -58,11 +58,11 @@ class Decoding(nn.Module):
         )
         self.last = nn.Conv2d(widths[0], out, 1)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor], size: torch.Size) -> Tensor:
         x = features[-1]
         for step, side in zip(self.steps, features[-2::-1], strict=True):
-            x = step(torch.cat([functional.interpolate(x, scale_factor=2.0), side], 1))
-        return self.last(functional.interpolate(x, scale_factor=2.0))
+            x = step(torch.cat([functional.interpolate(x, side.shape[2:]), side], 1))
+        return self.last(functional.interpolate(x, size))
 
 
 class Street(nn.Module):
@@ -82,11 +82,11 @@ class Street(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        x, features = self.stem(x - 0.5), []
+        size, x, features = x.shape[2:], self.stem(x - 0.5), []
         for stage in self.stages:
             x = stage(x)
             features.append(x)
-        found = {name: decoder(features) for name, decoder in self.decoders.items()}
+        found = {name: decoder(features, size) for name, decoder in self.decoders.items()}
         return {**found, "distance": functional.softplus(found["distance"])}
 
 
@@ -248,15 +248,14 @@ def run_camvid(rows: Rows, options: argparse.Namespace) -> None:
         name = f"camvid {options.height}, width {options.width}, {options.epochs} epochs"
         file = ROOT / "runs" / f"pagcp-{name.replace(', ', '-').replace(' ', '-')}-{seed}"
         how = Recovery(
-            epochs=options.epochs, lr=options.dense_lr, seed=seed, limit=options.steps or None, folder=str(file)
+            epochs=options.epochs,
+            lr=options.dense_lr,
+            seed=seed,
+            limit=options.steps or None,
+            folder=str(file),
+            checkpoints=Checkpoints(),
         )
-        how = Recovery.from_json({**how.to_json(), "checkpoints": {}})
-        how(
-            model.train(),
-            task,
-            resume=True,
-            progress=lambda done, of, words: print(f"dense: {done} of {of}", flush=True),
-        )
+        how(model.train(), task, resume=True, progress=said(f"dense, seed {seed}"))
         model.eval()
         dense = figures(model, task)
         if rows.wanted(f"{name}, seed {seed}, dense"):

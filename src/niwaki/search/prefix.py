@@ -196,7 +196,7 @@ class _Player(TorchDispatchMode):
                 leaves.append(given[noted])
             else:
                 real = self.held.get((number, place))
-                leaves.append(_stand_in(noted) if real is None else real)
+                leaves.append(_stand_in(noted) if real is None else real.detach())  # a new tensor, as outputs are
         return tree_unflatten(leaves, call.spec)
 
 
