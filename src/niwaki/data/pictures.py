@@ -64,7 +64,8 @@ def sizes_of(path: Path) -> tuple[Size, Size]:
     try:
         with PIL.Image.open(path) as opened:
             stored = opened.size
-            lies = opened.getexif().get(ORIENTATION) in SIDEWAYS
+            tagged = opened.format != "PNG" or "exif" in opened.info  # else pillow decodes all of it to look for tags
+            lies = tagged and opened.getexif().get(ORIENTATION) in SIDEWAYS
     except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as cause:
         raise _damaged(path, cause) from cause
     return (stored[::-1] if lies else stored), stored
