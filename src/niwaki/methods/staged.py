@@ -219,7 +219,9 @@ class Trainings:
         if pressure is not None:  # no decay on what is pressed, and no end before the schedule's
             watch = None if how.validation is None else replace(how.validation, patience=None)
             how = replace(how, decayed="weights", validation=watch)
-            log.info("%s, once in each of the optimiser's steps (%d batches)", pressure, how.accumulate)
+            said = {name: value for name, value in vars(pressure).items() if name not in ("scales", "sets")}
+            name = type(pressure).__name__
+            log.info("%s %s, once in each of the optimiser's steps (%d batches)", name, said, how.accumulate)
         if job.partial is not None:
             how = replace(how, folder=str(job.partial / stage), checkpoints=how.checkpoints or Checkpoints())
         elif how.folder is not None:
