@@ -1,6 +1,6 @@
 """Trains a small Llama with long context that can retrieve: what the benchmarks of caches are run on.
 
-    python benchmarks/kv_model.py --out runs/kv_model/gqa                       # a CPU core, about an hour
+    python benchmarks/kv_model.py --out runs/kv_model/gqa --context 2048 --batch 2 --steps 800    # half an hour, a core
     python benchmarks/kv_model.py --out runs/kv_model/mha --pairs 4             # as many key/value heads as query heads
     python benchmarks/kv_model.py --out runs/kv_model/large --width 384 --layers 8 --heads 12 --pairs 4 \
         --context 2048 --batch 8 --steps 6000 --device cuda                      # a GPU
