@@ -59,10 +59,11 @@ channels cost a tenth of the perplexity. SnapKV behind ThinK loses lines, the ea
 the prompt looks at, and the questions come later. At equal bytes CSKV 0.2 finds far lines where H2O and StreamingLLM,
 which evicted them, do not; perplexity, which here needs near text only, would not tell. At keep 0.2 whitened factors
 are better than ASVD, and ASVD than SVD, by perplexity; by retrieval they cannot be told apart, all at the whole
-cache's level. Training for 4 bits did not beat rounding afterwards: least value and scale leave little to learn, where
-the papers' quantiser breaks groups without a 0. "80 %" is 81.2 % of an old token's bytes, since ranks are floored; "95
-%" is 93.2 %: 5.83 bits a number with its scales. With 32 whole tokens, and more of them where keys are packed by
-blocks, 79.6 % and 89.6 % of the cache of 1983 tokens are saved.
+cache's level. ASVD trained comes to where the whitened factors begin. Training for 4 bits did not beat rounding
+afterwards: least value and scale leave little to learn, where the papers' quantiser breaks groups without a 0. "80 %"
+is 81.2 % of an old token's bytes, since ranks are floored; "95 %" is 93.2 %: 5.83 bits a number with its scales. With
+32 whole tokens, and more of them where keys are packed by blocks, 79.6 % and 89.6 % of the cache of 1983 tokens are
+saved.
 """
 
 
