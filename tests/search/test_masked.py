@@ -1,5 +1,6 @@
 """Losses by masking, with what comes before kept, against networks that are really cut."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +165,65 @@ def test_a_forward_that_goes_another_way_is_computed_whole():
         assert judge(Candidate({}, name, count))["loss"] == pytest.approx(cut, rel=1e-5)
 
 
+class Adding(nn.Module):
+    """Adds in place to what was made before the layers in between, which read a view of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, CLASSES)
+        self.register_buffer("seen", torch.zeros(6))
+        self.sees = False
+
+    def forward(self, x):
+        if self.sees:
+            self.seen.zero_().add_(x.mean())
+        x = self.stem(x)
+        x += self.two(self.one(x.view(-1, 2, 3).flatten(1)).relu())
+        return self.last(x + self.seen)
+
+
+def first_seen(way, x):
+    """Something that depends on the values of the batch, before the network."""
+    if way == "number":
+        return x / float(x.abs().max())
+    if way == "size":
+        return x / (1 + x[x > 0].shape[0])
+    return x / x.abs().max().tolist() if way == "list" else x
+
+
+@pytest.mark.parametrize("way", ["plain", "number", "size", "list", "buffer"])
+def test_what_is_held_is_what_would_be_computed(way):
+    """Sums in place, views, numbers and sizes that depend on the batch's values, a buffer that each batch writes."""
+    torch.manual_seed(0)
+    net = Adding().eval()
+    net.sees = way == "buffer"
+    batches = [(torch.randn(4, 3) * (1 + 3 * n), torch.arange(4)) for n in range(3)]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(first_seen(way, b[0])), b[1])},
+        inputs=lambda b: b[0],
+    )
+    judge = judge_of(net, task, batches)
+    for count in (1, 2, 3, 4):
+        small = niwaki.cut(net, plan_of(judge.graph, judge.kept({"one": count}))).eval()
+        with torch.no_grad():
+            cut = sum(4 * task.losses(small, batch)["loss"].item() for batch in batches)
+        loss = judge(Candidate({}, "one", count))["loss"]
+        if way == "list":  # no mode sees a list: no loss rather than a wrong one
+            assert loss == pytest.approx(cut, rel=1e-5) or math.isnan(loss)
+        else:
+            assert loss == pytest.approx(cut, rel=1e-5)
+    assert (judge._running.prefixes.start[0] > 0) is (way != "buffer")
+
+
+def test_the_uncut_network_after_a_candidate():
+    judge = judge_of()
+    judge(Candidate({}, "shared", 8))
+    assert judge(Candidate({})) == pytest.approx(totals(made()))
+    small = niwaki.cut(made(), plan_of(judge.graph, judge.kept({"shared": 8}))).eval()
+    assert judge(Candidate({}, "shared", 8)) == pytest.approx(totals(small), rel=1e-5)
+
+
 def test_groups_that_are_not_exact_are_cut():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, CLASSES)).eval()
@@ -224,6 +284,35 @@ def test_what_is_cut_is_held_to_what_was_masked():
     judge(Candidate({}, "shared", 4))
     with pytest.raises(CannotCutError, match=r"masked and .* cut, on the same batch"):
         judge(Candidate({"shared": 4}, "point", 1))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_networks_that_are_cut_under_other_names(monkeypatch, exact):
+    """Zeros stand for what is gone where they say the same, else the cut network is evaluated."""
+
+    class Renamed(nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x):
+            return self.inside(x)
+
+    torch.manual_seed(0)
+    between = nn.Identity() if exact else nn.LayerNorm(8)
+    net = nn.Sequential(nn.Linear(3, 8), between, nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, CLASSES)).eval()
+    batches = [(torch.randn(4, 3), torch.arange(4))]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
+    )
+    judge = judge_of(net, task, batches)
+    monkeypatch.setattr("niwaki.search.masked.cut", lambda model, plan: Renamed(niwaki.cut(model, plan)))
+    for gone, name, count in (({}, "3", 2), ({}, "0", 3), ({"0": 3}, "3", 2), ({"0": 3, "3": 2}, None, 0)):
+        candidate = Candidate(gone, name, count)
+        small = niwaki.cut(net, plan_of(judge.graph, judge.kept(candidate.all))).eval()
+        with torch.no_grad():
+            cut = 4 * functional.cross_entropy(small(batches[0][0]), batches[0][1]).item()
+        assert judge(candidate)["loss"] == pytest.approx(cut, rel=1e-5)
 
 
 def test_no_batches():

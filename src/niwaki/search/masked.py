@@ -91,9 +91,12 @@ class Masked:
         )
         self._atoms: dict[str, list[np.ndarray]] = {}
         self._least: dict[str, int] = {}
+        self.whole: dict[str, int] = {}
+        """Group -> how many of what goes of it the whole network has."""
         for number, name in enumerate(atoms.pools):
             mine = [atoms.units[int(at)] for at in np.flatnonzero(atoms.pool == number)]
             there = [units for units in mine if self._start[units].all()]
+            self.whole[name] = len(mine)
             if len(there) > 1:
                 self._atoms[name], self._least[name] = there, int(atoms.least[number])
             else:
@@ -184,11 +187,19 @@ class Masked:
         for units in order[: candidate.count]:
             alive[units] = False
         alive = with_slabs(self.graph, alive)
-        if not self.exact(alive, gone):
+        if not (self._running.maskable and self.exact(alive, gone)):
             return _Network(self, alive).losses()
         found = self._running.losses(candidate.group, alive, np.concatenate(order))
         self._first[alive.tobytes()] = self._running.first
         return found
+
+    def settle(self, gone: Mapping[str, int]) -> None:
+        """Hold the last cut, too, to what its masked form said; raises as a call does."""
+        alive = self.kept(gone)
+        if self._running is not None and not np.array_equal(self._running.alive, alive):
+            self._running = None
+            self._running = _Network(self, alive)
+            self._agree(self._running)
 
     def _agree(self, network: "_Network") -> None:
         """Hold what was cut to what its masked form said, on the first batch.
@@ -223,6 +234,8 @@ class _Network:
 
     def __init__(self, judge: Masked, alive: np.ndarray) -> None:
         self.judge, self.alive = judge, alive
+        self.maskable = True
+        """Whether more of it can be zeroed, by the names of the whole one's tensors."""
         self.model, self.physical = self._made(alive)
         self.own = dict(self.model.named_parameters())
         where = judge.task
@@ -243,6 +256,9 @@ class _Network:
         small = cut(judge.model, plan_of(judge.graph, alive))
         if {name for name, _ in small.named_parameters()} == {name for name, _ in judge.model.named_parameters()}:
             return small, True
+        if not judge.exact(alive, np.ones_like(alive)):  # zeros would say something else
+            self.maskable = False
+            return small, True
         names = {identity(tensor): name for name, tensor in judge.model.named_parameters()}
 
         def zeroed(tensor: Tensor) -> Tensor:
@@ -258,7 +274,9 @@ class _Network:
     ) -> dict[str, float]:
         """Totals over the first `most` batches, with what is not `alive` at zero; `every` is what may go of `group`."""
         judge = self.judge
-        if group is not None and group != self.group:
+        if group is None:
+            self._whole()
+        elif group != self.group:
             self._turn(group, every)
         if alive is not None:
             self._zero(alive)
@@ -274,11 +292,15 @@ class _Network:
                     self.first = dict(totals)
         return totals
 
-    def _turn(self, group: str, every: np.ndarray) -> None:
-        """`group` is next: what it lies on is remembered, and how much of the forward comes before it."""
+    def _whole(self) -> None:
+        """What a candidate zeroed is as it was."""
         with torch.no_grad():
             for name, tensor in self.changed.items():
                 self.own[name].copy_(tensor)
+
+    def _turn(self, group: str, every: np.ndarray) -> None:
+        """`group` is next: what it lies on is remembered, and how much of the forward comes before it."""
+        self._whole()
         graph, alive = self.judge.graph, self.alive.copy()
         alive[every] = False
         left, there = (np.append(flags, True) for flags in (with_slabs(graph, alive), self.alive))

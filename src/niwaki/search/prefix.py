@@ -4,7 +4,8 @@ again.
 The forward is run as it is written, Python and all, under a `TorchDispatchMode` that sees every call of an operator.
 Calls before the first one that touches a changed weight put out what they put out last time: the very tensors where
 something later reads them, else stand-ins of their shape. From there on calls are made. What holds for one forward
-holds for the next as long as the calls are the same, which is looked at; else everything is computed.
+holds for the next as long as the calls are the same, and what they put out has the sizes and the Python numbers that it
+had, which is looked at; else everything is computed.
 """
 
 import logging
@@ -69,14 +70,19 @@ class Tape:
     """The output that first had the memory of this one."""
     writes: list[tuple[int, int]] = field(default_factory=list)
     """(the call that made some memory, a later call that wrote to it)"""
+    outward: int | None = None
+    """The first call that wrote to memory from before the forward: of a buffer, an input."""
 
     def start(self, changed: Sequence[Tensor], most: int) -> int:
         """The last call from which a forward can go on where these weights change, and hold at most `most` bytes.
 
-        Between the making of some memory and the last write to it there is no such call.
+        Between the making of some memory and the last write to it there is no such call, and none after a write to what
+        was there before.
         """
         reads = [self.touched[memory] for memory in map(memory_of, changed) if memory in self.touched]
-        first = min(reads, default=len(self.calls))
+        first = min(reads, default=0)  # what no call was seen to read is read by ways that no mode sees
+        if self.outward is not None:
+            first = min(first, self.outward)
         held = [0] * (len(self.calls) + 2)  # bytes that are live before each call
         spans: dict[Key, tuple[int, int]] = {}
         for key, last in self.last_read.items():
@@ -112,21 +118,28 @@ class _Recorder(TorchDispatchMode):
         self.tape = Tape()
         self.parameters = parameters
         self.made: Any = WeakIdKeyDictionary()
+        self.roots: dict[Key, int | None] = {}
+        """Output that first had its memory -> the call that made this; None for a view of what was there before."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         tape, number = self.tape, len(self.tape.calls)
         given = [leaf for leaf in tree_flatten((args, kwargs or {}))[0] if isinstance(leaf, Tensor)]
-        versions = [tensor._version for tensor in given]
+        written = {id(tensor) for tensor in _written(func, args, kwargs or {})}
         out = func(*args, **(kwargs or {}))
-        for tensor, version in zip(given, versions, strict=True):
+        for tensor in given:
             memory = memory_of(tensor)
             if memory in self.parameters:
                 tape.touched.setdefault(memory, number)
             key = self.made.get(tensor)
             if key is not None:
                 tape.last_read[key] = max(number, tape.last_read.get(key, 0))
-                if tensor._version != version:
-                    tape.writes.append((tape.origin[key][0], number))
+            if id(tensor) not in written:
+                continue
+            made = None if key is None else self.roots[tape.origin[key]]
+            if made is not None:
+                tape.writes.append((made, number))
+            elif tape.outward is None:
+                tape.outward = number
         leaves, spec = tree_flatten(out)
         noted: list[Any] = []
         for place, leaf in enumerate(leaves):
@@ -138,6 +151,8 @@ class _Recorder(TorchDispatchMode):
             base = next((t for t in given if memory_of(t) == memory_of(leaf)), None)
             root = self.made.get(base) if base is not None else None
             tape.origin[key] = key if root is None else tape.origin[root]
+            if root is None:
+                self.roots[key] = number if base is None else None
             self.made[leaf] = key
             if not leaf.is_floating_point() and leaf.numel() <= FEW:
                 tape.last_read[key] = ALWAYS
@@ -148,6 +163,18 @@ class _Recorder(TorchDispatchMode):
             )
         tape.calls.append(_Call(func, spec, tuple(noted)))
         return out
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a call writes to, by its schema: their versions do not tell under a mode."""
+    if not func._schema.is_mutable:
+        return []
+    found = []
+    for number, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[number] if number < len(args) else kwargs.get(argument.name)
+            found += [leaf for leaf in tree_flatten(given)[0] if isinstance(leaf, Tensor)]
+    return found
 
 
 @final
@@ -181,7 +208,9 @@ class _Player(TorchDispatchMode):
         call = self.tape.calls[number]
         if number >= self.begin:
             out = func(*args, **(kwargs or {}))
-            for place, leaf in enumerate(tree_flatten(out)[0]):
+            for place, (leaf, noted) in enumerate(zip(tree_flatten(out)[0], call.outputs, strict=True)):
+                if not _alike(leaf, noted):
+                    raise _OtherWay
                 if (number, place) in self.wanted:
                     self.found[number, place] = leaf
             return out
@@ -200,6 +229,13 @@ class _Player(TorchDispatchMode):
         return tree_unflatten(leaves, call.spec)
 
 
+def _alike(leaf: Any, noted: Any) -> bool:
+    """Whether an output may be taken for the recorded one: other values may have other sizes, or be other numbers."""
+    if isinstance(noted, _Plain):
+        return type(leaf) is type(noted.value) and bool(leaf == noted.value)
+    return not isinstance(noted, _Shape) or (isinstance(leaf, Tensor) and tuple(leaf.shape) == noted.size)
+
+
 _scratch: dict[torch.device, torch.UntypedStorage] = {}
 
 
@@ -208,6 +244,7 @@ def _stand_in(shape: _Shape) -> Tensor:
     memory = _scratch.get(shape.device)
     if memory is None or memory.nbytes() < shape.bytes:
         memory = _scratch[shape.device] = torch.UntypedStorage(shape.bytes, device=shape.device)
+        memory.fill_(255)  # type: ignore[attr-defined]  # NaN, should something read it by ways that no mode sees
     return torch.empty(0, dtype=shape.dtype, device=shape.device).set_(memory, 0, shape.size, shape.stride)  # type: ignore[call-overload]
 
 
@@ -237,6 +274,7 @@ class Prefixes:
         self.losses, self.batches, self.memory = losses, batches, memory
         self.parameters = {memory_of(tensor) for tensor in parameters}
         self.tapes: dict[Any, Tape | None] = {}
+        """By the batch's outside; None by its number, where its forward goes another way."""
         self.held: dict[int, tuple[int, dict[Key, Tensor]]] = {}
         """Batch -> the call to go on from, and what is read from there on."""
         self.start: dict[int, int] = {}
@@ -249,18 +287,21 @@ class Prefixes:
         self.tapes[_outside(self.batches[number])] = recorder.tape
         return found
 
+    def tape(self, number: int) -> Tape | None:
+        """That of a batch, where there is one."""
+        return self.tapes.get(number, self.tapes.get(_outside(self.batches[number])))
+
     def begin(self, changed: Sequence[Tensor]) -> None:
         """From now on only these change; all others have the values that they had at the start."""
         for number, batch in enumerate(self.batches):
             if _outside(batch) not in self.tapes:
                 self.record(number)
-            tape = self.tapes[_outside(batch)]
+            tape = self.tape(number)
             self.start[number] = 0 if tape is None else tape.start(changed, self.memory // len(self.batches))
 
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Losses of a batch under the weights as they are."""
-        tape = self.tapes.get(_outside(self.batches[number]))
-        start = self.start.get(number, 0)
+        tape, start = self.tape(number), self.start.get(number, 0)
         if tape is None or start == 0:
             return self.losses(self.batches[number])
         try:
@@ -269,7 +310,7 @@ class Prefixes:
                 return self.losses(self.batches[number])
         except _OtherWay:
             log.info("the forward goes another way on batch %d: all of it is computed", number)
-            self.tapes[_outside(self.batches[number])] = None
+            self.tapes[number] = None
             self.held.pop(number, None)
             return self.losses(self.batches[number])
 
@@ -292,5 +333,9 @@ class Prefixes:
 
 
 def _outside(batch: Any) -> Any:
+    """What batches have in common whose forward may make the same calls."""
     leaves, spec = tree_flatten(batch)
-    return tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x)[:80] for x in leaves), str(spec)
+    plain = (int, float, str, bytes, type(None))
+    return tuple(
+        (tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x if isinstance(x, plain) else id(x) for x in leaves
+    ), str(spec)
