@@ -11,7 +11,14 @@ from torch import nn
 from torch.nn import functional
 
 import niwaki
-from niwaki.errors import BudgetError, FileDamagedError, InputError, NotFiniteError, NothingChangedWarning
+from niwaki.errors import (
+    BudgetError,
+    CannotCutError,
+    FileDamagedError,
+    InputError,
+    NotFiniteError,
+    NothingChangedWarning,
+)
 from niwaki.files import SEARCH
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.methods import PAGCP, Job
@@ -122,6 +129,18 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     for one, two in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(one, two)
 
+    held = (tmp_path / SEARCH).read_text()
+    other = task()
+    other.splits["train"][1] = batch(7)
+    for more in ({"keep": 0.4}, {"task": other}):
+        given = {"keep": 0.3, "task": task(), **more}
+        with pytest.raises(FileDamagedError, match="another network's, budget's or data's"):
+            niwaki.compress(
+                made(), other.example(), method=method, budget=niwaki.Budget(given["keep"]), task=given["task"],
+                partial=tmp_path,
+            )  # fmt: skip
+        assert (tmp_path / SEARCH).read_text() == held
+
     for broken in ("{", "[]", '{"key": "another", "rounds": []}', '{"key": 1}'):
         (tmp_path / SEARCH).write_text(broken)
         with pytest.raises(FileDamagedError, match="go on with a search"):
@@ -156,6 +175,16 @@ def test_rounds_of_search_and_training(tmp_path):
         assert torch.equal(one, two)
 
 
+def test_floors_are_of_the_whole_network_in_every_round():
+    method, given = PAGCP(initial_rate=3.0, initial_thres=99, rounds=2), task()
+    outcome = niwaki.compress(
+        made(), given.example(), method=method, budget=niwaki.Budget(0.01, floor=0.75), task=given,
+        recovery=Recovery(epochs=1, lr=0.001),
+    )  # fmt: skip
+    assert outcome.plan.kept and len(outcome.details["search"]["rounds"]) == 2
+    assert all(len(kept) >= 0.75 * outcome.plan.units[name] for name, kept in outcome.plan.kept.items())
+
+
 def test_what_was_cut_is_put_back_where_it_was():
     model = made()
     graph = niwaki.trace(model, BATCHES[0][0][:1])
@@ -182,6 +211,33 @@ def test_the_best_share_of_groups():
     assert len(told["selected"]) == 1 and list(best.plan.kept) == list(told["selected"])
     (name,) = told["selected"]
     assert best.plan.kept[name] == every.plan.kept[name]  # the tested channels
+
+
+def test_a_share_of_groups_ends_at_the_smallest_cut_that_is_enough():
+    outcome = run(PAGCP(initial_rate=9.0, initial_thres=99, topk=0.99), 0.9)
+    told = outcome.details["search"]["rounds"][0]
+    assert outcome.receipt.passed and len(told["selected"]) == 1
+    ((name, count),) = told["selected"].items()
+    (step,) = [one for one in told["steps"] if one["group"] == name]
+    tried = [one["count"] for one in step["trials"]]
+    assert count in tried and count < tried[step["accepted"]]
+    alive = np.ones(outcome.graph.units.count, bool)
+    whole = outcome.graph.cost(alive)["macs"]
+    alive[outcome.graph.group(name).ids[: max(n for n in tried if n < count)]] = False
+    assert outcome.plan.promised["macs"] <= 0.9 * whole < outcome.graph.cost(alive)["macs"]
+
+
+def test_a_share_that_keeps_no_group():
+    with pytest.raises(InputError, match=r"topk=0.3.*no whole group of 3.*topk=0.334"):
+        run(PAGCP(initial_rate=0.05, topk=0.3))
+
+
+def test_the_last_cut_is_held_to_what_was_masked():
+    def sized(model, batch):
+        return {"size": losses(model, batch)["size"] + 0.01 * model.two.weight.shape[0]}
+
+    with pytest.raises(CannotCutError, match=r"masked and .* cut, on the same batch"):
+        run(PAGCP(initial_rate=9.0, initial_thres=99), 0.1, loss=sized, protect=["one", "three"])
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from niwaki.search import Found, Geometric, Greedy, Masked, Step, best_share
 from niwaki.search.greedy import Choice, Gate, Scan
 from niwaki.surgery import cut, surgery_of
 from niwaki.train.processes import told_by_first
+from niwaki.units import tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -140,13 +141,14 @@ class PAGCP(Method):
         collect(job.model, graph, frozenset({Need.WEIGHT}))  # refuses weights that are no numbers
         steps.done("trace")
         steps.look_before()
-        state = _State.of(job, self, graph)
+        batches = job.task.calibration(self.batches, job.seed)
+        state = _State.of(job, self, graph, batches)
         model, plan = job.model, plan_of(graph, np.ones(graph.units.count, bool))
         for number in range(self.rounds):
             before = plan
 
             def searched(model: nn.Module = model, before: Plan = before, number: int = number) -> str:
-                return self._round(job, model, graph, alive_of(graph, before), number, state).to_json()
+                return self._round(job, model, batches, graph, alive_of(graph, before), number, state).to_json()
 
             plan = replace(Plan.from_json(told_by_first(job.model, searched)), graph=graph)
             steps.done(f"search {number + 1}" if number else "search")
@@ -179,7 +181,14 @@ class PAGCP(Method):
         return steps.outcome(small, plan, graph, history=history, details={TOLD: state.to_json()})
 
     def _round(
-        self, job: Job, model: nn.Module, graph: ChannelGraph, alive: np.ndarray, number: int, state: "_State"
+        self,
+        job: Job,
+        model: nn.Module,
+        batches: list[Any],
+        graph: ChannelGraph,
+        alive: np.ndarray,
+        number: int,
+        state: "_State",
     ) -> Plan:
         """Search on a network of the whole one's shapes of which `alive` is there."""
         assert job.task is not None
@@ -187,7 +196,7 @@ class PAGCP(Method):
             model,
             graph,
             job.task,
-            job.task.calibration(self.batches, job.seed),
+            batches,
             norm=int(self.prunemethod[1]),
             grids=self.grids,
             exact_only=self.exact_only,
@@ -196,11 +205,16 @@ class PAGCP(Method):
         )
         floors = [budget.floor for budget in job.budget]
         choices = [
-            replace(one, least=max(one.least, *(_least(one, floor) for floor in floors))) for one in judge.choices()
+            replace(one, least=max(one.least, *(_least(judge.whole[one.name], floor) for floor in floors)))
+            for one in judge.choices()
         ]
         if not choices:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(judge.left_whole.items())[:SHOWN])
             raise BudgetError(f"PAGCP of {graph.model}", found=f"no group can be cut ({why})", do="protect fewer")
+        if not number and int(len(choices) * self.topk + 1e-9) < 1:
+            least = math.ceil(1000 / len(choices)) / 1000
+            found = f"no whole group of {len(choices)} is kept"
+            raise InputError((Setting("topk", self.topk),), found=found, do=("give at least ", Setting("topk", least)))
         how = self.allowances(number)
         if how.factor(len(choices)) > 1:  # the most expensive groups get the largest allowances either way
             choices.reverse()
@@ -224,12 +238,14 @@ class PAGCP(Method):
         early = enough if self.topk == 1 else lambda gone: False  # what is dropped again has to be cut first
         found = greedy(choices, judge, how(len(choices)), enough=early, done=done, tell=tell)
         kept = judge.kept(found.gone)
+        judge.settle(found.gone)
         if self.topk < 1:
             best = best_share(found, self._saved(judge, found), self.topk, len(choices), relative=self.relative)
             gone: dict[str, int] = {}
-            for group, count in best.items():
-                if not enough(gone):
-                    gone[group] = count
+            for step in found.steps:
+                if step.group in best and not enough(gone):
+                    tested = sorted(trial.count for trial in step.trials if trial.count <= step.count)
+                    gone[step.group] = next((n for n in tested if enough({**gone, step.group: n})), step.count)
             kept = judge.kept(gone)
             state.select(number, gone)
         decided = {**describe(self), "groups": {step.group: step.count for step in found.steps}}
@@ -303,13 +319,16 @@ class _State:
             raise FileDamagedError("go on with a search", found=repr(error), where=str(file), do=do) from error
         if not same:
             do = "start again in another folder"
-            raise FileDamagedError("go on with a search", found="that of another network", where=str(file), do=do)
+            raise FileDamagedError(
+                "go on with a search", found="another network's, budget's or data's", where=str(file), do=do
+            )
         log.info("going on with the search of %s", file)
 
     @classmethod
-    def of(cls, job: Job, method: PAGCP, graph: ChannelGraph) -> "_State":
-        code = hashlib.sha256(json.dumps([asdict(method), graph.fingerprint, job.seed, list(job.protect)]).encode())
-        for _, tensor in named_tensors(job.model)[0]:
+    def of(cls, job: Job, method: PAGCP, graph: ChannelGraph, batches: list[Any]) -> "_State":
+        asked = [asdict(method), graph.fingerprint, job.seed, list(job.protect), [asdict(one) for one in job.budget]]
+        code = hashlib.sha256(json.dumps(asked).encode())
+        for tensor in (*(tensor for part in named_tensors(job.model) for _, tensor in part), *tensors_in(batches)):
             code.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return cls(code.hexdigest()[:16], None if job.partial is None else job.partial / SEARCH)
 
@@ -376,8 +395,9 @@ def fill_(model: nn.Module, other: nn.Module) -> None:
                 tensor.copy_(source)
 
 
-def _least(choice: Choice, floor: float) -> int:
-    return floor if isinstance(floor, int) else math.ceil(floor * choice.size)
+def _least(size: int, floor: float) -> int:
+    """Of a group that had so many before the first round."""
+    return floor if isinstance(floor, int) else math.ceil(floor * size)
 
 
 def _fits(job: Job, promised: Mapping[str, float]) -> bool:
