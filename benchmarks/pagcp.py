@@ -162,9 +162,8 @@ def heads() -> tuple[Any, ...]:
     return Segmentation(CLASSES), Boundary(positive=3.0), Depth(name="distance", weight=0.2)
 
 
-def summed(task: Any) -> Any:
-    """The task, judged by one loss instead of several."""
-    batches = list(task.train_batches(0))
+def summed(task: Any, batches: list[Any]) -> Any:
+    """The task, judged by one loss instead of several, on these batches."""
     return Custom(
         loss=lambda model, batch: task.loss(model, batch), metric=lambda model, given: 0.0, splits={"train": batches}
     )
@@ -176,7 +175,7 @@ def planned(model: nn.Module, task: Any, arm: str, keep: float, options: argpars
     start, told = time.perf_counter(), None
     budget = niwaki.Budget(keep, floor=options.floor)
     if isinstance(settings, dict):
-        judged = summed(task) if settings.get("summed") else task
+        judged = summed(task, task.calibration(options.batches, seed)) if settings.get("summed") else task
         more = {name: value for name, value in settings.items() if name != "summed"}
         totals = TOTALS if more.get("exp", True) else (0.0,)
         for total in totals:

@@ -213,8 +213,8 @@ class PAGCP(Method):
             raise BudgetError(f"PAGCP of {graph.model}", found=f"no group can be cut ({why})", do="protect fewer")
         if not number and int(len(choices) * self.topk + 1e-9) < 1:
             least = math.ceil(1000 / len(choices)) / 1000
-            found = f"no whole group of {len(choices)} is kept"
-            raise InputError((Setting("topk", self.topk),), found=found, do=("give at least ", Setting("topk", least)))
+            none = f"no whole group of {len(choices)} is kept"
+            raise InputError((Setting("topk", self.topk),), found=none, do=("give at least ", Setting("topk", least)))
         how = self.allowances(number)
         if how.factor(len(choices)) > 1:  # the most expensive groups get the largest allowances either way
             choices.reverse()
