@@ -65,7 +65,8 @@ cache's level. ASVD trained comes to where the whitened factors begin. Training 
 afterwards: least value and scale leave little to learn, where the papers' quantiser breaks groups without a 0. "80 %"
 is 81.2 % of an old token's bytes, since ranks are floored; "95 %" is 93.2 %: 5.83 bits a number with its scales. With
 32 whole tokens, and more of them where keys are packed by blocks, 79.6 % and 89.6 % of the cache of 1983 tokens are
-saved.
+saved. To save 94.9 % with the scales counted, keep 0.14 (8 channels) is needed, where scales come to 2.5 bits a number;
+there lines are lost at every depth, one of fifteen.
 """
 
 
