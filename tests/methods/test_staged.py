@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import niwaki
-from niwaki.distill import ChannelWise, SpatialAttention, Weighted
+from niwaki.distill import ChannelWise, Distilled, SpatialAttention, Weighted
 from niwaki.errors import BudgetError, InputError, UnknownNameError
-from niwaki.methods import GroupChannelPruning, YOLOv8CWD
-from niwaki.methods.staged import warn_of_scales
-from niwaki.pressure import LocalDecay, Slimming
+from niwaki.methods import GroupChannelPruning, Job, YOLOv8CWD, staged
+from niwaki.methods.staged import shares_of, warn_of_scales
+from niwaki.methods.steps import Steps
+from niwaki.pressure import LocalDecay, Pressure, Slimming
 from niwaki.tasks import Classification
 from niwaki.train import Recovery
 
@@ -253,3 +254,96 @@ def test_warnings_of_scales(caplog):
 def test_settings_out_of_range(kind, settings, message):
     with pytest.raises(InputError, match=message):
         kind(**settings)
+
+
+def test_without_a_teaching_no_places_are_asked_for(task):
+    """No module of this network has positions to compare."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    with pytest.raises(InputError, match="places to distil at"):
+        made(METHODS[1], task, model=model)
+    alone = replace(METHODS[1], dense_epochs=0, sparse_epochs=0, distil_epochs=0)
+    assert [stage.stage for stage in made(alone, task, model=model).stages][-1] == "fine-tuning"
+
+
+def test_a_look_at_the_losses_leaves_the_network_as_it_is(task):
+    teacher, student = net(), net().train()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    taught = Distilled(task, teacher, (Weighted(SpatialAttention(), taps=("b",)),), None, student)
+    job = Job(teacher, task.example(), (HALF,), task=task)
+    assert list(shares_of(taught, student, job)) == ["task", "spatial_attention"] and student.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def choosing(method, model, budget, *, task=None):
+    """What a method keeps of a network's layers, judged by its scales of now."""
+    graph = niwaki.trace(model, torch.zeros(1, 1, 8, 8))
+    plan = method.choose(graph, model, task, Job(model, torch.zeros(1, 1, 8, 8), (budget,)))(graph, (budget,))
+    return {name: len(kept) for name, kept in plan.kept.items()}
+
+
+def test_scales_that_are_not_trained_yet_refuse_no_fractions(task, caplog):
+    """Where all scales are 1 the whole of `b` goes before `a`: they are added, so a tie, and both stay whole (1662 of
+    3498 parameters). Where both have the same scales half of them goes, and 962 parameters are left."""
+    method = GroupChannelPruning(fractions=(0.5, 0.5, 0.5), literal=True)
+    model, budget = net(), niwaki.Budget.at_most(1000, "params")
+    choosing(method, model, budget)
+    assert "by the scales of now the fractions miss the budget" in caplog.text
+    with pytest.raises(BudgetError, match="leave 1662 of 3498"):
+        choosing(method, model, budget, task=task)
+    for layer in (model.a, model.b, model.c, model.d):
+        layer[1].weight.data = torch.linspace(0.1, 1, layer[1].num_features)
+    assert choosing(method, model, budget, task=task) == {"a.0": 4, "c.0": 6, "d.0": 8}
+    with pytest.raises(BudgetError, match="the least that floors"):
+        choosing(method, model, niwaki.Budget(keep=0.001))
+
+
+def test_a_floor_of_one_is_all_channels():
+    everything = niwaki.Budget(keep=1.0)
+    for floor in (1, 1.0):
+        assert choosing(GroupChannelPruning(fractions=(0.5,) * 3, literal=True, floor=floor), net(), everything) == {}
+    quarter = GroupChannelPruning(fractions=(0.0, 0.9, 0.9), literal=True, floor=0.25, least=4)
+    assert choosing(quarter, net(), everything) == {"c.0": 4, "d.0": 4}
+
+
+def test_the_share_is_what_stays():
+    quarters = YOLOv8CWD(share=0.75, multiple=1)
+    assert choosing(quarters, net(), niwaki.Budget(keep=1.0)) == {"a.0": 6, "c.0": 9, "d.0": 12}
+    even = YOLOv8CWD(share=0.7, multiple=4)  # of 8, 12 and 16: 5.6, 8.4 and 11.2, rounded up to fours
+    assert choosing(even, net(), niwaki.Budget(keep=1.0)) == {"d.0": 12}
+
+
+class Turned(Pressure):
+    """Leaves the scales of `c` in the opposite order."""
+
+    def memory(self, model):
+        return {}
+
+    def __call__(self, model, memory, at):
+        model.c[1].weight.data.copy_(torch.linspace(1, 0.5, 12))
+        model.c[1].weight.grad.zero_()
+
+
+def test_the_dense_network_teaches_and_the_sparse_one_is_judged_and_cut(task, monkeypatch):
+    heard = {}
+    plain = Steps.cut
+
+    def cut(steps, model, plan):
+        heard["cut"] = model
+        return plain(steps, model, plan)
+
+    def shares(taught, small, job):
+        heard["teacher"] = taught.teacher
+        return {}
+
+    monkeypatch.setattr(Steps, "cut", cut)
+    monkeypatch.setattr(staged, "shares_of", shares)
+    monkeypatch.setattr(YOLOv8CWD, "pressure", lambda method, layers: Turned())
+    model = net()
+    model.c[1].weight.data = torch.linspace(0.5, 1, 12)
+    with torch.no_grad():
+        model(torch.rand(4, 1, 8, 8))  # it passes for trained, and teaches as it is
+    method = YOLOv8CWD(**EPOCHS, share=0.5, multiple=1)
+    found = made(method, task, model=model, budget=niwaki.Budget(keep=1.0))
+    assert torch.equal(heard["teacher"].c[1].weight, torch.linspace(0.5, 1, 12))
+    assert torch.allclose(heard["cut"].c[1].weight, torch.linspace(1, 0.5, 12))
+    assert tuple(found.plan.kept["c.0"]) == tuple(range(6))

@@ -1,5 +1,6 @@
 """Group channel pruning and spatial attention distilling."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
@@ -21,7 +22,7 @@ from niwaki.budgets import (
 )
 from niwaki.budgets.group_threshold import Meet
 from niwaki.distill import SpatialAttention, Weighted
-from niwaki.errors import InputError
+from niwaki.errors import BudgetError, InputError
 from niwaki.graph import ChannelGraph
 from niwaki.graph.stages import stages_of, stride_at
 from niwaki.methods.job import Job
@@ -31,6 +32,8 @@ from niwaki.pressure import LocalDecay, Pressure, Slimming
 from niwaki.scores.score import known
 from niwaki.tasks import Task
 from niwaki.units import Budget
+
+log = logging.getLogger(__name__)
 
 Pressing = Literal["local", "global", "constant"]
 PUBLISHED = 416
@@ -76,7 +79,7 @@ class GroupChannelPruning(Staged):
     """Share of each group's scales that goes, relative to the others': they are scaled to the budget together. None
     measures what each group costs the loss, and cuts where it costs equally little."""
     literal: bool = False
-    """Take the fractions as they are; the budgets must hold all the same."""
+    """Take the fractions as they are; the budgets must hold all the same (found out after the sparse training)."""
     meet: Meet = "majority"
     """How coupled layers agree: majority (ties stay), union, least, or mean (of their scales)."""
     floor: float = 0.01
@@ -167,9 +170,17 @@ class GroupChannelPruning(Staged):
 
         def choosing(now: ChannelGraph, asked: tuple[Budget, ...]) -> Plan:
             more: dict[str, Any] = {"grids": self.grids, "splits": "even", "exact_only": self.exact_only}
-            floors = (Budget(keep=1.0, of="units", floor=self.floor), Budget(keep=1.0, of="units", floor=self.least))
+            floors = (
+                Budget(keep=1.0, of="units", floor=float(self.floor)),
+                Budget(keep=1.0, of="units", floor=self.least),
+            )
             if self.literal:
-                return at_pace(now, paces, (*asked, *floors), **more)
+                try:
+                    return at_pace(now, paces, (*asked, *floors), **more)
+                except BudgetError as error:  # how coupled layers vote may change with the scales, and so what goes
+                    if task is not None:
+                        raise
+                    log.warning("by the scales of now the fractions miss the budget: %s", error)
             return choose(now, paces, (*asked, *floors), how=budgets.GlobalRank(normalise="none"), **more)
 
         return choosing

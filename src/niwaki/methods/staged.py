@@ -115,7 +115,7 @@ class Staged(Method):
         graph = trace(job.model, job.example, protect=job.protect)
         steps.done("trace")
         layers = scaled_layers(graph, job.model)
-        for one in self.losses(graph):
+        for one in self.losses(graph) if self.distil_epochs else ():
             for _, path in one.pairs:
                 module_at(job.model, path)
         if not set(budgets.TIMES) & {budget.of for budget in job.budget}:  # what is measured, is known afterwards
@@ -261,9 +261,12 @@ def in_multiples(budget: Sequence[Budget], multiple: int) -> tuple[Budget, ...]:
 
 
 def shares_of(task: Distilled, small: nn.Module, job: Job) -> dict[str, float]:
-    """The parts of a taught loss on one batch, before the first step: how they compare."""
+    """The parts of a taught loss on one batch, before the first step: how they compare. The network is as before."""
+    buffers = {name: tensor.clone() for name, tensor in small.named_buffers()}  # batch norms count while they train
     with torch.no_grad():
         parts = task.parts(small, task.calibration(1, job.seed)[0])
+        for name, tensor in small.named_buffers():
+            tensor.copy_(buffers[name])
     found = {name: float(value) for name, value in parts.items()}
     log.info("loss at first: %s", ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     return found
