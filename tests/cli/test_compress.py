@@ -255,7 +255,7 @@ WRONG = {
     "of": (("--out", "r", "--of", "joules"), "known: macs, params, units"),
     "budget that cannot be met": (("--out", "r", "--keep", "0.0001"), "the least that floors, multiples"),
     "both ways": (("--out", "r", "--budget", "keep=0.5", "--keep", "0.3"), "say all of it in --budget"),
-    "method": (("--out", "r", "--method", "magic"), "unknown method 'magic'; found: known: magnitude"),
+    "method": (("--out", "r", "--method", "magic"), "unknown method 'magic'; found: known: group_channel_pruning,"),
     "setting": (("--out", "r", "--set", "q=1"), "unknown setting of magnitude 'q'; found: known: rule, normalise,"),
     "setting's value": (("--out", "r", "--set", "p=3"), "use p=1 or p=2"),
     "setting's type": (("--out", "r", "--set", "p=two"), "p='two'; found: known: float"),

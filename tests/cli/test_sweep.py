@@ -36,7 +36,7 @@ GOOD = 'model = "python:nets.py:small"\n'
         (GOOD + "keep = ", ["sweep s.toml", "no TOML"]),
         ("keep = 0.5", ["no model", "s.toml"]),
         (GOOD + 'recover = "some"', ["Invalid value for '--recover'", "s.toml"]),
-        (GOOD + 'method = ["taylor", "tailor"]', ["unknown method 'tailor'", "s.toml"]),
+        (GOOD + 'method = ["magnitude", "tailor"]', ["unknown method 'tailor'", "s.toml"]),
         (GOOD + 'keep = ["half"]', ["--keep half", "s.toml"]),
         (GOOD + "keep = 1.5", ["1.5", "s.toml"]),
         (GOOD + '[settings.magnitude]\np = "x"', ["p='x'", "s.toml"]),

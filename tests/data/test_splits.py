@@ -140,7 +140,11 @@ def test_open_takes_a_pair_for_the_normalisation_and_a_root(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
-        ("mnist", UnknownNameError, "digits, imagefolder:DIR, cifar10:DIR, npz:FILE, text:FILE"),
+        (
+            "mnist",
+            UnknownNameError,
+            "digits, imagefolder:DIR, cifar10:DIR, npz:FILE, voc:DIR, coco:FILE, yolo:FOLDER/data.yaml, text:FILE",
+        ),
         ("digits:here", InputError, "write digits alone"),
         ("npz", InputError, "write npz:PATH"),
         ("npz:nowhere.npz", InputError, "no such file or folder"),

@@ -58,6 +58,6 @@ def test_the_figure_that_a_task_judges_by_is_told(save, made):
     for side, value in (("before", 61.5), ("after", 60.25)):
         data[side]["AP50"] = {"value": value, "unit": "%", "definition": "d"}
     text = niwaki.report.html(save(data=data))
-    assert "AP50 61.50 → 60.25 %" in text and "<h2>AP50 and cost</h2>" in text
+    assert "AP50 61.50 → 60.25\u00a0%" in text and "<h2>AP50 and cost</h2>" in text
     data["after"]["AP50"]["unit"] = "m"  # no share of anything: plots stand on percent
     assert "<h2>Accuracy and cost</h2>" in niwaki.report.html(save("two", data=data))

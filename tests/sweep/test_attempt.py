@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> dict:
 def test_wrong_input_is_final_and_in_the_runs_own_words(place: dict, tmp_path: Path) -> None:
     ended = attempt(("compress", "torchvision:resnet18", "--method=nothing"), **place)
     assert not ended["done"] and ended["final"] and not ended["lost"]
-    assert ended["error"].startswith("unknown method 'nothing'; found: known: magnitude")
+    assert ended["error"].startswith("unknown method 'nothing'; found: known: group_channel_pruning, magnitude")
     assert not (tmp_path / "trials").exists()
 
 

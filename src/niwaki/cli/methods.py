@@ -37,9 +37,9 @@ class Method:
     fields: tuple[Field, ...]
 
 
-def known() -> tuple[Method, ...]:
-    """All methods by name."""
-    found = [_method(path) for path in sorted((_package() / "methods").glob("[a-z]*.py"))]
+def known(*, settings: bool = True) -> tuple[Method, ...]:
+    """All methods by name; without their settings where nobody asks, which takes half the time."""
+    found = [_method(path, settings) for path in sorted((_package() / "methods").glob("[a-z]*.py"))]
     return tuple(method for method in found if method is not None)
 
 
@@ -49,11 +49,13 @@ def method_named(name: str) -> Method:
     Raises:
         UnknownNameError: there is none; the message lists all.
     """
-    listed = known()
+    listed = known(settings=False)
     wanted = name.lower().replace("-", "_")
     for method in listed:
         if wanted in (method.name, method.class_name.lower()):
-            return method
+            whole = _method(_package() / "methods" / f"{method.name}.py", True)
+            assert whole is not None
+            return whole
     raise UnknownNameError.of("method", name, [method.name for method in listed])
 
 
@@ -68,7 +70,7 @@ def methods(
     from rich.text import Text
 
     if name is None:
-        listed = known()
+        listed = known(settings=False)
         table = Table("method", "what it does")
         for method in listed:
             table.add_row(method.name, escape(method.summary))
@@ -81,14 +83,16 @@ def methods(
     show(Group(Text(f"{method.class_name}: {method.text}"), table), data=asdict(method), as_json=as_json)
 
 
-def _method(path: Path) -> Method | None:
+def _method(path: Path, settings: bool) -> Method | None:
+    if f"class {path.stem.replace('_', '')}" not in path.read_text(encoding="utf-8").lower():
+        return None  # no need to parse it
     for node in _tree(path).body:
         stem = isinstance(node, ast.ClassDef) and node.name.lower() == path.stem.replace("_", "")
         if isinstance(node, ast.ClassDef) and stem and "final" in map(ast.unparse, node.decorator_list):
             line = _line(path, node)
             if line is not None:
                 text = ast.get_docstring(node) or ""
-                return Method(path.stem, node.name, text.split("\n", 1)[0], text, _fields(line))
+                return Method(path.stem, node.name, text.split("\n", 1)[0], text, _fields(line) if settings else ())
     return None
 
 

@@ -45,10 +45,10 @@ BATCHES = 4
 @final
 @dataclass(frozen=True, kw_only=True)
 class GroupChannelPruning(Staged):
-    """Train under a pressure that lets go of large scales, cut by a threshold for each group of layers, tune, and let
-    the dense network teach by its attention maps.
+    """Sparse training that lets go of large scales, a threshold for each group of layers, tuning, attention distilling.
 
-    For any network with batch norm. A network that is not trained is trained first.
+    The dense network teaches by its attention maps. For any network with batch norm. A network that is not trained is
+    trained first.
 
     Source: Chu et al. 2022, arXiv:2306.01526, and its official code (YOLOv4). Differs: exactly the fractions go, of
     buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling and
