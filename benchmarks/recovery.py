@@ -20,7 +20,8 @@ from udfc import DATA, TRAINED, network
 import niwaki
 from niwaki.distill import Distilled, Logits, Weighted
 from niwaki.tasks import Classification
-from niwaki.train import Recovery
+from niwaki.train import Recovery, Speed
+from niwaki.train.settings import PRECISIONS
 
 NETWORKS = ("resnet56", "vgg16_bn")
 KEEPS = (0.47, 0.39)
@@ -122,7 +123,8 @@ def run(
     taught: Any = task
     if who.endswith(TAUGHT):
         taught = Distilled(task, network(name).to(device), (TEACHING,))
-    how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed)
+    speed = Speed(precision=options.precision)
+    how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed, speed=speed)
     model = model.to(device, memory_format=torch.channels_last).train()
     start = time.perf_counter()
     history = how(model, taught, progress=lambda done, of, words: print(f"{key}: {done} of {of}", flush=True))
@@ -139,6 +141,7 @@ def run(
         "test": None if options.choose else task.evaluate(model, limit=options.pictures).value,
         "pictures": options.pictures,
         "lr": options.lr,
+        "precision": options.precision,
         "losses": history.losses,
         "seconds": seconds,
         "device": str(device),
@@ -165,7 +168,7 @@ def page(rows: Rows) -> None:
         Written by `python benchmarks/recovery.py --table`; do not edit.
 
         CIFAR-10 test accuracy in percent, mean over seeds (spread: lowest to highest). Both sides get the same share of
-        MACs, steps, batches of 128 in the same order, augmentation, learning rates (cosine from a highest rate, short
+        MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest rate, short
         warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's softened
         scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy after a
         short recovery (`--choose`), of five importances of the peer and four rules of ours.
@@ -199,6 +202,7 @@ def main() -> None:
         parser.add_argument("--lr", type=float, default=0.01, help="highest learning rate (default: %(default)s)")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
+        parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of recovery (default: fp32)")
         parser.add_argument("--choose", action="store_true", help="try both sides' rankings, on validation pictures")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 

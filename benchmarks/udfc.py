@@ -20,6 +20,7 @@ from torch import nn
 import niwaki
 from niwaki.methods import UDFC
 from niwaki.tasks import Classification
+from niwaki.train.settings import PRECISIONS
 
 PRETRAINED = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 TRAINED = ("vgg16_bn", "mobilenet_v2")
@@ -73,18 +74,19 @@ def untrained(name: str) -> nn.Module:
     return model
 
 
-def train(name: str, task: Classification, epochs: int) -> None:
+def train(name: str, task: Classification, epochs: int, precision: str) -> None:
     """A short training from scratch, on a GPU where there is one."""
     model = untrained(name).to("cuda" if torch.cuda.is_available() else "cpu").to(memory_format=torch.channels_last)
     model.train()
-    how = niwaki.train.Recovery(epochs=epochs, lr=0.1, warmup=0.1, seed=0)
+    speed = niwaki.train.Speed(precision=precision)
+    how = niwaki.train.Recovery(epochs=epochs, lr=0.1, warmup=0.1, seed=0, speed=speed)
     start = time.perf_counter()
     how(model, task, progress=lambda done, of, words: print(f"{name}: {done} of {of}, {words}", flush=True))
     model.eval().to("cpu")
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     path = ROOT / "runs" / f"udfc-{name}.safetensors"
     path.parent.mkdir(exist_ok=True)
-    safetensors.torch.save_file(state, path, metadata={"epochs": str(epochs)})
+    safetensors.torch.save_file(state, path, metadata={"epochs": str(epochs), "precision": precision})
     print(f"{name}: {task.evaluate(model).value:.2f} % after {time.perf_counter() - start:.0f} s", flush=True)
 
 
@@ -241,6 +243,7 @@ def main() -> None:
         parser.add_argument("--pictures", type=int, default=10000, help="of the test split (default: %(default)s)")
         parser.add_argument("--split", choices=("test", "val"), default="test", help="pictures (default: %(default)s)")
         parser.add_argument("--train", type=int, default=0, metavar="EPOCHS", help="train the networks of --only first")
+        parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of training (default: fp32)")
 
     options = arguments((__doc__ or "").splitlines()[0], cases=NETWORKS, threads=1, more=more)
     warnings.simplefilter("ignore")
@@ -252,7 +255,7 @@ def main() -> None:
         task = Classification(splits, batch=128 if options.train else 250, augment="flip_crop")
         for name in options.only or NETWORKS:
             if options.train:
-                train(name, task, options.train)
+                train(name, task, options.train, options.precision)
                 continue
             if name in TRAINED and not (ROOT / "runs" / f"udfc-{name}.safetensors").exists():
                 print(f"{name}: not trained yet (--train EPOCHS)", flush=True)
