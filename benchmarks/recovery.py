@@ -168,10 +168,10 @@ def page(rows: Rows) -> None:
         Written by `python benchmarks/recovery.py --table`; do not edit.
 
         CIFAR-10 test accuracy in percent, mean over seeds (spread: lowest to highest). Both sides get the same share of
-        MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest rate, short
-        warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's softened
-        scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy after a
-        short recovery (`--choose`), of five importances of the peer and four rules of ours.
+        MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest
+        rate, short warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's
+        softened scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy
+        after a short recovery (`--choose`), of five importances of the peer and four rules of ours.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
