@@ -2,13 +2,17 @@
 
 One dense network is trained for each seed; every arm starts from it. The arms of a method leave one thing out each, and
 train as long as the whole method does: epochs that are left out are added to the fine-tuning. Uniform L2 is cut to the
-multiply-adds that the method's plan came to, and trained as long. Nothing is chosen on test pictures.
+multiply-adds that the method's plan came to, and trained as long. With --last the methods end with the fine-tuning;
+what follows is made apart, for several seeds, from the fine-tuned network of the first arm: with attention maps of the
+dense network (SAD), with what it finds (outputs), or without it (none). Nothing is chosen on test pictures.
 
     python benchmarks/detectors.py --only yolov8n --arms CWD "CWD, no teacher" L2 --seeds 0 1 2 --device cuda
     python benchmarks/detectors.py --only yolov8n --size 160 --epochs 1 1 1 1 --steps 4 --seeds 0 --draft   # in minutes
 """
 
 import argparse
+import copy
+import itertools
 import os
 import statistics
 import tempfile
@@ -22,8 +26,11 @@ from rows import ROOT, Rows, arguments, prose, table
 from torch import nn
 
 import niwaki
+from niwaki.distill import Distilled
 from niwaki.measure.target import Target, in_turns
 from niwaki.methods import GroupChannelPruning, YOLOv8CWD
+from niwaki.methods.staged import shares_of
+from niwaki.models.darknet_cfg import parse
 from niwaki.tasks import Detection
 from niwaki.train import Checkpoints, Recovery, Speed
 
@@ -36,7 +43,8 @@ NETWORKS = {
     "yolo-fastest": FASTEST.format(data="{data}", more=""),
     "yolo-fastest-xl": FASTEST.format(data="{data}", more="-xl"),
 }
-"""The last two are of 80 classes, and of --data coco alone; with their trained weights no dense network is trained."""
+"""The last two have trained weights, of 80 classes: of --data coco no dense network is trained; for others their heads
+are drawn anew, and the dense network is trained from there."""
 SOURCES = {"bccd": "voc:{data}/detection/bccd/BCCD", "cars": "yolo:{made}", "coco": "yolo:{made}"}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "GCP": ("gcp", {}),
@@ -50,6 +58,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
     "L2": ("l2", {}),
 }
+LAST = ("none", "SAD")
 RUNTIMES = ("pytorch", "onnxruntime", "openvino")
 SHOWN = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
 
@@ -86,8 +95,29 @@ def network_of(name: str, classes: int, options: argparse.Namespace, seed: int) 
         file.write_text(getattr(darknet_cfgs, source[4:])(options.size, classes=classes), encoding="utf-8")
         return niwaki.models.load(f"darknet:{file}", seed=seed)
     source = source.format(data=DATA, classes=classes)
-    weights = source.removeprefix("darknet:").replace(".cfg", ".weights") if name.startswith("yolo-f") else None
-    return niwaki.models.load(source, seed=seed, checkpoint=weights, shape=None if weights else shape)
+    if not name.startswith("yolo-f"):
+        return niwaki.models.load(source, seed=seed, shape=shape)
+    cfg = Path(source.removeprefix("darknet:"))
+    whole = niwaki.models.load(source, seed=seed, checkpoint=str(cfg.with_suffix(".weights")))
+    return whole if whole.detector.classes == classes else with_new_heads(cfg, whole.model, classes, options.size, seed)
+
+
+def with_new_heads(cfg: Path, trained: nn.Module, classes: int, size: int, seed: int) -> Any:
+    """The network for other classes: trained, but for the convolutions that end in a number a class."""
+    parts = parse(cfg.read_text(encoding="utf-8"), str(cfg))
+    for before, section in itertools.pairwise(parts):
+        if section.kind == "yolo":
+            section.options["classes"] = str(classes)
+            before.options["filters"] = str(len(section.numbers("mask")) * (5 + classes))
+    parts[0].options.update(width=str(size), height=str(size))
+    file = ROOT / "runs" / f"{cfg.stem}-{size}-{classes}.cfg"
+    lines = ["\n".join((f"[{one.kind}]", *(f"{k}={v}" for k, v in one.options.items()), "")) for one in parts]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    made = niwaki.models.load(f"darknet:{file}", seed=seed)
+    known = trained.state_dict()
+    own = made.model.state_dict()
+    made.model.load_state_dict({n: known[n] if known[n].shape == t.shape else t for n, t in own.items()})
+    return made
 
 
 def recovery(options: argparse.Namespace, seed: int, epochs: int, folder: Path | None = None) -> Recovery:
@@ -95,7 +125,8 @@ def recovery(options: argparse.Namespace, seed: int, epochs: int, folder: Path |
     kept = None if folder is None else Checkpoints()
     return Recovery(
         epochs=epochs, lr=options.lr, seed=seed, limit=options.steps or None, decayed="weights", clip=10.0,
-        speed=Speed(precision=options.precision), folder=None if folder is None else str(folder), checkpoints=kept,
+        speed=Speed(precision=options.precision, channels_last=True),
+        folder=None if folder is None else str(folder), checkpoints=kept,
     )  # fmt: skip
 
 
@@ -112,6 +143,7 @@ def method_of(arm: str, options: argparse.Namespace) -> Any:
     """The method of an arm; epochs that it leaves out are for fine-tuning."""
     kind, changed = ARMS[arm]
     _, sparse, tune, distil = options.epochs
+    distil = 0 if options.last else distil
     epochs = {"sparse_epochs": sparse, "tune_epochs": tune, "distil_epochs": distil}
     left = sum(epochs[name] for name in epochs if changed.get(name) == 0)
     settings = {**epochs, "tune_epochs": tune + left, **changed, "rate": options.rate}
@@ -137,14 +169,7 @@ def arm_row(
     if kind == "l2":
         stages, small, told = baseline(rows, key, dense, task, options, seed, protect)
     else:
-        method = method_of(arm, options)
-        last = next(n for n in (method.distil_epochs, method.tune_epochs, method.sparse_epochs) if n)
-        outcome = niwaki.compress(
-            dense, task.example().to(options.device), method=method,
-            budget=niwaki.Budget(options.keep, of=options.of), task=task, recovery=recovery(options, seed, last),
-            protect=protect, seed=seed, limit=options.limit, steps=said(key), weights="trained here",
-            partial=ROOT / "runs" / "detectors" / named(key),
-        )  # fmt: skip
+        outcome = outcome_of(key, dense, task, method_of(arm, options), options, seed, protect)
         stages = {stage.stage: plain(stage.measurements) for stage in outcome.stages}
         small = outcome.model
         told = {name: outcome.details[name] for name in ("layer_groups", "losses_at_first") if name in outcome.details}
@@ -155,6 +180,51 @@ def arm_row(
         "times": times_of(dense, small, task, options),
     }  # fmt: skip
     rows.add(key, values, seed=seed, threads=options.threads)
+
+
+def outcome_of(
+    key: str, dense: nn.Module, task: Detection, method: Any, options: argparse.Namespace, seed: int, protect: Any
+) -> Any:
+    """What a method makes of the dense network; what was trained before is not trained again."""
+    last = next(n for n in (method.distil_epochs, method.tune_epochs, method.sparse_epochs) if n)
+    return niwaki.compress(
+        dense, task.example().to(options.device), method=method,
+        budget=niwaki.Budget(options.keep, of=options.of), task=task, recovery=recovery(options, seed, last),
+        protect=protect, seed=seed, limit=options.limit, steps=said(key), weights="trained here",
+        partial=ROOT / "runs" / "detectors" / named(key),
+    )  # fmt: skip
+
+
+def last_keys(key: str, options: argparse.Namespace) -> dict[tuple[str, int], str]:
+    """Of the last stage of an arm: (teacher, seed) -> its row's key."""
+    epochs = options.epochs[3]
+    return {(one, of): f"{key}, {one} {epochs}, seed {of} of it" for of in options.last_seeds for one in options.last}
+
+
+def last_rows(
+    rows: Rows, key: str, dense: nn.Module, task: Detection, options: argparse.Namespace, seed: int, protect: Any
+) -> None:
+    """A row for each teacher and seed of the last stage, from the fine-tuned network of one arm."""
+    keys = last_keys(key, options)
+    if not any(rows.wanted(name) for name in keys.values()):
+        return
+    method = method_of(options.arms[0], options)
+    tuned = outcome_of(key, dense, task, method, options, seed, protect)
+    before = plain(tuned.after)
+    for (one, of), name in keys.items():
+        if not rows.wanted(name):
+            continue
+        student = copy.deepcopy(tuned.model)
+        losses = () if one == "none" else method.losses(tuned.graph)
+        taught: Any = Distilled(task, dense, losses, tuned.plan, student, seed=of) if losses else task
+        shares = shares_of(taught, student, tuned.job) if losses else {}
+        how = recovery(options, of, options.epochs[3], ROOT / "runs" / "detectors" / named(name))
+        history = how(student.train(), taught, resume=True, progress=said(name)).to_json()
+        stages = {"fine-tuning": before, one: plain(figures(student.eval(), task, options))}
+        values = {"arm": options.arms[0], "last": one, "settings": vars_of(options),
+                  "dense": plain(figures(dense, task, options)), "stages": stages, "losses_at_first": shares,
+                  "loss": [epoch["loss"] for epoch in history["epochs"]]}  # fmt: skip
+        rows.add(name, values, seed=of, threads=options.threads)
 
 
 def baseline(
@@ -178,7 +248,7 @@ def baseline(
     niwaki.repair.BatchNormStatistics()(small, (task.inputs(batch) for batch in task.calibration(16, seed)))
     stages["batch-norm"] = plain(figures(small, task, options))
     folder = ROOT / "runs" / "detectors" / named(key)
-    how_long = recovery(options, seed, sum(options.epochs[1:]), folder)
+    how_long = recovery(options, seed, sum(options.epochs[1 : 3 if options.last else 4]), folder)
     how_long(small.train(), task, resume=True, progress=said(key))
     stages["fine-tuning"] = plain(figures(small.eval(), task, options))
     equal = "keep" if whole is None else f"macs of {whole['arm']}"
@@ -265,14 +335,17 @@ def run(rows: Rows, options: argparse.Namespace, name: str) -> None:
         if options.plain_pictures:
             task = replace(task, augment=None)
         short = f", {options.steps} steps" if options.steps else ""
-        epochs = "+".join(map(str, options.epochs))
+        epochs = "+".join(map(str, options.epochs[: 3 if options.last else 4]))
         base = f"{name} on {options.data} at {options.size}, {epochs} epochs{short}, seed {seed}"
         keys = {arm: f"{base}, keep {options.keep} of {options.of}, {arm}" for arm in options.arms}
-        if not any(rows.wanted(key) for key in keys.values()):
+        last = last_keys(keys[options.arms[0]], options).values()
+        if not any(rows.wanted(key) for key in (*keys.values(), *last)):
             continue
         dense = dense_of(loaded, task, options, base, seed)
         for arm, key in keys.items():
             arm_row(rows, key, dense, task, arm, options, seed, loaded.protect)
+        if options.last:
+            last_rows(rows, keys[options.arms[0]], dense, task, options, seed, loaded.protect)
 
 
 def page(rows: Rows) -> None:
@@ -299,6 +372,10 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=tuple(SOURCES), default="bccd", help="pictures (default: %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["CWD", "L2"], metavar="ARM",
                         help="of: " + "; ".join(ARMS))  # fmt: skip
+    parser.add_argument("--last", nargs="+", choices=LAST, default=[], metavar="TEACHER",
+                        help="end the arms with the fine-tuning, and teach the first one's network by: "
+                             + ", ".join(LAST))  # fmt: skip
+    parser.add_argument("--last-seeds", nargs="+", type=int, default=[0, 1, 2], help="of the last stage")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of weights and order")
     parser.add_argument("--split-seed", type=int, default=0, help="of parts that the data do not have")
     parser.add_argument("--size", type=int, default=320, help="of the frame, in pixels (default: %(default)s)")

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from niwaki.boxes import Boxes, Found
+from niwaki.distill import Distilled, Features, Weighted
 from niwaki.errors import InputError, MissingExtraError, NotFiniteError, OutOfMemoryError, UnknownNameError
-from niwaki.tasks import Augmentation, Detection, Detector, Reading
+from niwaki.tasks import Augmentation, Detection, Detector, Reading, augmentation
 from niwaki.tasks.average_precision import average_precision
 from niwaki.tasks.detection import in_order
+from niwaki.train import Recovery
 
 pytest.importorskip("pycocotools")
 
@@ -176,6 +178,35 @@ def test_changed_pictures_are_the_seeds_whatever_the_threads(monkeypatch):
     for (a, boxes), (b, others) in zip(first, task.train_batches(7), strict=True):
         assert torch.equal(a, b) and all(torch.equal(x.corners, y.corners) for x, y in zip(boxes, others, strict=True))
     assert not torch.equal(first[0][0], next(iter(task.train_batches(8)))[0])
+
+
+def test_the_last_epochs_of_a_training_have_no_mosaics(monkeypatch):
+    """Of 5 epochs the last 2; not of 2, and not where they are never closed; a taught task closes them as well."""
+    heard = []
+    made = augmentation.mosaic
+    monkeypatch.setattr(augmentation, "mosaic", lambda *given: heard.append(1) or made(*given))
+
+    def epochs(count, **settings):
+        change = Augmentation(**settings)
+        task = Detection(SPLITS, Told(*HALF), size=32, batch=2, augment=change)
+        taught = Distilled(task, Net(), (Weighted(Features()),))
+        marks = []
+        for one in (task, taught):
+            for epoch in range(count):
+                list(one.late(epoch, count).train_batches(0))
+                marks.append(len(heard))
+                heard.clear()
+        assert marks[:count] == marks[count:]
+        return marks[:count]
+
+    assert epochs(5, close_mosaic=2) == [4, 4, 4, 0, 0]
+    assert epochs(2, close_mosaic=2) == [4, 4] and epochs(2, close_mosaic=0) == [4, 4]
+    assert epochs(11)[:2] == [4, 0]
+    task = Detection(SPLITS, Told(*HALF), size=32, batch=2, augment=Augmentation(close_mosaic=2))
+    Recovery(epochs=3)(Net(), task)
+    assert len(heard) == 4  # the training asks: its first epoch alone has them
+    with pytest.raises(InputError, match=r"close_mosaic=-1.*0 or more epochs"):
+        Augmentation(close_mosaic=-1)
 
 
 def test_what_is_made_ahead_comes_in_order_and_errors_come_through():

@@ -1,7 +1,7 @@
 """A task whose loss also pulls the student towards its teacher, the uncut network."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
@@ -150,6 +150,11 @@ class Distilled:
     @property
     def steps(self) -> int:
         return self.task.steps
+
+    def late(self, epoch: int, epochs: int) -> Taught:
+        """The task that makes the batches of an epoch, where those change as a training goes on."""
+        found: Callable[[int, int], Taught] | None = getattr(self.task, "late", None)
+        return self.task if found is None else found(epoch, epochs)
 
     def train_batches(self, seed: int) -> Iterator[Any]:
         return self.task.train_batches(seed)

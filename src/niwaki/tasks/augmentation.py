@@ -24,11 +24,10 @@ class Augmentation:
     """How training pictures are changed; the defaults are those of ultralytics' YOLO.
 
     Source: mosaic of Bochkovskiy et al. 2020, arXiv:2004.10934, sec. 3.3; ranges of ultralytics' default settings.
-    Differs: saturation and brightness are scaled by torchvision's operations, not in HSV; no rotation, shear or mixup;
-    mosaics are not closed in the last epochs.
+    Differs: saturation and brightness are scaled by torchvision's operations, not in HSV; no rotation, shear or mixup.
 
     Raises:
-        InputError: a share out of [0, 1], or a hue above 0.5.
+        InputError: a share out of [0, 1], a hue above 0.5, or epochs below 0.
     """
 
     mosaic: float = 1.0
@@ -45,9 +44,16 @@ class Augmentation:
     """Factor of the saturation, drawn from 1 - saturation to 1 + saturation."""
     brightness: float = 0.4
     """Factor of the brightness, drawn alike."""
+    close_mosaic: int = 10
+    """Epochs at the end of a training without mosaics, so that it ends on pictures as they will be seen; a training
+    that is not longer than that has mosaics throughout (ultralytics)."""
 
     def __post_init__(self) -> None:
+        if type(self.close_mosaic) is not int or self.close_mosaic < 0:
+            raise InputError(f"Augmentation(close_mosaic={self.close_mosaic!r})", do="give 0 or more epochs")
         for one in fields(self):
+            if one.name == "close_mosaic":
+                continue
             value, most = getattr(self, one.name), 0.5 if one.name == "hue" else 1.0
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= most:
                 raise InputError(f"Augmentation({one.name}={value!r})", do=f"give a share from 0 to {most:g}")

@@ -128,6 +128,13 @@ class Detection(Task):
     def steps(self) -> int:
         return max(1, len(self.splits.train) // self.batch)
 
+    def late(self, epoch: int, epochs: int) -> "Detection":
+        """The task as it is in an epoch (from 0) of so many: without mosaics in the last ones."""
+        change = self.augment
+        if change is None or not change.mosaic or not 0 < epochs - change.close_mosaic <= epoch:
+            return self
+        return replace(self, augment=replace(change, mosaic=0.0))
+
     def train_batches(self, seed: int) -> Iterator[Batch]:
         """One shuffled pass; a last batch that is not full is left out. What is drawn for a picture depends on `seed`
         and its place in the pass alone.

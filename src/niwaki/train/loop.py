@@ -53,7 +53,8 @@ class Trainable(Protocol):
 
     A task may besides have `extra`, a module of its own (adapters of a distillation), or None: its parameters are
     trained with the model's, on the same device, all or nothing holds for them too, and checkpoints hold them. To mix
-    pictures it must say `classes`, to be validated it must `evaluate`.
+    pictures it must say `classes`, to be validated it must `evaluate`. Where its batches change as a training goes on,
+    `late(epoch, epochs)` gives the task that makes those of an epoch (from 0).
     """
 
     @property
@@ -156,7 +157,9 @@ class Loop:
         else:  # in the middle of an epoch: a task's own draws at its start are made again
             set_random_state(self.began, self.device)
         order = self.how.seed * APART + at.epoch
-        source, first = iter(self.task.train_batches(order)), self.processes.number
+        late = getattr(self.task, "late", None)
+        task = self.task if late is None else late(at.epoch, self.how.epochs)
+        source, first = iter(task.train_batches(order)), self.processes.number
         if at.batch:  # what was seen goes by, and random numbers go on from where they were
             first += (at.batch - 1) * count + 1
             deque(islice(source, first), maxlen=0)
