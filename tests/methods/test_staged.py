@@ -305,6 +305,17 @@ def test_a_floor_of_one_is_all_channels():
     assert choosing(quarter, net(), everything) == {"c.0": 4, "d.0": 4}
 
 
+@pytest.mark.parametrize("floor", [{"floor": 0.5}, {"least": 6}])
+def test_a_floor_holds_where_fractions_are_scaled_to_a_budget(floor):
+    """The budget is met by `c` alone, at 5 of its 12 channels; where 6 must stay, `d` gives the rest."""
+    model, budget = net(), niwaki.Budget(keep=0.6, of="params")
+    for layer in (model.a, model.b, model.c, model.d):
+        layer[1].weight.data = torch.linspace(0.1, 1, layer[1].num_features)
+    fractions = (0.1, 0.9, 0.1)
+    assert choosing(GroupChannelPruning(fractions=fractions), model, budget) == {"c.0": 5}
+    assert choosing(GroupChannelPruning(fractions=fractions, **floor), model, budget) == {"c.0": 6, "d.0": 14}
+
+
 def test_the_share_is_what_stays():
     quarters = YOLOv8CWD(share=0.75, multiple=1)
     assert choosing(quarters, net(), niwaki.Budget(keep=1.0)) == {"a.0": 6, "c.0": 9, "d.0": 12}
