@@ -242,6 +242,42 @@ def test_groups_are_found_by_scale():
     ]  # fmt: skip
 
 
+def test_what_a_pooling_of_the_whole_map_left_is_no_scale():
+    """Strides 1, 2, 4; at 4 a squeeze and an image pooling, whose norms see one position; at last halves down to one."""
+
+    class Pooled(nn.Module):
+        def __init__(self, halvings):
+            super().__init__()
+            self.down = nn.ModuleList(self.block(1 if i == 0 else 4, 4, 1 if i == 0 else 2) for i in range(3))
+            self.squeeze, self.image, self.join = self.block(4, 4, 1), self.block(4, 4, 1), self.block(8, 4, 1)
+            self.last = nn.ModuleList(self.block(4, 4, 2) for _ in range(halvings))
+
+        @staticmethod
+        def block(before, after, stride):
+            return nn.Sequential(nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU())
+
+        def forward(self, x):
+            for block in self.down:
+                x = block(x)
+            x = x * self.squeeze(x.mean((2, 3), keepdim=True)).sigmoid()
+            image = self.image(nn.functional.adaptive_avg_pool2d(x, 1)).flatten(1)[:, :, None, None]
+            x = self.join(torch.cat([x, nn.functional.interpolate(image, size=x.shape[2:])], 1))
+            for block in self.last:
+                x = block(x)
+            return x.mean((2, 3))
+
+    at_four = ("down.2.1.weight", "squeeze.1.weight", "image.1.weight", "join.1.weight")
+    for size, halvings in ((8, 0), (8, 1), (16, 2)):  # maps of 2, 2, 4 at stride 4: pooled where a window halves, too
+        net = Pooled(halvings).eval()
+        graph = niwaki.trace(net, torch.zeros(1, 1, size, size))
+        stages = niwaki.graph.stages.stages_of(graph)
+        assert [stage.stride for stage in stages] == [1, 2, 4, 8, 16][: 3 + halvings]
+        assert [stage.turn for stage in stages] == [0] * (3 + halvings) and stages[2].scales == at_four
+        assert stages[2].place == "join" and all((stage.place is None) == (stage.stride == size) for stage in stages)
+        names = [group.name for group in groups_by_scale(graph, scaled_layers(graph, net))]
+        assert len(names) == 3 and not any(name in ("top-down", "bottom-up and heads") for name in names)
+
+
 def test_given_groups_name_every_layer_once():
     _, _, layers = chain()
     assert groups_given([("1", "4")], layers)[0].scales == ("1.weight", "4.weight")

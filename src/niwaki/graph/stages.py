@@ -9,6 +9,11 @@ from niwaki.graph.recorder import Record
 from niwaki.graph.trace import ChannelGraph
 from niwaki.units import tensors_in
 
+WINDOWS = ("convolution", "pool")
+"""What calls that slide a window are called."""
+HALVED = 3
+"""Positions of which a window with a stride of 2 makes one."""
+
 
 @final
 @dataclass(frozen=True)
@@ -30,14 +35,16 @@ class Stage:
 
 
 def stages_of(graph: ChannelGraph) -> tuple[Stage, ...]:
-    """The stages of the traced forward, in its order. Layers without batch norm belong to none."""
+    """The stages of the traced forward, in its order. Layers without batch norm belong to none; those on what a pooling
+    of the whole map left (image pooling, squeeze) belong to the stage that they come behind.
+    """
     norms = [(at, record) for at, record in enumerate(graph.records) if scale_name(record) is not None]
-    reach = _reach(graph)
+    reach, pooled = _reach(graph), _pooled(graph)
     found: list[tuple[int, int, int, list[str]]] = []  # turn, stride, the record it begins with, scales
     turn, seen = 0, set[str]()
     for at, record in norms:
         name, stride = scale_name(record), _stride(record.outputs[0].shape, reach)
-        if stride is None:  # behind a pooling: goes with what was before
+        if stride is None or id(record.outputs[0]) in pooled:  # no scale of its own: goes with what was before
             stride = found[-1][1] if found else 1
         if found and stride != found[-1][1]:
             coarser = stride > found[-1][1]
@@ -86,6 +93,25 @@ def scale_name(record: Record) -> str | None:
         return None
     parameter = getattr(record.args[1], "parameter", None)
     return None if parameter is None else str(parameter.name)
+
+
+def _pooled(graph: ChannelGraph) -> set[int]:
+    """Which values have a single position since something took the whole map together; by their id.
+
+    A step that halves (windows over two or three positions) is one of scale; any other to one position is such a
+    pooling, and what is made of its result alone has no scale either, until it meets a map again.
+    """
+    pooled = set[int]()
+    for record in graph.records:
+        given = [value for value in record.inputs if value.parameter is None and len(value.shape) > 1]
+        widest = max((max(value.shape[2:], default=0) for value in given), default=0)
+        halves = 1 < widest <= HALVED and any(word in record.name for word in WINDOWS) and "adaptive" not in record.name
+        known = [value for value in given if len(value.shape) > 2 and id(value) not in pooled]
+        for value in record.outputs:
+            alone = len(value.shape) > 2 and math.prod(value.shape[2:]) == 1
+            if alone and given and not halves and (widest > 1 or not known):
+                pooled.add(id(value))
+    return pooled
 
 
 def _reach(graph: ChannelGraph) -> int:
