@@ -81,11 +81,27 @@ def test_stages_can_be_left_out(method, task):
     with torch.no_grad():
         model(torch.rand(4, 1, 8, 8))  # batch norms have counted: it passes for trained
     bare = replace(method, sparse_epochs=0, tune_epochs=0, distil_epochs=0, fold="none")
-    found = made(bare, task, model=model, repair=False)
+    found = made(bare, task, model=model, repair=False, recovery=None)
     assert [stage.stage for stage in found.stages] == ["cut"] and found.history is None
     tuned = replace(method, sparse_epochs=0, distil_epochs=0)
     rows = [stage.stage for stage in made(tuned, task, model=model).stages]
     assert rows == ["cut", "folded constants", "batch-norm", "fine-tuning"]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_settings_of_trainings_that_there_are_not_are_refused(method, task):
+    bare = replace(method, sparse_epochs=0, tune_epochs=0, distil_epochs=0)
+    model = net()
+    with pytest.raises(InputError, match=r"found: every training has 0 epochs; do: .*tune_epochs"):
+        made(replace(bare, dense_epochs=0), task, model=model)
+    found = made(bare, task, model=model)  # it is not trained: the dense training has them
+    assert list(found.details["trainings"]) == ["dense"]
+    with torch.no_grad():
+        model(torch.rand(4, 1, 8, 8))
+    with pytest.raises(InputError, match=r"0 epochs, and no dense training: a.1 has seen 1 batches"):
+        made(bare, task, model=model)
+    with pytest.raises(InputError, match=r"distil_epochs=0.*no training that the dense network teaches in"):
+        made(bare, task, distill=(Weighted(SpatialAttention(), taps=("c",)),))
 
 
 def test_the_recovery_says_how_long_the_last_training_is(task):

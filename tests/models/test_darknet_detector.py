@@ -330,3 +330,26 @@ def test_networks_learn_and_so_do_cut_ones(tmp_path: Path):
         for one, target in zip(found, things, strict=True):
             here, there = one.corners[one.labels.argsort()], target.corners[target.labels.argsort()]
             assert (here - there).abs().amax() < 2.0 if len(there) else True
+
+
+def test_settings_that_are_not_used_are_named_once(tmp_path, caplog):
+    """Those that change how a network computes or learns; not batches, rates and changed pictures, nor neutral ones."""
+    head = "[yolo]\nmask=0\nanchors=4,4\nclasses=1\nmax_delta=5\ntruth_thresh=1\njitter=.3\nnum=1\nobjectness_smooth=0\n"
+    last = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\nburnin_update=2\n"
+    file = tmp_path / "net.cfg"
+    file.write_text(f"[net]\nwidth=32\nheight=32\nbatch=8\nmosaic=1\nlettr_box=1\n{last}{head}{last}{head}")
+    assert niwaki.models.load(f"darknet:{file}").detector.fit == "squash"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: read and not used: [net] lettr_box=1 (line 1), [convolutional] burnin_update=2 (lines 7, 21), "
+        "[yolo] max_delta=5 (lines 12, 26); clip gradients as a whole instead (clip=10)"
+    ]
+    caplog.clear()
+    file.write_text(f"[net]\nletter_box=1\n{last}{head}".replace("burnin_update=2\n", "").replace("max_delta=5\n", ""))
+    assert niwaki.models.load(f"darknet:{file}").detector.fit == "letterbox" and not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "maxpool"])
+def test_strides_of_one_axis_are_refused(kind):
+    section = parse(f"[net]\n[{kind}]\nstride=2\nstride_y=1\nsize=2\n", "net.cfg")
+    with pytest.raises(InputError, match=r"stride_y=1, stride=2; where: net.cfg:2"):
+        Darknet(section)

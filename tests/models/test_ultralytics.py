@@ -30,6 +30,21 @@ def test_networks_with_their_usual_input(ultralytics, name):
         assert loaded.model(loaded.example) is not None
 
 
+@pytest.mark.parametrize("name", ["yolov8n.yaml?nc=3", "yolo11n-seg.yaml"])
+def test_outlines_have_no_parameters_and_the_same_graph(ultralytics, name):
+    """The package runs a network as it builds it; afterwards nothing of it lies in memory but buffers."""
+    source = f"ultralytics:{name}"
+    outline = niwaki.models.outline(source, shape=(3, 64, 64))
+    loaded = niwaki.models.load(source, shape=(3, 64, 64))
+    assert all(p.is_meta for p in outline.model.parameters()) and all(p.is_meta for p in outline.factory().parameters())
+    assert not any(b.is_meta for b in outline.model.buffers())
+    shapes = [{n: (tuple(p.shape), p.requires_grad) for n, p in o.model.named_parameters()} for o in (outline, loaded)]
+    assert shapes[0] == shapes[1]
+    graph, whole = niwaki.trace(outline.model, outline.example), niwaki.trace(loaded.model, loaded.example)
+    assert (graph.params, graph.macs) == (whole.params, whole.macs)
+    assert [(g.name, len(g.ids)) for g in graph.groups] == [(g.name, len(g.ids)) for g in whole.groups]
+
+
 def test_sizes_differ_and_arguments_reach_the_builder(ultralytics):
     small, large = (niwaki.models.load(f"ultralytics:yolo11{size}.yaml?nc=3").model for size in "ns")
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters())

@@ -417,3 +417,18 @@ def test_an_added_bias_is_trained_whenever_the_optimiser_follows(late: bool) -> 
     assert len(held) == len({id(p) for p in held}) == len(list(small.parameters()))
     assert any(parameter is small[3].bias for parameter in held)
     assert torch.allclose(small[3].bias, 0.5 * model[3].weight[:, 1])
+
+
+def test_a_norm_without_running_statistics_takes_constants_off_by_itself():
+    """It subtracts the batch's mean, and with it what the removed channel still put out."""
+    model = blocks()
+    own = nn.BatchNorm2d(5, track_running_stats=False)
+    own.load_state_dict({name: model[4].state_dict()[name] for name in ("weight", "bias")})
+    model[4] = own
+    model[1].bias.data[2] = 0.5  # put out at full size
+    pictures = torch.rand(4, 3, 8, 8)
+    small, skipped = folded(model.eval(), pictures, {"0": [0, 1, 3]})
+    assert skipped == () and small[3].bias is None
+    assert torch.allclose(small(pictures), model(pictures), atol=1e-5)
+    assert not torch.allclose(small[3](small[2](small[1](small[0](pictures)))),
+                              model[3](model[2](model[1](model[0](pictures)))), atol=1e-2)  # fmt: skip

@@ -93,6 +93,11 @@ class Staged(Method):
         """What the report says of the plan."""
         return {}
 
+    @property
+    def after(self) -> tuple[int, int, int]:
+        """Epochs of the trainings that follow the dense one."""
+        return self.sparse_epochs, self.tune_epochs, self.distil_epochs
+
     def refuse(self, wanted: Request) -> None:
         """Refuse to train without data."""
         if not wanted.data:
@@ -100,6 +105,12 @@ class Staged(Method):
                 f"{type(self).__name__} without data",
                 found="it trains before and after the cut",
                 do=("give ", Setting("data", written="a task")),
+            )
+        if wanted.distill and not self.distil_epochs:
+            raise InputError(
+                f"{type(self).__name__} with losses of distillation",
+                found=(Setting("distil_epochs", 0), ": no training that the dense network teaches in"),
+                do=("give it epochs, or leave out ", Setting("distill", written="the losses")),
             )
 
     def __call__(self, job: Job) -> Outcome:
@@ -122,9 +133,15 @@ class Staged(Method):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NothingChangedWarning)
                 self._refuse_rewritten(job, graph, self.choose(graph, job.model, None, job)(graph, job.budget))
+        why = trained(job)
+        if job.recovery is not None and not any(self.after) and (why is not None or not self.dense_epochs):
+            raise InputError(
+                f"{type(self).__name__} with settings of training",
+                found="every training has 0 epochs" if why is None else f"0 epochs, and no dense training: {why}",
+                do=("give epochs to one, such as ", Setting("tune_epochs", 20), ", or leave out the recovery"),
+            )
         trainings = Trainings(self, job, steps)
 
-        why = trained(job)
         dense = job.model
         if why is None and self.dense_epochs:
             dense = owned(job.model)

@@ -153,14 +153,7 @@ def outline(
         device(type='meta')
     """
     made = _source(source, config, shape)
-    with parameters_on_meta():
-        built = _seeded(made, seed=seed, stored=False)
-
-    def again() -> nn.Module:
-        with parameters_on_meta():
-            return _untrained(made, seed)
-
-    return _loaded(built, source, again, "not read")
+    return _loaded(_outlined(made, seed), source, lambda: _outlined(made, seed).model, "not read")
 
 
 def _loaded(built: Built, source: str, factory: Callable[[], nn.Module], weights: str) -> Loaded:
@@ -212,6 +205,21 @@ def _seeded(made: ModelSource, *, seed: int, stored: bool) -> Built:
     with torch.random.fork_rng(devices=[]):  # networks are built on the CPU
         torch.random.default_generator.manual_seed(seed)
         return made.build(stored=stored)
+
+
+def _outlined(made: ModelSource, seed: int) -> Built:
+    """Without parameters; those of networks that are run as they are built go when they are."""
+    if not made.runs:
+        with parameters_on_meta():
+            return _seeded(made, seed=seed, stored=False)
+    built = _seeded(made, seed=seed, stored=False)
+    on_meta: dict[int, nn.Parameter] = {}
+    for module in built.model.modules():
+        for name, one in module._parameters.items():
+            if one is not None:
+                gone = on_meta.setdefault(id(one), nn.Parameter(one.detach().to("meta"), one.requires_grad))
+                module._parameters[name] = gone
+    return built
 
 
 def _untrained(made: ModelSource, seed: int) -> nn.Module:

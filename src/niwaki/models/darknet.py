@@ -1,5 +1,6 @@
 """Networks of darknet, from cfg files."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -9,11 +10,14 @@ from torch import nn
 
 from niwaki.errors import FileDamagedError, InputError
 from niwaki.models import Built, ModelSource
-from niwaki.models.darknet_cfg import parse
+from niwaki.models.darknet_cfg import parse, unused
 from niwaki.models.darknet_detector import DarknetDetector
 from niwaki.models.darknet_files import load_weights_
 from niwaki.models.darknet_net import Darknet as Network
 from niwaki.models.darknet_net import heads_of
+from niwaki.tasks.framing import Fit
+
+log = logging.getLogger(__name__)
 
 
 @final
@@ -48,7 +52,12 @@ class Darknet(ModelSource):
         model.shape = (channels, rows, columns)
         plain = ((0.0,) * channels, (1.0,) * channels)  # pixels from 0 to 1, as they are
         heads = heads_of(model.sections)
-        detector = DarknetDetector(heads) if len({head.classes for head in heads}) == 1 else None
+        fit: Fit = "letterbox" if model.sections[0].number("letter_box", 0) else "squash"
+        detector = DarknetDetector(heads, fit) if len({head.classes for head in heads}) == 1 else None
+        if left := unused(model.sections):
+            listed = (f"{name} (line{'s' * (len(at) > 1)} {', '.join(map(str, at))})" for name, at in left.items())
+            clip = "; clip gradients as a whole instead (clip=10)" if any("max_delta" in name for name in left) else ""
+            log.warning("%s: read and not used: %s%s", path, ", ".join(listed), clip)
         return Built(model, torch.zeros(1, channels, rows, columns), plain, detector=detector)
 
     def fill_(self, model: nn.Module, file: str | Path) -> None:

@@ -13,6 +13,30 @@ NAMES = {
     "avg": "avgpool",
 }
 """Other names of layers."""
+READ = {
+    "net": "width height channels letter_box",
+    "convolutional": "filters size groups stride stride_x stride_y dilation pad padding batch_normalize activation "
+    "binary xnor antialiasing share_index deform sway rotate stretch",
+    "route": "layers groups group_id",
+    "shortcut": "from activation weights_type",
+    "sam": "from activation",
+    "scale_channels": "from activation scale_wh",
+    "maxpool": "size stride stride_x stride_y padding maxpool_depth antialiasing",
+    "upsample": "stride scale",
+    "dropout": "probability",
+    "yolo": "mask anchors classes scale_x_y new_coords iou_loss iou_normalizer obj_normalizer cls_normalizer "
+    "ignore_thresh iou_thresh label_smooth_eps",
+}
+"""What layers are built and trained by."""
+ELSEWHERE = {
+    "net": "batch subdivisions momentum decay angle saturation exposure hue flip jitter blur mosaic mosaic_bound mixup "
+    "cutmix learning_rate burn_in max_batches policy power steps scales step gamma adam B1 B2 eps max_crop min_crop "
+    "aspect dynamic_minibatch optimized_memory workspace_size_limit_MB ema_alpha",
+    "yolo": "num jitter resize random beta_nms max show_details",
+}
+"""What training and reading settle here: batches, rates, changed pictures, suppression."""
+NEUTRAL = {"truth_thresh": "1", "iou_thresh_kind": "iou", "nms_kind": "greedynms", "yolo_point": "center"}
+"""Other values than 0 that change nothing."""
 
 
 @final
@@ -50,6 +74,17 @@ class Section:
 
     def _no_number(self, name: str) -> InputError:
         return self.refused(f"{name}={self.options[name]}", "write a number")
+
+
+def unused(sections: tuple[Section, ...]) -> dict[str, list[int]]:
+    """Settings that would change how the network computes or learns, and don't here -> the lines of their sections."""
+    found: dict[str, list[int]] = {}
+    for section in sections:
+        known = f"{READ.get(section.kind, '')} {ELSEWHERE.get(section.kind, '')}".split()
+        for name, value in section.options.items():
+            if name not in known and value not in ("0", "0.0", NEUTRAL.get(name), f"{NEUTRAL.get(name)}.0"):
+                found.setdefault(f"[{section.kind}] {name}={value}", []).append(section.line)
+    return found
 
 
 def parse(text: str, where: str) -> tuple[Section, ...]:

@@ -56,19 +56,18 @@ class DarknetDetector:
     Source: Bochkovskiy et al. 2020, arXiv:2004.10934, sec. 3.4, with the cfg's settings as darknet reads them.
     Differs: gradients are those of the losses (darknet leaves out the slope of the centre's sigmoid); several things in
     one box give it the mean of their box losses and all their classes; a box overlaps a thing whatever its class;
-    heads with squared errors (YOLOv3) learn their boxes by CIoU.
+    heads with squared errors (YOLOv3) learn their boxes by CIoU; max_delta, truth_thresh, objectness_smooth, focal
+    losses and counters of classes are not used (a warning names those that a cfg sets).
     """
 
     heads: tuple[YoloHead, ...]
     """In the order of the network's outputs."""
+    fit: Fit = "squash"
+    """How pictures fill the frame: as darknet does unless its cfg says letter_box=1."""
 
     @property
     def classes(self) -> int:
         return self.heads[0].classes
-
-    @property
-    def fit(self) -> Fit:
-        return "squash"
 
     def losses(self, model: nn.Module, pictures: Tensor, targets: Sequence[Boxes]) -> dict[str, Tensor]:
         """`box`, `objectness` and `class` of `[batch, 3, rows, columns]` pictures from 0 to 1, weighted.

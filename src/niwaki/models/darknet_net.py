@@ -32,6 +32,19 @@ def activation(section: Section) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+def even_stride(section: Section) -> int:
+    """The stride of a window, the same along both axes.
+
+    Raises:
+        InputError: strides of its own for an axis, as in networks that read lines of text.
+    """
+    stride = section.number("stride", 1)
+    for name in ("stride_x", "stride_y"):
+        if section.number(name, stride) != stride:
+            raise section.refused(f"{name}={section.options[name]}, stride={stride}", "build it in a factory of yours")
+    return stride
+
+
 class Convolution(nn.Module):
     """Convolution, batch norm where there is one, activation."""
 
@@ -41,7 +54,7 @@ class Convolution(nn.Module):
             if section.number(name, 0):
                 raise section.refused(f"{name}={section.options[name]}", "build it without, or in a factory of yours")
         filters, size, groups = section.number("filters", 1), section.number("size", 1), section.number("groups", 1)
-        stride, dilation = section.number("stride", 1), section.number("dilation", 1)
+        stride, dilation = even_stride(section), section.number("dilation", 1)
         if min(filters, size, groups, stride, dilation) < 1 or filters % groups or width % groups:
             found = f"filters={filters}, size={size}, stride={stride}, groups={groups} on {width} channels"
             raise section.refused(found, "use sizes from 1 on, and groups that divide both widths")
@@ -63,7 +76,7 @@ class MaxPool(nn.Module):
         super().__init__()
         if section.number("maxpool_depth", 0) or section.number("antialiasing", 0):
             raise section.refused("a pool over channels, or an antialiased one", "build it in a factory of yours")
-        self.stride = section.number("stride", 1)
+        self.stride = even_stride(section)
         self.size = section.number("size", self.stride)
         self.padding = section.number("padding", self.size - 1)
 

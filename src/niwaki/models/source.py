@@ -49,6 +49,8 @@ class ModelSource(ABC):
     """Of one input without the batch, where the usual one does not fit."""
     weights: ClassVar[frozenset[str]] = frozenset({"pretrained", "weights", "weights_backbone"})
     """Arguments of foreign builders that would download."""
+    runs: ClassVar[bool] = False
+    """Whether its builders run the network, so that parameters must be there until it is built."""
 
     @abstractmethod
     def build(self, *, stored: bool) -> Built:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -51,6 +51,9 @@ class Ultralytics(ModelSource):
         FileDamagedError: a file that holds no network of the package, or would run what is no layer.
         MissingExtraError: ultralytics is not installed.
     """
+
+    runs: ClassVar[bool] = True
+    """The package looks for the strides of a network by running it."""
 
     def build(self, *, stored: bool) -> Built:
         tasks, folder = package()

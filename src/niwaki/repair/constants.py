@@ -29,7 +29,7 @@ class FoldedConstants:
 
     Source: Chu et al. 2022, arXiv:2306.01526, code, stage 2c (constants of channels with gamma = 0).
     Differs: the constant is measured at the consumer's input, so any path (add, concat, any activation) counts; a
-    consumer with neither bias nor batch norm gets a bias.
+    consumer with neither bias nor batch norm gets a bias, and one whose batch norm keeps no running mean needs none.
     """
 
     source: Literal["shift", "mean"] = "shift"
@@ -101,7 +101,8 @@ class FoldedConstants:
                     layer.bias.add_(delta.to(layer.bias.dtype))
                 elif norm is not None:
                     mean = modules[norm].running_mean
-                    mean.sub_(delta.to(mean.dtype))  # type: ignore[operator, union-attr, arg-type]
+                    if mean is not None:  # else the norm takes off the batch's own mean, whatever constant is in it
+                        mean.sub_(delta.to(mean.dtype))  # type: ignore[operator, union-attr, arg-type]
                 else:
                     bias = add_bias(small, name)
                     bias.copy_(delta.to(bias.dtype))
