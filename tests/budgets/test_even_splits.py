@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import niwaki
-from niwaki.budgets import GlobalRank, Uniform, at_pace, choose
+from niwaki.budgets import GlobalRank, GroupThreshold, Uniform, at_pace, choose, groups_given, scaled_layers
 from niwaki.errors import UnknownNameError
 
 
@@ -91,3 +91,25 @@ def test_an_unknown_choice():
     _, graph, scores = scored([1.0] * 8)
     with pytest.raises(UnknownNameError, match="free, even"):
         choose(graph, scores, niwaki.Budget(keep=0.5), splits="odd")
+
+
+@pytest.mark.parametrize(("share", "mean", "last"), [(0.5, [0, 1, 6, 7], range(8)), (0.75, [0, 7], [0, 1, 6, 7])])
+def test_thresholds_as_they_are_take_what_both_halves_would_lose(share, mean, last):
+    """Scales 0.9 .. 0.6 and 0.1 .. 0.4 in one group: half of all are the second half, of which no pair is; of six the
+    second half and two of the first.
+    """
+    net, graph, _ = scored([0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.3, 0.4])
+    layers = scaled_layers(graph, net)
+    paces = GroupThreshold((share,))(graph, layers, groups_given(["*"], layers))
+    for bundle, kept in (("mean", mean), ("max", last)):
+        plan = at_pace(graph, paces, (niwaki.Budget(keep=1.0),), splits="even", bundle=bundle)
+        keep = {cut["tensor"]: cut["keep"] for cut in plan.cuts if cut["axis"] == 0}
+        assert keep.get("norm.weight", list(range(8))) == list(kept)
+
+
+def test_the_method_takes_fractions_of_a_split_so():
+    net, graph, _ = scored([0.9, 0.8, 0.7, 0.6, 0.1, 0.2, 0.3, 0.4])
+    method = niwaki.methods.GroupChannelPruning(groups=("*",), fractions=(0.75,), literal=True)
+    job = niwaki.methods.Job(net, EXAMPLE, (niwaki.Budget(keep=1.0),))
+    plan = method.choose(graph, net, None, job)(graph, job.budget)
+    assert {cut["tensor"]: cut["keep"] for cut in plan.cuts}["norm.weight"] == [0, 1, 6, 7]

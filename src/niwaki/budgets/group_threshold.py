@@ -8,7 +8,7 @@ from typing import Any, Literal, final, get_args
 import numpy as np
 import torch
 
-from niwaki.budgets.atoms import Grids, Splits, make_atoms
+from niwaki.budgets.atoms import Bundle, Grids, Splits, make_atoms
 from niwaki.budgets.choose import priced, stops_of
 from niwaki.budgets.layer_groups import Layer, LayerGroup
 from niwaki.budgets.rule import Rule
@@ -164,6 +164,7 @@ def at_pace(
     pace: float = 1.0,
     grids: Grids = "rows",
     splits: Splits = "free",
+    bundle: Bundle = "mean",
     exact_only: bool = False,
 ) -> Plan:
     """The plan in which all that goes up to a pace goes, as far as floors and multiples allow, and nothing else: the
@@ -172,12 +173,14 @@ def at_pace(
     Args:
         how: whose priorities are the paces; the scores themselves, if none. Of `Uniform` a pace of 1 - q keeps the
             share q of every layer, rounded up.
+        bundle: the pace of units that only go together (a row of a grid, with even splits one of each half): their
+            mean, or with "max" that of the last, so that nothing goes whose own pace is later.
 
     Raises:
         BudgetError: one does not.
     """
     graph = priced(graph, budgets)
-    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle="mean", splits=splits)
+    atoms, skipped = make_atoms(graph, scores, grids=grids, exact_only=exact_only, bundle=bundle, splits=splits)
     paces = atoms.score if how is None else how(atoms)
     multiple = int(np.lcm.reduce([budget.multiple for budget in budgets]))
     alive = np.ones(graph.units.count, bool)

@@ -51,8 +51,8 @@ class GroupChannelPruning(Staged):
     trained first.
 
     Source: Chu et al. 2022, arXiv:2306.01526, and its official code (YOLOv4). Differs: exactly the fractions go, of
-    buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling and
-    a pyramid pooling are cut as well; the penalty is added once a step; the teacher is always in evaluation mode;
+    buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling, a
+    pyramid pooling, a depthwise layer and a split are cut as well; the penalty is added once a step; the teacher is always in evaluation mode;
     attention maps are compared by sums over positions. How the fractions were found is not said: they are measured here
     unless given.
     """
@@ -79,7 +79,8 @@ class GroupChannelPruning(Staged):
     """Share of each group's scales that goes, relative to the others': they are scaled to the budget together. None
     measures what each group costs the loss, and cuts where it costs equally little."""
     literal: bool = False
-    """Take the fractions as they are; the budgets must hold all the same (found out after the sparse training)."""
+    """Take the fractions as they are; the budgets must hold all the same (found out after the sparse training). Parts
+    of a split lose as many as each of them would, so that nothing above its threshold goes."""
     meet: Meet = "majority"
     """How coupled layers agree: majority (ties stay), union, least, or mean (of their scales)."""
     floor: float = 0.01
@@ -176,7 +177,7 @@ class GroupChannelPruning(Staged):
             )
             if self.literal:
                 try:
-                    return at_pace(now, paces, (*asked, *floors), **more)
+                    return at_pace(now, paces, (*asked, *floors), bundle="max", **more)
                 except BudgetError as error:  # how coupled layers vote may change with the scales, and so what goes
                     if task is not None:
                         raise
