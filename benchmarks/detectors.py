@@ -58,7 +58,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
     "L2": ("l2", {}),
 }
-LAST = ("none", "SAD")
+LAST = ("none", "SAD", "outputs")
 RUNTIMES = ("pytorch", "onnxruntime", "openvino")
 SHOWN = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
 
@@ -197,8 +197,9 @@ def outcome_of(
 
 def last_keys(key: str, options: argparse.Namespace) -> dict[tuple[str, int], str]:
     """Of the last stage of an arm: (teacher, seed) -> its row's key."""
-    epochs = options.epochs[3]
-    return {(one, of): f"{key}, {one} {epochs}, seed {of} of it" for of in options.last_seeds for one in options.last}
+    said = {one: f"outputs {options.outputs:g}" if one == "outputs" else one for one in options.last}
+    more = {one: f"{key}, {name} {options.epochs[3]}" for one, name in said.items()}
+    return {(one, of): f"{name}, seed {of} of it" for of in options.last_seeds for one, name in more.items()}
 
 
 def last_rows(
@@ -215,9 +216,12 @@ def last_rows(
         if not rows.wanted(name):
             continue
         student = copy.deepcopy(tuned.model)
-        losses = () if one == "none" else method.losses(tuned.graph)
-        taught: Any = Distilled(task, dense, losses, tuned.plan, student, seed=of) if losses else task
-        shares = shares_of(taught, student, tuned.job) if losses else {}
+        taught: Any = task
+        if one == "SAD":
+            taught = Distilled(task, dense, method.losses(tuned.graph), tuned.plan, student, seed=of)
+        elif one == "outputs":
+            taught = replace(method, outputs=options.outputs).taught(task, dense)
+        shares = {} if taught is task else shares_of(taught, student, tuned.job)
         how = recovery(options, of, options.epochs[3], ROOT / "runs" / "detectors" / named(name))
         history = how(student.train(), taught, resume=True, progress=said(name)).to_json()
         stages = {"fine-tuning": before, one: plain(figures(student.eval(), task, options))}
@@ -375,7 +379,8 @@ def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--last", nargs="+", choices=LAST, default=[], metavar="TEACHER",
                         help="end the arms with the fine-tuning, and teach the first one's network by: "
                              + ", ".join(LAST))  # fmt: skip
-    parser.add_argument("--last-seeds", nargs="+", type=int, default=[0, 1, 2], help="of the last stage")
+    parser.add_argument("--last-seeds", nargs="*", type=int, default=[0, 1, 2], help="of the last stage")
+    parser.add_argument("--outputs", type=float, default=1e-3, help="weight of the outputs (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of weights and order")
     parser.add_argument("--split-seed", type=int, default=0, help="of parts that the data do not have")
     parser.add_argument("--size", type=int, default=320, help="of the frame, in pixels (default: %(default)s)")

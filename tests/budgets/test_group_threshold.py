@@ -243,7 +243,7 @@ def test_groups_are_found_by_scale():
 
 
 def test_what_a_pooling_of_the_whole_map_left_is_no_scale():
-    """Strides 1, 2, 4; at 4 a squeeze and an image pooling, whose norms see one position; at last halves down to one."""
+    """Strides 1, 2, 4; at 4 a squeeze and an image pooling, whose norms see one position; then halves down to one."""
 
     class Pooled(nn.Module):
         def __init__(self, halvings):

@@ -334,7 +334,9 @@ def test_networks_learn_and_so_do_cut_ones(tmp_path: Path):
 
 def test_settings_that_are_not_used_are_named_once(tmp_path, caplog):
     """Those that change how a network computes or learns; not batches, rates and changed pictures, nor neutral ones."""
-    head = "[yolo]\nmask=0\nanchors=4,4\nclasses=1\nmax_delta=5\ntruth_thresh=1\njitter=.3\nnum=1\nobjectness_smooth=0\n"
+    head = (
+        "[yolo]\nmask=0\nanchors=4,4\nclasses=1\nmax_delta=5\ntruth_thresh=1\njitter=.3\nnum=1\nobjectness_smooth=0\n"
+    )
     last = "[convolutional]\nfilters=6\nsize=1\nactivation=linear\nburnin_update=2\n"
     file = tmp_path / "net.cfg"
     file.write_text(f"[net]\nwidth=32\nheight=32\nbatch=8\nmosaic=1\nlettr_box=1\n{last}{head}{last}{head}")

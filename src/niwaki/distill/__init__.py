@@ -3,6 +3,7 @@
 from niwaki.distill.loss import Loss
 
 # isort: split
+from niwaki.distill.box_outputs import BoxOutputs, HeadOutputs, Heads, OutputTaught
 from niwaki.distill.channel_wise import ChannelWise
 from niwaki.distill.distilled import Distilled, Tap, Taught, Weighted
 from niwaki.distill.features import Features
@@ -10,11 +11,15 @@ from niwaki.distill.logits import Logits
 from niwaki.distill.spatial_attention import SpatialAttention
 
 __all__ = [
+    "BoxOutputs",
     "ChannelWise",
     "Distilled",
     "Features",
+    "HeadOutputs",
+    "Heads",
     "Logits",
     "Loss",
+    "OutputTaught",
     "SpatialAttention",
     "Tap",
     "Taught",

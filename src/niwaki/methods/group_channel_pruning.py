@@ -21,8 +21,8 @@ from niwaki.budgets import (
     scaled_layers,
 )
 from niwaki.budgets.group_threshold import Meet
-from niwaki.distill import SpatialAttention, Weighted
-from niwaki.errors import BudgetError, InputError
+from niwaki.distill import BoxOutputs, Heads, OutputTaught, SpatialAttention, Weighted
+from niwaki.errors import BudgetError, InputError, Setting
 from niwaki.graph import ChannelGraph
 from niwaki.graph.stages import stages_of, stride_at
 from niwaki.methods.job import Job
@@ -52,9 +52,9 @@ class GroupChannelPruning(Staged):
 
     Source: Chu et al. 2022, arXiv:2306.01526, and its official code (YOLOv4). Differs: exactly the fractions go, of
     buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling, a
-    pyramid pooling, a depthwise layer and a split are cut as well; the penalty is added once a step; the teacher is always in evaluation mode;
-    attention maps are compared by sums over positions. How the fractions were found is not said: they are measured here
-    unless given.
+    pyramid pooling, a depthwise layer and a split are cut as well; the penalty is added once a step; the teacher is
+    always in evaluation mode; attention maps are compared by sums over positions. How the fractions were found is not
+    said: they are measured here unless given.
     """
 
     sparse_epochs: int = 200
@@ -100,6 +100,11 @@ class GroupChannelPruning(Staged):
     """Module paths."""
     pyramid_places: tuple[str, ...] = ()
     """Module paths."""
+    outputs: float = 0.0
+    """Weight of what the dense detector's heads put out, classes and boxes alike (an option of the authors' code, with
+    1e-3 for YOLOv4 and 1e-2 for YOLOv3); 0 leaves it out."""
+    temperature: float = 3.0
+    """Of their classes."""
     resolution_free: bool = True
     """Sum over positions, with weights that come to the published ones on pictures of 416 pixels, whatever the size is;
     else the mean as published, which rises as pictures get smaller until nothing else is learned."""
@@ -112,7 +117,8 @@ class GroupChannelPruning(Staged):
             GroupThreshold(self.fractions, self.meet)
         elif self.literal:
             raise InputError("GroupChannelPruning(literal=True)", found="no fractions", do="give fractions, too")
-        for name in ("backbone", "coarsest", "pyramid"):
+        BoxOutputs(self.temperature)
+        for name in ("backbone", "coarsest", "pyramid", "outputs"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"GroupChannelPruning({name}={getattr(self, name)!r})", do="give 0 or more")
         if not 0 < self.floor <= 1 or type(self.least) is not int or self.least < 1:
@@ -135,6 +141,18 @@ class GroupChannelPruning(Staged):
             elif weight and places:
                 found.append(Weighted(how, weight, taps=places))
         return tuple(found)
+
+    def taught(self, task: Task, dense: nn.Module) -> Task | OutputTaught:
+        if not self.outputs:
+            return task
+        heads = getattr(task, "detector", None)
+        if not isinstance(heads, Heads):
+            raise InputError(
+                f"GroupChannelPruning(outputs={self.outputs})",
+                found=f"a {type(task).__name__} without heads that are known",
+                do=("use a detector of darknet: or ultralytics:, or ", Setting("outputs", 0.0)),
+            )
+        return OutputTaught(task, dense, BoxOutputs(self.temperature, self.outputs, self.outputs), heads)
 
     def places(self, graph: ChannelGraph) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
         """Modules whose maps are compared: in the backbone, at the coarsest scale, elsewhere."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from niwaki import budgets
 from niwaki.budgets import Layer, scaled_layers
-from niwaki.distill import Distilled, Weighted
+from niwaki.distill import Distilled, OutputTaught, Weighted
 from niwaki.distill.taps import module_at
 from niwaki.errors import InputError, NothingChangedWarning, Setting
 from niwaki.graph import ChannelGraph, trace
@@ -84,6 +84,15 @@ class Staged(Method):
     def losses(self, graph: ChannelGraph) -> tuple[Weighted, ...]:
         """By what the dense network teaches, places among it; none leave the teacher out."""
 
+    def taught(self, task: Task, dense: nn.Module) -> Task | OutputTaught:
+        """The task whose loss the last training has, before the losses at places: the given one, or one that looks at
+        what the dense network's heads put out.
+
+        Raises:
+            InputError: they are asked for, and not known.
+        """
+        return task
+
     @abstractmethod
     def choose(self, graph: ChannelGraph, model: nn.Module, task: Task | None, job: Job) -> budgets.Choose:
         """What chooses by the scales of `model`; without a task, as well as can be without data (to see whether the
@@ -129,6 +138,8 @@ class Staged(Method):
         for one in self.losses(graph) if self.distil_epochs else ():
             for _, path in one.pairs:
                 module_at(job.model, path)
+        if self.distil_epochs:
+            self.taught(task, job.model)
         if not set(budgets.TIMES) & {budget.of for budget in job.budget}:  # what is measured, is known afterwards
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NothingChangedWarning)
@@ -166,15 +177,19 @@ class Staged(Method):
             trainings(TUNE, small, task)
         taught: dict[str, float] = {}
         if self.distil_epochs:
-            own = self.losses(graph) if steps.receipt is not None and steps.receipt.door == "eager" else ()
-            losses = (*own, *job.distill)
-            task_of = task if not losses else Distilled(task, dense, losses, plan, small, seed=job.seed)
-            if isinstance(task_of, Distilled):
-                taught = shares_of(task_of, small, job)
-            trainings(DISTIL, small, task_of)
+            eager = steps.receipt is not None and steps.receipt.door == "eager"
+            losses = (*(self.losses(graph) if eager else ()), *job.distill)
+            base = self.taught(task, dense) if eager else task
+            last: Task | OutputTaught | Distilled = base
+            if losses:
+                last = Distilled(base, dense, losses, plan, small, seed=job.seed)
+            for one in (last, base):
+                if isinstance(one, Distilled | OutputTaught):
+                    taught |= shares_of(one, small, job)
+            trainings(DISTIL, small, last)
         details = {**self.told(graph, plan, sparse), "trainings": trainings.histories, "losses_at_first": taught}
-        last = next(reversed(trainings.histories.values()), None)
-        return steps.outcome(small, plan, graph, history=last, unfolded=unfolded, details=details)
+        history = next(reversed(trainings.histories.values()), None)
+        return steps.outcome(small, plan, graph, history=history, unfolded=unfolded, details=details)
 
     def _refuse_rewritten(self, job: Job, graph: ChannelGraph, plan: Plan) -> None:
         """Refuse, before anything is trained, a network that can be cut as a rewritten graph only, where its own
@@ -277,7 +292,7 @@ def in_multiples(budget: Sequence[Budget], multiple: int) -> tuple[Budget, ...]:
     return tuple(replace(one, multiple=math.lcm(one.multiple, multiple)) for one in budget)
 
 
-def shares_of(task: Distilled, small: nn.Module, job: Job) -> dict[str, float]:
+def shares_of(task: Distilled | OutputTaught, small: nn.Module, job: Job) -> dict[str, float]:
     """The parts of a taught loss on one batch, before the first step: how they compare. The network is as before."""
     buffers = {name: tensor.clone() for name, tensor in small.named_buffers()}  # batch norms count while they train
     with torch.no_grad():

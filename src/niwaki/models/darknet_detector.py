@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from niwaki.boxes import Boxes, Found
+from niwaki.distill import HeadOutputs
 from niwaki.errors import InputError
 from niwaki.models.darknet_heads import Raw, YoloHead
+from niwaki.models.darknet_net import Yolo
 from niwaki.models.suppression import box_operations, suppressed
 from niwaki.models.targets import refuse_targets
 from niwaki.tasks.framing import Fit
@@ -103,6 +105,33 @@ class DarknetDetector:
             suppressed(*pair, size, confidence=confidence, overlap=overlap, most=most)
             for pair in zip(torch.cat(corners, 1), torch.cat(scores, 1), strict=True)
         ]
+
+    def head_places(self, model: nn.Module) -> tuple[str, ...]:
+        """The [yolo] layers, whose outputs are the raw numbers.
+
+        Raises:
+            InputError: a network without them, as one that was cut by `torch.export`.
+        """
+        found = tuple(path for path, module in model.named_modules() if isinstance(module, Yolo))
+        if len(found) != len(self.heads):
+            said, do = f"a {type(model).__name__} with {len(found)} [yolo] layers", "give a network of darknet:FILE.cfg"
+            raise InputError(f"the {len(self.heads)} heads of a darknet detector", found=said, do=do)
+        return found
+
+    def head_outputs(self, features: Sequence[Tensor], size: tuple[int, int]) -> list[HeadOutputs]:
+        """Objectness and classes; centres as shares of their cell, widths and heights in cells."""
+        return [HeadOutputs(*head.in_cells(x, size)) for head, x in zip(self.heads, features, strict=True)]
+
+    def matched(self, features: Sequence[Tensor], targets: Sequence[Boxes], size: tuple[int, int]) -> list[Tensor]:
+        """The boxes that the loss tells to be a thing."""
+        things = _joined(targets, len(targets), self.classes, features[0].device)
+        found = []
+        for head, x in zip(self.heads, features, strict=True):
+            raw = head.read(x.detach().float(), size)
+            mine = torch.zeros(raw.objectness.numel(), dtype=torch.bool, device=x.device)
+            mine[assigned(head, raw, things, size).slot] = True
+            found.append(mine.view(len(x), -1))
+        return found
 
     def _maps(self, model: nn.Module, pictures: Tensor) -> list[Tensor]:
         maps = tensors_in(model(pictures))

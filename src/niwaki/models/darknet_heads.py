@@ -109,6 +109,18 @@ class YoloHead:
         half = times * x.new_tensor([self.anchors[i] for i in self.mask]).view(1, -1, 1, 1, 2) / 2
         return Raw(torch.cat((centre - half, centre + half), -1), x[..., 4], x[..., 5:])
 
+    def in_cells(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """`[batch, n, 1 + classes]` logits of objectness and classes; `[batch, n, 4]` boxes in cells of the grid, the
+        centre from the corner of its own cell."""
+        batch, _, h, w = x.shape
+        x = x.view(batch, len(self.mask), 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
+        place, shape = x[..., :2], x[..., 2:4]  # [batch, boxes, h, w, 2]
+        times = (2 * shape) ** 2 if self.new_coords else shape.clamp(max=LARGEST).exp()
+        anchors = x.new_tensor([self.anchors[i] for i in self.mask]).view(1, -1, 1, 1, 2)
+        sides = times * anchors * x.new_tensor((w / size[1], h / size[0]))
+        boxes = torch.cat((place if self.new_coords else place.sigmoid(), sides), -1)
+        return x[..., 4:].flatten(1, 3), boxes.flatten(1, 3)
+
     def shares(self, raw: Raw) -> tuple[Tensor, Tensor]:
         """Objectness and classes as shares from 0 to 1."""
         return (raw.objectness, raw.labels) if self.new_coords else (raw.objectness.sigmoid(), raw.labels.sigmoid())

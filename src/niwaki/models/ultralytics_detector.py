@@ -8,8 +8,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from niwaki.boxes import Boxes, Found
+from niwaki.distill import HeadOutputs
 from niwaki.errors import InputError
 from niwaki.models.suppression import box_operations, suppressed
 from niwaki.models.targets import refuse_targets
@@ -83,6 +85,51 @@ class UltralyticsDetector:
             )
             for one in decoded.float().transpose(1, 2)
         ]
+
+    def head_places(self, model: nn.Module) -> tuple[str, ...]:
+        """The convolutions that put out distances, then those that put out classes, of the branch for many boxes.
+
+        Raises:
+            InputError: a network without them, as one that was cut by `torch.export`.
+        """
+        layers = getattr(model, "model", None)
+        head = layers[-1] if isinstance(layers, nn.Sequential) else None
+        branches = [getattr(head, name, None) for name in ("cv2", "cv3")]
+        if not isinstance(layers, nn.Sequential) or not all(isinstance(one, nn.ModuleList) for one in branches):
+            found, do = f"a {type(model).__name__} without the package's head", "give a network of ultralytics:NAME"
+            raise InputError("the heads of a detector of ultralytics", found=found, do=do)
+        at = f"model.{len(layers) - 1}"
+        return tuple(f"{at}.{name}.{i}" for name in ("cv2", "cv3") for i in range(len(head.cv2)))  # type: ignore[union-attr, arg-type]
+
+    def head_outputs(self, features: Sequence[Tensor], size: tuple[int, int]) -> list[HeadOutputs]:
+        """ "Nothing" and classes; distances of the four sides from the cell's centre, in cells."""
+        half = len(features) // 2
+        found = []
+        for distances, logits in zip(features[:half], features[half:], strict=True):
+            far = distances.flatten(2).unflatten(1, (4, -1))  # [batch, 4, bins, n]
+            bins = torch.arange(far.shape[2], device=far.device, dtype=far.dtype).view(1, 1, -1, 1)
+            sides = (far.softmax(2) * bins).sum(2) if far.shape[2] > 1 else far.squeeze(2)
+            scores = functional.pad(logits.flatten(2).transpose(1, 2), (1, 0))  # [batch, n, 1 + classes]
+            found.append(HeadOutputs(scores, sides.transpose(1, 2)))
+        return found
+
+    def matched(self, features: Sequence[Tensor], targets: Sequence[Boxes], size: tuple[int, int]) -> list[Tensor]:
+        """The cells whose centre lies in a thing all sides of which are within reach of the bins."""
+        refuse_targets(targets, pictures=len(features[0]), classes=self.classes)
+        found = []
+        for distances in features[: len(features) // 2]:
+            h, w = distances.shape[-2:]
+            cell = distances.new_tensor((size[1] / w, size[0] / h)).float()
+            rows, columns = torch.meshgrid(torch.arange(h).to(cell), torch.arange(w).to(cell), indexing="ij")
+            centres = torch.stack((columns, rows), -1).flatten(0, 1) + 0.5  # [n, 2] in cells
+            reach = distances.shape[1] // 4 - 1 or float("inf")
+            mine = torch.zeros(len(distances), h * w, dtype=torch.bool, device=distances.device)
+            for number, boxes in enumerate(targets):
+                first, last = (boxes.corners.to(cell) / cell.repeat(2)).split(2, 1)
+                sides = torch.cat((centres[:, None] - first, last - centres[:, None]), 2)  # [n, things, 4]
+                mine[number] = ((sides > 0) & (sides < reach)).all(2).any(1)
+            found.append(mine)
+        return found
 
     def _network(self, model: nn.Module) -> Any:
         """The package's network inside wrappers, or the pattern with the parameters of this one."""
