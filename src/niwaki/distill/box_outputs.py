@@ -185,7 +185,7 @@ class OutputTaught:
         heard = ((ours, "student"), (theirs, "teacher"))
         mine, target = ([one.feature(path, whose) for path in places] for one, whose in heard)
         rows, columns = args[0].shape[-2:]
-        told = [self.heads.head_outputs(features, (rows, columns)) for features in (mine, target)]
+        told, wanted = (self.heads.head_outputs(features, (rows, columns)) for features in (mine, target))
         matched = self.heads.matched(mine, [boxes.to(place) for boxes in batch[1]], (rows, columns))
-        distances = self.how(*told, matched)
+        distances = self.how(told, wanted, matched)
         return {"task": own, **{f"{name} outputs": value for name, value in distances.items()}}

@@ -183,9 +183,9 @@ class Staged(Method):
             last: Task | OutputTaught | Distilled = base
             if losses:
                 last = Distilled(base, dense, losses, plan, small, seed=job.seed)
-            for one in (last, base):
-                if isinstance(one, Distilled | OutputTaught):
-                    taught |= shares_of(one, small, job)
+            for looked in (last, base):
+                if isinstance(looked, Distilled | OutputTaught):
+                    taught |= shares_of(looked, small, job)
             trainings(DISTIL, small, last)
         details = {**self.told(graph, plan, sparse), "trainings": trainings.histories, "losses_at_first": taught}
         history = next(reversed(trainings.histories.values()), None)

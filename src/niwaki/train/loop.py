@@ -277,8 +277,8 @@ class Loop:
             raise NotFiniteError(
                 "train a model",
                 found=f"loss {self.losses[bad].item()} in epoch {self.at.epoch + 1}, step {bad + 1}",
-                do=f"lower lr (now {lr}), clip gradients (clip=10), or look for NaN in data and weights; the model is as "
-                "before",
+                do=f"lower lr (now {lr}), clip gradients (clip=10), or look for NaN in data and weights; the model is "
+                "as before",
             )
 
     def _validate(self) -> float:
