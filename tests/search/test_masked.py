@@ -12,7 +12,7 @@ from torch.nn import functional
 import niwaki
 from niwaki.errors import CannotCutError, InputError
 from niwaki.graph.plans import plan_of
-from niwaki.search import Candidate, Masked
+from niwaki.search import Candidate, Greedy, Masked, Partial
 from niwaki.search.prefix import Prefixes, memory_of
 
 CLASSES = 5
@@ -326,3 +326,91 @@ def test_memory_is_told_apart_by_what_holds_it():
     prefixes = Prefixes(lambda batch: {"loss": (batch @ weight).sum()}, [torch.ones(2, 3)], [weight], 1 << 20)
     prefixes.begin([weight])
     assert prefixes.start == {0: 0} and prefixes(0)["loss"].item() == 0
+
+
+def test_a_refused_candidate_is_left_as_soon_as_it_is_too_much():
+    """Batches that weigh most come first; a bound that holds is held to the end, with the totals of all."""
+    judge = judge_of(nonnegative=True, batches=BATCHES[::-1])  # the last but one and the last have more samples
+    judge(Candidate({}))
+    assert judge.heavy == [1, 2, 0]
+    full = judge(Candidate({}, "shared", 12))
+    seen, heavy = judge.seen, judge.heavy[0]
+    for task in full:
+        # just below what it comes to: all are seen, and nothing is rounded otherwise
+        assert judge(Candidate({}, "shared", 12, {task: full[task] * (1 - 1e-6)})) == full
+        assert judge.seen == (seen := seen + 3)
+        said = judge(Candidate({}, "shared", 12, {task: 1e-3}))
+        assert isinstance(said, Partial) and judge.seen == (seen := seen + 1)
+        small = niwaki.cut(made(), plan_of(judge.graph, judge.kept({"shared": 12}))).eval()
+        assert dict(said) == pytest.approx(totals(small, [BATCHES[::-1][heavy]]), rel=1e-5)
+    told = judge_of()(Candidate({}, "shared", 12, {"label": 1e-3}))
+    assert told == pytest.approx(full) and not isinstance(told, Partial)
+
+
+def test_a_loss_below_zero_where_none_was_to_be():
+    def less(model, batch):
+        found = losses(model, batch)
+        return {**found, "map": found["map"] - (2 if len(batch[0]) == 3 else 0)}
+
+    task = SimpleNamespace(losses=less, inputs=lambda batch: batch[0])
+    with pytest.raises(InputError, match=r"loss of map.*-.* on a batch, below 0.*nonnegative"):
+        judge_of(task=task, nonnegative=True)(Candidate({}))
+    # without the promise nothing ends early: a sum above its bound may come down again
+    judge = judge_of(task=task)
+    whole = judge(Candidate({}, "shared", 4))
+    assert judge(Candidate({}, "shared", 4, {"map": whole["map"] * (1 + 1e-6)})) == whole
+
+
+with torch.no_grad():
+    WHOLE = {len(batch[0]): made()(batch[0]) for batch in BATCHES}
+
+
+def apart(model, batch):
+    """How far from what the uncut network says, in its own spread, and a little."""
+    whole, found = WHOLE[len(batch[0])], model(batch[0])
+    return {name: 10 + ((found[name] - one) / one.std()).square().mean() for name, one in whole.items()}
+
+
+class Searched:
+    """What a search asks and is told, with the quick way and early refusals or without."""
+
+    def __init__(self, **settings):
+        task = SimpleNamespace(losses=apart, inputs=lambda batch: batch[0])
+        self.judge, self.partial = judge_of(task=task, **settings), 0
+
+    def __call__(self, candidate):
+        found = self.judge(candidate)
+        self.partial += isinstance(found, Partial)
+        return found
+
+
+@pytest.mark.parametrize("scan", ["grid", "bisect"])
+@pytest.mark.parametrize("gate", ["all", "selected"])
+def test_every_trick_leaves_decisions_as_they_are(scan, gate):
+    found, asked = {}, {}
+    for name, how in {
+        "plain": {"quick": False, "memory": 0},
+        "quick": {"memory": 0},
+        "kept": {"quick": False},
+        "early": {"quick": False, "memory": 0, "nonnegative": True},
+        "all": {"nonnegative": True},
+    }.items():
+        judge = Searched(**how)
+        found[name] = Greedy(scan=scan, gate=gate)(judge.judge.choices(), judge, [0.15] * 7)
+        asked[name] = judge.partial
+    plain = found["plain"]
+    assert len(plain.gone) >= 5 and any(len(step.trials) > 2 for step in plain.steps)
+    for other in found.values():
+        assert other.gone == plain.gone
+        for one, two in zip(other.steps, plain.steps, strict=True):
+            assert (one.accepted, one.decides, len(one.trials)) == (two.accepted, two.decides, len(two.trials))
+            assert one.after == pytest.approx(two.after, rel=1e-5)
+            for this, that in zip(one.trials, two.trials, strict=True):
+                assert not (this.partial and (this is one.taken or this is one.trials[0]))
+                if this.partial:
+                    assert all(this.losses[task] <= that.losses[task] * (1 + 1e-6) for task in this.losses)
+                    assert one.allowance < this.rise <= that.rise * (1 + 1e-5)
+                else:
+                    assert (this.task, this.losses) == (that.task, pytest.approx(that.losses, rel=1e-5))
+    assert not (asked["plain"] or asked["quick"] or asked["kept"])
+    assert (asked["early"] == asked["all"]) and (asked["all"] > 0 or gate == "selected")

@@ -202,6 +202,7 @@ class PAGCP(Method):
             exact_only=self.exact_only,
             alive=alive,
             memory=int(self.memory * GIB),
+            nonnegative=job.task.nonnegative,
         )
         floors = [budget.floor for budget in job.budget]
         choices = [

@@ -39,6 +39,8 @@ class Candidate:
     """Group -> how many of its lowest are gone, in the order in which they went."""
     group: str | None = None
     count: int = 0
+    bounds: Mapping[str, float] | None = None
+    """Losses by task above which it is refused anyhow: a judge may then stop, and say a `Partial`."""
 
     @property
     def all(self) -> dict[str, int]:
@@ -48,6 +50,11 @@ class Candidate:
 
 Judge = Callable[[Candidate], Mapping[str, float]]
 """Losses by task, lower is better, the same every time it is asked."""
+
+
+@final
+class Partial(dict[str, float]):
+    """Losses by task of some of the samples, none of them above what it is over all."""
 
 
 @final
@@ -63,6 +70,8 @@ class Trial:
     """Whose loss rose most."""
     rise: float
     """By what share of the reference, of the task that decides."""
+    partial: bool = False
+    """Losses and rise are at least so much: it was refused before all samples were seen."""
 
 
 @final
@@ -230,7 +239,12 @@ class Greedy:
         def allowed(at: int) -> bool:
             nonlocal decides
             part, count = counts[at]
-            losses = {task: float(value) for task, value in judge(Candidate(gone, step.group, count)).items()}
+            bounds = None
+            if trials:  # the first is heard to the end: its rise is reported, and may choose the task
+                asked = step.reference if decides is None else (decides,)
+                bounds = {task: (1 + step.allowance) * step.reference[task] for task in asked}
+            said = judge(Candidate(gone, step.group, count, bounds))
+            losses = {task: float(value) for task, value in said.items()}
             if losses.keys() != step.reference.keys():
                 found = f"{', '.join(losses)}; at the start {', '.join(step.reference)}"
                 raise InputError("judge a cut network", found=found, do="name the same tasks every time")
@@ -239,7 +253,7 @@ class Greedy:
             if self.gate == "selected":
                 decides = decides or task
             rise = rises[decides or task]
-            trials.append(Trial(part, count, losses, task, rise))
+            trials.append(Trial(part, count, losses, task, rise, isinstance(said, Partial)))
             return rise <= step.allowance
 
         low, high = -1, len(counts)

@@ -16,7 +16,7 @@ from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.measure.measurement import evaluating
 from niwaki.plan import apply_cuts
 from niwaki.scores import Scores
-from niwaki.search.greedy import Candidate, Choice
+from niwaki.search.greedy import Candidate, Choice, Partial
 from niwaki.search.prefix import Prefixes
 from niwaki.surgery import cut
 from niwaki.surgery.mask import zero_
@@ -24,6 +24,8 @@ from niwaki.units import tensors_in
 
 CLOSE = 1e-3
 """How near the losses of a cut network come to those of the masked one, relative: float32, over many layers."""
+SAFE = 1 + 1e-9
+"""How far above its bound a sum has to be to end an evaluation: rounding in another order decides nothing."""
 TRIED = 0.3
 """Share of a group that its contribution is measured by."""
 
@@ -60,9 +62,13 @@ class Masked:
         exact_only: leave groups whole whose removal changes more than zeroing does.
         alive: units that are there at the start, bool `[units]`; None for all.
         memory: bytes that may be held, over all batches, of what layers before the group in turn put out; 0: nothing.
+        quick: on CPUs, lay weights of convolutions out with their channels last and fold batch norms into them, where
+            that says the same of the first batch.
+        nonnegative: whether no loss of a batch is ever below 0: then a candidate with bounds is left as soon as the
+            batches seen are above one of them, those first that weigh most.
 
     Raises:
-        InputError: no batches.
+        InputError: no batches; later, a loss below 0 where none was to be.
     """
 
     def __init__(
@@ -77,11 +83,16 @@ class Masked:
         exact_only: bool = False,
         alive: np.ndarray | None = None,
         memory: int = 2 << 30,
+        quick: bool = True,
+        nonnegative: bool = False,
     ) -> None:
         if not batches:
             raise InputError("search by losses", found="no batches", do="give at least one")
         self.model, self.graph, self.task, self.batches = model, graph, task, batches
         self.norm, self.memory = norm, memory
+        self.quick, self._proved, self.nonnegative = quick, False, nonnegative
+        self.heavy = list(range(len(batches)))
+        """Batches, those first that made up the most of a loss when all were last seen."""
         self.orders: dict[str, list[np.ndarray]] = {}
         """Group -> the sets of units that go, lowest first, of groups that were ranked."""
         self._start = np.ones(graph.units.count, bool) if alive is None else alive
@@ -101,8 +112,8 @@ class Masked:
                 self._atoms[name], self._least[name] = there, int(atoms.least[number])
             else:
                 self.left_whole[name] = "one is left"
-        self.asked = 0
-        """Evaluations so far."""
+        self.asked = self.seen = 0
+        """Evaluations so far, and batches in them."""
         self._running: _Network | None = None
         self._first: dict[bytes, dict[str, float]] = {}
         """Losses on the first batch of candidates of the group in turn."""
@@ -188,10 +199,27 @@ class Masked:
             alive[units] = False
         alive = with_slabs(self.graph, alive)
         if not (self._running.maskable and self.exact(alive, gone)):
-            return _Network(self, alive).losses()
-        found = self._running.losses(candidate.group, alive, np.concatenate(order))
-        self._first[alive.tobytes()] = self._running.first
+            return _Network(self, alive).losses(bounds=candidate.bounds)
+        found = self._running.losses(candidate.group, alive, np.concatenate(order), bounds=candidate.bounds)
+        if not isinstance(found, Partial):
+            self._first[alive.tobytes()] = self._running.first
         return found
+
+    def hold(self, losses: Mapping[str, float]) -> None:
+        """Hold the task to what it promised of its losses."""
+        for task, loss in losses.items() if self.nonnegative else ():
+            if loss < 0:
+                do = "let the task promise no losses from 0 (nonnegative)"
+                raise InputError(f"search by the loss of {task}", found=f"it is {loss:g} on a batch, below 0", do=do)
+
+    def weigh(self, sums: Mapping[int, Mapping[str, float]]) -> None:
+        """See those batches first from now on that make up the most of any loss."""
+        totals = _total(sums)
+
+        def share(number: int) -> float:
+            return max((loss / totals[task] for task, loss in sums[number].items() if totals[task] > 0), default=0.0)
+
+        self.heavy = sorted(sums, key=lambda number: (-share(number), number))
 
     def settle(self, gone: Mapping[str, int]) -> None:
         """Hold the last cut, too, to what its masked form said; raises as a call does."""
@@ -240,7 +268,11 @@ class _Network:
         self.own = dict(self.model.named_parameters())
         where = judge.task
         self.prefixes = Prefixes(
-            lambda batch: where.losses(self.model, batch), judge.batches, list(self.own.values()), judge.memory
+            lambda batch: where.losses(self.model, batch),
+            judge.batches,
+            list(self.own.values()),
+            judge.memory,
+            judge.quick,
         )
         self.group: str | None = None
         self.first: dict[str, float] = {}
@@ -270,7 +302,13 @@ class _Network:
         return copy_with(judge.model, zeroed), False
 
     def losses(
-        self, group: str | None = None, alive: np.ndarray | None = None, every: Any = (), *, most: int | None = None
+        self,
+        group: str | None = None,
+        alive: np.ndarray | None = None,
+        every: Any = (),
+        *,
+        most: int | None = None,
+        bounds: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
         """Totals over the first `most` batches, with what is not `alive` at zero; `every` is what may go of `group`."""
         judge = self.judge
@@ -280,17 +318,26 @@ class _Network:
             self._turn(group, every)
         if alive is not None:
             self._zero(alive)
-        totals: dict[str, float] = {}
+        sums: dict[int, dict[str, float]] = {}
+        bounds = (bounds or {}) if judge.nonnegative else {}
         judge.asked += 1
         with evaluating(self.model):
             torch.manual_seed(judge.asked)  # what draws numbers says another loss every time, and is found out
-            for number, batch in enumerate(judge.batches[:most]):
+            for number in judge.heavy if most is None else range(most):
+                batch = judge.batches[number]
                 found = judge.task.losses(self.model, batch) if group is None else self.prefixes(number)
-                for task, loss in found.items():
-                    totals[task] = totals.get(task, 0.0) + float(loss) * _samples(judge.task.inputs(batch))
-                if not number:
-                    self.first = dict(totals)
-        return totals
+                samples = _samples(judge.task.inputs(batch))
+                sums[number] = {task: float(loss) * samples for task, loss in found.items()}
+                judge.seen += 1
+                judge.hold(sums[number])
+                if bounds:
+                    sofar = _total(sums)
+                    if any(sofar.get(task, 0.0) > SAFE * bound for task, bound in bounds.items()):
+                        return Partial(sofar) if len(sums) < len(judge.batches) else sofar
+        self.first = sums[0]
+        if most is None:
+            judge.weigh(sums)
+        return _total(sums)
 
     def _whole(self) -> None:
         """What a candidate zeroed is as it was."""
@@ -308,6 +355,8 @@ class _Network:
         self.changed = {name: self.own[name].detach().clone() for name in sorted(touched)}
         self.group = group
         with evaluating(self.model):
+            if self.judge.quick and not self.judge._proved:
+                self.judge.quick, self.judge._proved = self.prefixes.proved(), True
             self.prefixes.begin([self.own[name] for name in self.changed])
 
     def _zero(self, alive: np.ndarray) -> None:
@@ -324,6 +373,15 @@ class _Network:
 
 def _cloned(tensor: Tensor) -> Tensor:
     return like(tensor, tensor.detach().clone())
+
+
+def _total(sums: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Over batches, in their order."""
+    totals: dict[str, float] = {}
+    for number in sorted(sums):
+        for task, loss in sums[number].items():
+            totals[task] = totals.get(task, 0.0) + loss
+    return totals
 
 
 def _samples(inputs: Any) -> int:

@@ -5,7 +5,7 @@ The forward is run as it is written, Python and all, under a `TorchDispatchMode`
 Calls before the first one that touches a changed weight put out what they put out last time: the very tensors where
 something later reads them, else stand-ins of their shape. From there on calls are made. What holds for one forward
 holds for the next as long as the calls are the same, and what they put out has the sizes and the Python numbers that it
-had, which is looked at; else everything is computed.
+had, which is looked at; else everything is computed. Convolutions that are made are made the `quick` way.
 """
 
 import logging
@@ -19,8 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from torch.utils.weak import WeakIdKeyDictionary
 
+from niwaki.search.quick import EMPTY, NORM, Quick
+
 log = logging.getLogger(__name__)
 
+NEAR = 1e-5
+"""How near the losses of the quick way come to the plain one's, relative; else all is done the plain way."""
 FEW, ALWAYS = 4096, 1 << 60
 """Whole numbers, up to so many of them, are always there: a forward may read them by ways that no mode sees."""
 Key = tuple[int, int]
@@ -72,6 +76,18 @@ class Tape:
     """(the call that made some memory, a later call that wrote to it)"""
     outward: int | None = None
     """The first call that wrote to memory from before the forward: of a buffer, an input."""
+    quick: dict[int, Quick] = field(default_factory=dict)
+    """Convolutions that can be made faster."""
+    norms: frozenset[int] = frozenset()
+    """Norms that are folded into them."""
+
+    def close(self) -> "Tape":
+        """All calls are there: norms can be folded that alone read what their convolution puts out."""
+        for number, one in self.quick.items():
+            if one.after is not None and (self.outward is not None or self.last_read[number, 0] != one.after):
+                one.norm, one.after = (), None
+        self.norms = frozenset(one.after for one in self.quick.values() if one.after is not None)
+        return self
 
     def start(self, changed: Sequence[Tensor], most: int) -> int:
         """The last call from which a forward can go on where these weights change, and hold at most `most` bytes.
@@ -113,10 +129,10 @@ class Tape:
 class _Recorder(TorchDispatchMode):
     """Writes a tape."""
 
-    def __init__(self, parameters: set[int]) -> None:
+    def __init__(self, parameters: set[int], quick: bool) -> None:
         super().__init__()
         self.tape = Tape()
-        self.parameters = parameters
+        self.parameters, self.quick = parameters, quick
         self.made: Any = WeakIdKeyDictionary()
         self.roots: dict[Key, int | None] = {}
         """Output that first had its memory -> the call that made this; None for a view of what was there before."""
@@ -125,7 +141,12 @@ class _Recorder(TorchDispatchMode):
         tape, number = self.tape, len(self.tape.calls)
         given = [leaf for leaf in tree_flatten((args, kwargs or {}))[0] if isinstance(leaf, Tensor)]
         written = {id(tensor) for tensor in _written(func, args, kwargs or {})}
-        out = func(*args, **(kwargs or {}))
+        quick = Quick.of(func, args, self._before) if self.quick else None
+        out = func(*args, **(kwargs or {})) if quick is None else quick(args, folded=False)
+        if quick is not None:
+            tape.quick[number] = quick
+        elif func is NORM:
+            self._folded(number, args)
         for tensor in given:
             memory = memory_of(tensor)
             if memory in self.parameters:
@@ -164,6 +185,17 @@ class _Recorder(TorchDispatchMode):
         tape.calls.append(_Call(func, spec, tuple(noted)))
         return out
 
+    def _before(self, tensor: Tensor) -> bool:
+        return tensor not in self.made
+
+    def _folded(self, number: int, args: Any) -> None:
+        """Note the convolution that this norm could be folded into: the call before it but for what reads nothing."""
+        key = self.made.get(args[0])
+        if key is None or key[0] not in self.tape.quick or key in self.tape.last_read:
+            return
+        if all(call.func is EMPTY for call in self.tape.calls[key[0] + 1 :]):
+            self.tape.quick[key[0]].follow(number, args, self._before)
+
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a call writes to, by its schema: their versions do not tell under a mode."""
@@ -195,19 +227,25 @@ class _Player(TorchDispatchMode):
         self.number = -1
         self.wanted = frozenset() if stop is None else tape.live(stop)
         self.found: dict[Key, Tensor] = {key: held[key] for key in self.wanted if key in held}
+        self.last = max(tape.norms, default=-1)
+        """The last norm that is folded: up to there, calls have to be the recorded ones."""
+        self.folded: tuple[int, Tensor] | None = None
+        """The norm that has to come next, and what it is to put out."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.number += 1
         number = self.number
         if number == self.stop:
             raise _Stop
-        if number >= self.begin and self.stop is None:
+        if number >= self.begin and self.stop is None and number > self.last and number not in self.tape.quick:
             return func(*args, **(kwargs or {}))
         if number >= len(self.tape.calls) or self.tape.calls[number].func is not func:
             raise _OtherWay
         call = self.tape.calls[number]
         if number >= self.begin:
-            out = func(*args, **(kwargs or {}))
+            out = self._made(number, call, func, args, kwargs or {})
+            if self.stop is None:
+                return out
             for place, (leaf, noted) in enumerate(zip(tree_flatten(out)[0], call.outputs, strict=True)):
                 if not _alike(leaf, noted):
                     raise _OtherWay
@@ -227,6 +265,27 @@ class _Player(TorchDispatchMode):
                 real = self.held.get((number, place))
                 leaves.append(_stand_in(noted) if real is None else real.detach())  # a new tensor, as outputs are
         return tree_unflatten(leaves, call.spec)
+
+    def _made(self, number: int, call: _Call, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a recorded call puts out, by the quick way where there is one."""
+        if self.folded is not None and func is not EMPTY:
+            norm, out = self.folded
+            if norm != number or args[0] is not out:
+                raise _OtherWay
+            self.folded = None
+            more = [torch.empty(one.size, dtype=one.dtype) for one in call.outputs[1:]]
+            return tree_unflatten([out.detach(), *more], call.spec)  # a new tensor, as outputs are
+        quick = self.tape.quick.get(number)
+        if quick is None:
+            return func(*args, **kwargs)
+        if args[1] is not quick.weight or args[2] is not quick.bias:
+            raise _OtherWay
+        after = quick.after
+        folded = after is not None and (self.stop is None or after < self.stop)
+        out = quick(args, folded=folded)
+        if after is not None and folded:
+            self.folded = (after, out)
+        return out
 
 
 def _alike(leaf: Any, noted: Any) -> bool:
@@ -262,6 +321,7 @@ class Prefixes:
         batches: what it is called on.
         parameters: the tensors that may change in place.
         memory: bytes that may be held for all batches together.
+        quick: make convolutions the quick way; False where that failed.
     """
 
     def __init__(
@@ -270,8 +330,9 @@ class Prefixes:
         batches: Sequence[Any],
         parameters: Sequence[Tensor],
         memory: int,
+        quick: bool = True,
     ) -> None:
-        self.losses, self.batches, self.memory = losses, batches, memory
+        self.losses, self.batches, self.memory, self.quick = losses, batches, memory, quick
         self.parameters = {memory_of(tensor) for tensor in parameters}
         self.tapes: dict[Any, Tape | None] = {}
         """By the batch's outside; None by its number, where its forward goes another way."""
@@ -281,11 +342,29 @@ class Prefixes:
 
     def record(self, number: int) -> dict[str, Tensor]:
         """Losses of a batch, its calls written down."""
-        recorder = _Recorder(set(self.parameters))
-        with recorder:
-            found = self.losses(self.batches[number])
-        self.tapes[_outside(self.batches[number])] = recorder.tape
+        recorder = _Recorder(set(self.parameters), self.quick)
+        try:
+            with recorder:
+                found = self.losses(self.batches[number])
+        except Exception as error:
+            if not self.quick:
+                raise
+            log.info("the forward is made as it is, since it asks for its tensors' order in memory: %s", error)
+            self.quick = False
+            return self.record(number)
+        self.tapes[_outside(self.batches[number])] = recorder.tape.close()
         return found
+
+    def proved(self) -> bool:
+        """Whether the quick way says of the first batch what the plain one does; if not, it is left."""
+        self.record(0)
+        if self.quick:
+            plain, quick = self.losses(self.batches[0]), self(0)
+            near = (abs(float(quick[name]) - float(loss)) <= NEAR * abs(float(loss)) for name, loss in plain.items())
+            self.quick = plain.keys() == quick.keys() and all(near) and self.tape(0) is not None
+            if not self.quick:
+                self.tapes.clear()
+        return self.quick
 
     def tape(self, number: int) -> Tape | None:
         """That of a batch, where there is one."""
@@ -302,12 +381,16 @@ class Prefixes:
     def __call__(self, number: int) -> dict[str, Tensor]:
         """Losses of a batch under the weights as they are."""
         tape, start = self.tape(number), self.start.get(number, 0)
-        if tape is None or start == 0:
+        if tape is None or (start == 0 and not tape.quick):
             return self.losses(self.batches[number])
         try:
             held = self._at(number, tape, start)
-            with _Player(tape, start, held):
-                return self.losses(self.batches[number])
+            player = _Player(tape, start, held)
+            with player:
+                found = self.losses(self.batches[number])
+            if player.folded is not None:
+                raise _OtherWay
+            return found
         except _OtherWay:
             log.info("the forward goes another way on batch %d: all of it is computed", number)
             self.tapes[number] = None

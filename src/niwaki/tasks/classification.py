@@ -102,6 +102,10 @@ class Classification(Task):
         return len(self.splits.classes)
 
     @property
+    def nonnegative(self) -> bool:
+        return True
+
+    @property
     def steps(self) -> int:
         return max(1, len(self.splits.train) // self.batch)
 

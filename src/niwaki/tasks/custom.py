@@ -31,6 +31,7 @@ class Custom(Task):
         inputs: what of a batch the model is called on; by default the first of a tuple or list.
         example: one input to trace with; by default the first sample of the first batch (tensors' first rows).
         name, unit, definition: of the metric, for reports.
+        nonnegative: whether no part of the loss is ever below 0 on any batch.
 
     Tensors of a batch are on the model's device before either function sees them; their precision is left alone.
 
@@ -60,6 +61,7 @@ class Custom(Task):
         name: str = "metric",
         unit: str = "",
         definition: str = "what the task's own metric says",
+        nonnegative: bool = False,
     ) -> None:
         if unknown := sorted(set(splits) - set(SPLITS)):
             raise UnknownNameError.of("split", unknown[0], SPLITS)
@@ -67,7 +69,11 @@ class Custom(Task):
             raise InputError("a task of your own", found="no training batches", do='give splits={"train": [...], ...}')
         self.splits = splits
         self._loss, self._metric, self._inputs, self._example = loss, metric, inputs, example
-        self._said = (name, unit, definition)
+        self._said, self._nonnegative = (name, unit, definition), nonnegative
+
+    @property
+    def nonnegative(self) -> bool:
+        return self._nonnegative
 
     @property
     def steps(self) -> int:

@@ -38,6 +38,11 @@ class Head(ABC):
     def weight(self) -> float:
         """What the loss is multiplied by."""
 
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the loss is never below 0 on any batch; False of heads that do not say so."""
+        return False
+
     @abstractmethod
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean loss over positions that have a target; 0 where none has."""
@@ -78,6 +83,10 @@ class Segmentation(Head):
         _weighted(self)
         if self.classes < 2:
             raise InputError(f"Segmentation(classes={self.classes})", do="give at least two classes")
+
+    @property
+    def nonnegative(self) -> bool:
+        return True
 
     @property
     def higher(self) -> bool:
@@ -137,6 +146,10 @@ class Boundary(Head):
             raise InputError(f"Boundary(positive={self.positive!r})", do="give a weight above 0")
 
     @property
+    def nonnegative(self) -> bool:
+        return True
+
+    @property
     def higher(self) -> bool:
         return True
 
@@ -184,6 +197,10 @@ class Depth(Head):
 
     def __post_init__(self) -> None:
         _weighted(self)
+
+    @property
+    def nonnegative(self) -> bool:
+        return True
 
     @property
     def higher(self) -> bool:

@@ -107,6 +107,10 @@ class LanguageModelling(Task):
             raise InputError("train a language model", found="an empty training split", do="give some training text")
 
     @property
+    def nonnegative(self) -> bool:
+        return True
+
+    @property
     def steps(self) -> int:
         return max(1, len(self.splits.train) // self.batch)
 

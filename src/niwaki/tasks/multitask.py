@@ -81,6 +81,10 @@ class Multitask(Task):
                 raise InputError("compare with a reference", found=found, do=do)
 
     @property
+    def nonnegative(self) -> bool:
+        return all(head.nonnegative for head in self.heads)
+
+    @property
     def steps(self) -> int:
         return max(1, len(self.splits.train) // self.batch)
 

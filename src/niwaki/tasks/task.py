@@ -42,6 +42,12 @@ class Task(ABC):
         return None
 
     @property
+    def nonnegative(self) -> bool:
+        """Whether no part of the loss is ever below 0 on any batch: a search may then refuse a network by some of them.
+        False of tasks that do not say so."""
+        return False
+
+    @property
     @abstractmethod
     def steps(self) -> int:
         """Batches in one pass of `train_batches`."""

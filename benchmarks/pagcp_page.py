@@ -1,0 +1,79 @@
+"""The page of PAGCP's benchmark."""
+
+import statistics
+from typing import Any
+
+from rows import Rows, prose, table
+
+
+def page(rows: Rows) -> None:
+    text = prose("""
+        # PAGCP
+
+        Written by `python benchmarks/pagcp.py --table`; do not edit.
+
+        Every arm is cut to the multiply-adds that PAGCP reached, has its batch norms re-estimated on the same 16
+        batches and is retrained for the same steps. PAGCP's `initial_thres` is the first of a list with which one
+        search meets the budget, judged by training losses alone. Figures are of test pictures; mean over seeds (lowest
+        to highest). The drop is the mean over tasks of the relative loss of each one's first figure against the uncut
+        network's, in percent. How many times faster: medians of forward passes of a batch, whole and cut in turns, in
+        seconds of the processor.
+    """)
+    cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows.rows:
+        if row["arm"] not in ("speed", "scan", "dense"):
+            case = row["key"].partition(", seed ")[0]
+            cases.setdefault((case, row["arm"]), []).append(row)
+    for case in dict.fromkeys(case for case, _ in cases):
+        lines = []
+        for (name, arm), same in cases.items():
+            if name != case:
+                continue
+            names = list(same[0]["after"])
+            cells = [spread([-row["after"][n] if n == "gain" else row["after"][n] for row in same]) for n in names]
+            shared = (
+                f"{same[0]['macs']:.3f}",
+                f"{same[0]['params']:.3f}",
+                f"{statistics.median(row['latency ratio'] for row in same):.2f}",
+            )
+            lines.append((arm, *shared, *cells, len(same)))
+        heads_ = [("drop, %" if n == "gain" else n.replace("_", " ")) for n in names]
+        text += f"## {case}\n\n" + table(("arm", "MACs", "params", "times faster", *heads_, "seeds"), lines) + "\n\n"
+    speed = [row for row in rows.rows if row["arm"] == "speed"]
+    if speed:
+        text += "## What the search costs\n\n" + prose("""
+            Processor seconds for 19 shares of every group of the uncut network: each candidate cut and run whole
+            (cutting not counted), the same with its channels last in memory, and masked, with what comes before the
+            group's first layer kept, channels last and batch norms folded in. How much may be kept is given for a
+            thousand pictures; fewer get their share of it. No candidate is refused early here, and none left out.
+        """)
+        lines = []
+        for row in speed:
+            numbers = [f"{seconds:.0f}" for seconds in row["seconds"].values()]
+            faster = [f"{ratio:.2f}" for ratio in row["times faster"].values()]
+            lines.append((row["key"], row["groups"], row["GiB for 1000"], *numbers, *faster, f"{row['apart']:.1g}"))
+        heads_ = ["network", "groups", "GiB for 1000", "plain, s", "plain, channels last, s", "masked, s"]
+        text += table([*heads_, "times faster", "than channels last", "losses apart, relative"], lines) + "\n\n"
+    scans = [row for row in rows.rows if row["arm"] == "scan"]
+    if scans:
+        text += "## Shares in turn, and by halving\n\n" + prose("""
+            Both scans of every group, on the same networks: those that the one in turn cuts. Batches are what
+            evaluations saw: a candidate is left as soon as its losses are above what is allowed.
+        """)
+        lines = []
+        for row in scans:
+            for name, told in row["scans"].items():
+                seen = told["batches"] / (told["evaluations"] * row["batches"])
+                cells = (f"{told['evaluations']:.0f}", f"{100 * seen:.0f}", f"{told['seconds']:.0f}")
+                lines.append((row["key"].removeprefix("scan, "), name, row["groups"], *cells, len(row["apart"])))
+            ends = "; ".join(f"{group}: {a} and {b} of {size}" for group, (size, a, b) in row["apart"].items())
+            if ends:
+                lines.append((row["key"].removeprefix("scan, "), f"gone in turn and by halving: {ends}", *[""] * 5))
+        heads_ = ["network", "scan", "groups", "evaluations", "batches seen, %", "processor seconds"]
+        text += table([*heads_, "groups that end elsewhere"], lines) + "\n\n"
+    rows.write(text)
+
+
+def spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ({min(values):.2f}..{max(values):.2f})"
