@@ -31,6 +31,7 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, all widths": {},
     "L2, inner widths": {"protect": STREAMS},
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
+    "LAMP, inner widths": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="lamp")},
     "UDFC": {"udfc": True},
 }
 """What our side is chosen from, on the same validation pictures as the peer's importance."""
@@ -171,7 +172,7 @@ def page(rows: Rows) -> None:
         MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest
         rate, short warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's
         softened scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy
-        after a short recovery (`--choose`), of five importances of the peer and four rules of ours.
+        after a short recovery (`--choose`), of five importances of the peer and five rules of ours.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})

@@ -32,6 +32,7 @@ def atoms(scores: list[float], pools: list[int], saves: list[float] | None = Non
         ("mean", [0.5, 1.5, 0.5, 1.5, 1.0]),
         ("max", [1 / 3, 1.0, 1 / 3, 1.0, 2 / 3]),
         ("sum", [0.25, 0.75, 1 / 6, 0.5, 1 / 3]),
+        ("lamp", [1 / 10, 1, 1 / 14, 1, 4 / 13]),  # squares 1, 9 and 1, 9, 4 (times 100): 1 / (1 + 9), 4 / (4 + 9)
     ],
 )
 def test_normalisations_by_hand(normalise: str, expected: list[float]) -> None:
@@ -49,6 +50,21 @@ def test_a_pool_of_zeros_is_not_divided_by_zero() -> None:
     pools = atoms([0, 0, 2, 4], [0, 0, 1, 1])
     assert GlobalRank(normalise="mean")(pools).tolist() == pytest.approx([0, 0, 2 / 3, 4 / 3])
     assert GlobalRank(normalise="max")(pools).tolist() == pytest.approx([0, 0, 0.5, 1])
+
+
+def test_lamp_by_hand() -> None:
+    """Of equal ones the first is the highest: 4, 4, 1, 0 are 1, 1/2, 1/33 (of 16, 16 and 1) and 0. Pools in any order,
+    of any size and scale; one of zeros stays at 0."""
+    found = GlobalRank(normalise="lamp")(atoms([4, 1e9, 4, 0, 1, 2e9, 0, 0], [2, 0, 2, 1, 2, 0, 2, 1]))
+    assert found.tolist() == pytest.approx([1, 1 / 5, 1 / 2, 0, 1 / 33, 1, 0, 0], rel=1e-12)
+
+
+def test_lamp_leaves_the_best_of_every_pool() -> None:
+    """2 -> 4 -> 4 -> 1 with squares 1 ... 16 in one scale and in another: without floors the pools go alike."""
+    values = [[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]]
+    for keep, stay in ((6, (1, 2, 3)), (4, (2, 3)), (2, (3,))):
+        plan = chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=keep, of="units"), how=GlobalRank(normalise="lamp"))
+        assert plan.kept == {"0": stay, "1": stay}
 
 
 def test_dead_units_do_not_lift_the_others_of_their_pool() -> None:
@@ -78,5 +94,5 @@ def test_equal_scores_keep_the_lower_index() -> None:
 
 def test_unknown_settings_are_refused() -> None:
     for wrong in ({"normalise": "median"}, {"per": "joule"}):
-        with pytest.raises(niwaki.errors.InputError, match="normalise: none, mean, max, sum; per: unit, macs, params"):
+        with pytest.raises(niwaki.errors.InputError, match="max, sum, lamp; per: unit, macs, params"):
             GlobalRank(**wrong)

@@ -77,7 +77,7 @@ def test_defaults_are_those_of_the_papers() -> None:
     ("settings", "message"),
     [
         ({"rule": "median"}, r"rule='median'\); found: known: global_rank, uniform"),
-        ({"normalise": True}, r"normalise=True\); found: known: none, mean, max, sum"),
+        ({"normalise": True}, r"normalise=True\); found: known: none, mean, max, sum, lamp"),
         ({"per": "joules"}, r"per='joules'\); found: known: unit, macs, params"),
         ({"grids": "cells"}, r"grids='cells'\); found: known: rows, columns"),
         ({"bundle": "median"}, r"bundle='median'\); found: known: sum, mean, max"),

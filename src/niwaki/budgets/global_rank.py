@@ -8,7 +8,7 @@ import numpy as np
 from niwaki.budgets.rule import Atoms, Rule
 from niwaki.errors import InputError
 
-Normalise = Literal["none", "mean", "max", "sum"]
+Normalise = Literal["none", "mean", "max", "sum", "lamp"]
 Per = Literal["unit", "macs", "params"]
 
 
@@ -22,19 +22,21 @@ class GlobalRank(Rule):
 
     normalise: Normalise = "max"
     """Divide a pool's scores by their mean, largest or sum before comparing pools. The largest, by measurement: dead
-    units pull the mean of their pool down and so lift its other units; see the card."""
+    units pull the mean of their pool down and so lift its other units; see the card. Or take the square of a score as
+    a share of the squares not below it (lamp): a pool's best unit counts 1 and goes last, however wide it is."""
     per: Per = "unit"
     """Compare scores as they are, or per multiply-add or parameter that removing the unit saves."""
 
     def __post_init__(self) -> None:
         if self.normalise not in get_args(Normalise) or self.per not in get_args(Per):
-            raise InputError(
-                f"{self!r}", found="normalise: none, mean, max, sum; per: unit, macs, params", do="use one of these"
-            )
+            known = f"normalise: {', '.join(get_args(Normalise))}; per: {', '.join(get_args(Per))}"
+            raise InputError(f"{self!r}", found=known, do="use one of these")
 
     def __call__(self, atoms: Atoms) -> np.ndarray:
         score = atoms.score.copy()
-        if self.normalise != "none":
+        if self.normalise == "lamp":
+            score = _of_those_above(score, atoms.pool)
+        elif self.normalise != "none":
             scale = np.zeros(len(atoms.pools))
             if self.normalise == "max":
                 np.maximum.at(scale, atoms.pool, np.abs(score))
@@ -47,3 +49,20 @@ class GlobalRank(Rule):
             saved = atoms.saves[self.per]
             score = score / np.maximum(saved / max(saved.mean(), 1e-300), 1e-12)
         return score
+
+
+def _of_those_above(score: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Squares as shares of the sum of their pool's squares that are not below; of equal ones the first is the highest.
+
+    Source: Lee et al. 2021, arXiv:2010.07611 (LAMP), eq. 4, of units where the paper has weights.
+    """
+    largest = np.zeros(pool.max(initial=-1) + 1)
+    np.maximum.at(largest, pool, np.abs(score))
+    square = (score / np.where(largest > 0, largest, 1.0)[pool]) ** 2  # shares don't change, and sums are of one size
+    order = np.lexsort((-square, pool))  # pool after pool, each from its highest
+    sums = np.cumsum(square[order])
+    first = np.searchsorted(pool[order], pool[order])
+    sums -= np.where(first > 0, sums[first - 1], 0.0)
+    found = np.empty_like(square)
+    found[order] = square[order] / np.where(sums > 0, sums, 1.0)
+    return found
