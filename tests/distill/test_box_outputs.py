@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.boxes import Boxes
-from niwaki.distill import BoxOutputs, Distilled, HeadOutputs, OutputTaught, SpatialAttention, Weighted
+from niwaki.distill import BoxOutputs, Distilled, HeadOutputs, Logits, OutputTaught, SpatialAttention, Weighted
 from niwaki.errors import InputError
 from niwaki.models.darknet_detector import DarknetDetector
 from niwaki.models.darknet_heads import YoloHead
@@ -184,6 +184,14 @@ def test_maps_and_outputs_are_taught_together(detection):
     assert set(parts) == {"task", "spatial_attention"}
     student.eval()
     assert both.parts(student, batch)["task"].item() == pytest.approx(taught.loss(student, batch).item())
+
+
+def test_outputs_of_detectors_are_no_scores(detection):
+    loaded, task = detection
+    with pytest.raises(InputError, match=r"maps of several numbers a box.*OutputTaught"):
+        Distilled(task, loaded.model, (Weighted(Logits()),))
+    with pytest.raises(InputError, match=r"detect with a NoneType; .*load\(...\).detector is None"):
+        replace(task, detector=None)
 
 
 def test_networks_of_other_families_have_no_such_heads():

@@ -2,17 +2,22 @@
 
 import logging
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import niwaki
-from niwaki.distill import ChannelWise, Distilled, SpatialAttention, Weighted
+from niwaki.distill import BoxOutputs, ChannelWise, Distilled, OutputTaught, SpatialAttention, Weighted
 from niwaki.errors import BudgetError, InputError, UnknownNameError
 from niwaki.methods import GroupChannelPruning, Job, YOLOv8CWD, staged
 from niwaki.methods.staged import shares_of, warn_of_scales
 from niwaki.methods.steps import Steps
+from niwaki.models.darknet_cfg import parse
+from niwaki.models.darknet_detector import DarknetDetector
+from niwaki.models.darknet_heads import YoloHead
+from niwaki.models.darknet_net import Yolo
 from niwaki.pressure import LocalDecay, Pressure, Slimming
 from niwaki.tasks import Classification
 from niwaki.train import Recovery
@@ -174,10 +179,12 @@ def test_pressures_press_what_can_be_cut():
     graph = niwaki.trace(net(), torch.zeros(1, 1, 8, 8), protect=("a",))
     layers = niwaki.budgets.scaled_layers(graph, net())
     names = ("c.1.weight", "d.1.weight")  # b is added to what is protected
-    assert GroupChannelPruning().pressure(layers) == LocalDecay(sets=(names,))
-    assert GroupChannelPruning(pressing="global").pressure(layers) == LocalDecay(quantile=0.0, sets=(names,))
-    assert GroupChannelPruning(pressing="constant").pressure(layers) == Slimming(1e-3, scales=names)
-    assert YOLOv8CWD(schedule="increasing").pressure(layers) == Slimming(1e-4, "increasing", scales=names)
+    assert GroupChannelPruning().pressure(graph, layers) == LocalDecay(sets=(names,))
+    assert GroupChannelPruning(pressing="global").pressure(graph, layers) == LocalDecay(quantile=0.0, sets=(names,))
+    assert GroupChannelPruning(pressing="constant").pressure(graph, layers) == Slimming(1e-3, scales=names)
+    each = GroupChannelPruning(pressing="groups", groups=("c*", "d*")).pressure(graph, layers)
+    assert each == LocalDecay(sets=(("c.1.weight",), ("d.1.weight",)))
+    assert YOLOv8CWD(schedule="increasing").pressure(graph, layers) == Slimming(1e-4, "increasing", scales=names)
 
 
 def test_one_share_of_every_layer(task):
@@ -258,7 +265,7 @@ def test_warnings_of_scales(caplog):
         (YOLOv8CWD, {"multiple": 0}, "a whole number from 1"),
         (YOLOv8CWD, {"fold": "sum"}, "known: shift, mean, none"),
         (GroupChannelPruning, {"quantile": 1.0}, "quantile=1.0"),
-        (GroupChannelPruning, {"pressing": "soft"}, "known: local, global, constant"),
+        (GroupChannelPruning, {"pressing": "soft"}, "known: local, groups, global, constant"),
         (GroupChannelPruning, {"meet": "vote"}, "known: majority, union, least, mean"),
         (GroupChannelPruning, {"fractions": (1.0,)}, "no share in"),
         (GroupChannelPruning, {"literal": True}, "no fractions"),
@@ -374,3 +381,26 @@ def test_the_dense_network_teaches_and_the_sparse_one_is_judged_and_cut(task, mo
     assert torch.equal(heard["teacher"].c[1].weight, torch.linspace(0.5, 1, 12))
     assert torch.allclose(heard["cut"].c[1].weight, torch.linspace(1, 0.5, 12))
     assert tuple(found.plan.kept["c.0"]) == tuple(range(6))
+
+
+@pytest.mark.parametrize(("classes", "epochs", "said"), [(9, 1, True), (10, 1, False), (9, 0, False)])
+def test_few_classes_may_need_no_pressure(classes, epochs, said, caplog):
+    method = GroupChannelPruning(sparse_epochs=epochs)
+    method.advise(SimpleNamespace(detector=SimpleNamespace(classes=classes)))
+    assert ("fewer than 10 classes (here 9) may need no sparse training" in caplog.text) is said
+    method.advise(SimpleNamespace())  # no detection
+    assert len(caplog.records) == said
+
+
+def test_outputs_are_taught_where_heads_are_known(task):
+    method = replace(METHODS[0], outputs=0.5)
+    heard = []
+    with pytest.raises(InputError, match=r"outputs=0.5.*a Classification without heads.*or outputs=0.0"):
+        made(method, task, steps=lambda *words: heard.append(words))
+    assert heard == []
+    heads = DarknetDetector((YoloHead(((2.0, 2.0),), (0,), 2),))
+    model = nn.Sequential(Yolo(parse("[net]\n[yolo]\nanchors=2,2\nclasses=2\n", "net.cfg")[1]))
+    taught = method.taught(SimpleNamespace(detector=heads), model)
+    assert isinstance(taught, OutputTaught) and taught.how == BoxOutputs(3.0, 0.5, 0.5)
+    plain = SimpleNamespace(detector=heads)
+    assert METHODS[0].taught(plain, model) is plain

@@ -124,6 +124,14 @@ class Distilled:
         if not 0 <= self.task_weight < math.inf:
             raise InputError(f"Distilled(task_weight={self.task_weight!r})", do="give a weight of 0 or more")
         teacher = unwrapped(self.teacher)
+        if getattr(self.task, "detector", None) is not None and OUTPUT in {
+            path for pair in self._pairs for path in pair
+        }:
+            raise InputError(
+                "distil the output of a detector",
+                found="maps of several numbers a box, no scores of one thing",
+                do="tap modules inside, or let its heads teach: OutputTaught(task, teacher, BoxOutputs(), detector)",
+            )
         for _, path in self._pairs:
             module_at(teacher, path)
         frozen = copy_with(teacher, shared).eval().requires_grad_(False)

@@ -35,9 +35,11 @@ from niwaki.units import Budget
 
 log = logging.getLogger(__name__)
 
-Pressing = Literal["local", "global", "constant"]
+Pressing = Literal["local", "groups", "global", "constant"]
 PUBLISHED = 416
 """Pixels of the pictures that the published weights of places are for."""
+FEW = 10
+"""Classes below which the authors' detectors lost little without sparse training."""
 BATCHES = 4
 """Batches that the groups' losses are measured on."""
 
@@ -66,7 +68,8 @@ class GroupChannelPruning(Staged):
     rate: float = 1e-3
     """s of the pressure, once a step; 1e-4 loses less accuracy, the authors say."""
     pressing: Pressing = "local"
-    """local: after the switch the largest scales keep hundredths of it; global: all scales do; constant: none."""
+    """local: after the switch the largest scales of all keep hundredths of it; groups: the largest of each group of
+    layers; global: all scales do; constant: none."""
     switch: float = 0.4
     """Share of the sparse epochs up to and with which the pressure is uniform."""
     quantile: float = 0.65
@@ -125,10 +128,13 @@ class GroupChannelPruning(Staged):
             found = f"floor={self.floor!r}, least={self.least!r}"
             raise InputError("GroupChannelPruning's floor", found=found, do="give a share in (0, 1] and a count from 1")
 
-    def pressure(self, layers: Sequence[Layer]) -> Pressure:
+    def pressure(self, graph: ChannelGraph, layers: Sequence[Layer]) -> Pressure:
         names = tuple(layer.name for layer in layers)
         if self.pressing == "constant":
             return Slimming(self.rate, scales=names)
+        if self.pressing == "groups":
+            sets = tuple(group.scales for group in self.layer_groups(graph, layers))
+            return LocalDecay(self.rate, self.switch, self.quantile, self.protected, sets)
         quantile = self.quantile if self.pressing == "local" else 0.0
         return LocalDecay(self.rate, self.switch, quantile, self.protected, (names,))
 
@@ -141,6 +147,12 @@ class GroupChannelPruning(Staged):
             elif weight and places:
                 found.append(Weighted(how, weight, taps=places))
         return tuple(found)
+
+    def advise(self, task: Task) -> None:
+        classes = getattr(getattr(task, "detector", None), "classes", FEW)
+        if classes < FEW and self.sparse_epochs:
+            log.warning("detectors of fewer than %d classes (here %d) may need no sparse training, the authors report: "
+                        "compare with sparse_epochs=0", FEW, classes)  # fmt: skip
 
     def taught(self, task: Task, dense: nn.Module) -> Task | OutputTaught:
         if not self.outputs:

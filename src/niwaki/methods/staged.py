@@ -77,7 +77,7 @@ class Staged(Method):
                 raise InputError(f"{type(self).__name__}({name}={value!r})", do="give 0 or more epochs")
 
     @abstractmethod
-    def pressure(self, layers: Sequence[Layer]) -> Pressure:
+    def pressure(self, graph: ChannelGraph, layers: Sequence[Layer]) -> Pressure:
         """What the sparse training presses with."""
 
     @abstractmethod
@@ -92,6 +92,9 @@ class Staged(Method):
             InputError: they are asked for, and not known.
         """
         return task
+
+    def advise(self, task: Task) -> None:
+        """Say what is known of such tasks, before anything is trained."""
 
     @abstractmethod
     def choose(self, graph: ChannelGraph, model: nn.Module, task: Task | None, job: Job) -> budgets.Choose:
@@ -140,6 +143,7 @@ class Staged(Method):
                 module_at(job.model, path)
         if self.distil_epochs:
             self.taught(task, job.model)
+        self.advise(task)
         if not set(budgets.TIMES) & {budget.of for budget in job.budget}:  # what is measured, is known afterwards
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NothingChangedWarning)
@@ -166,7 +170,7 @@ class Staged(Method):
         sparse = dense
         if self.sparse_epochs:
             sparse = owned(dense)
-            trainings(SPARSE, sparse, task, pressure=self.pressure(layers))
+            trainings(SPARSE, sparse, task, pressure=self.pressure(graph, layers))
             warn_of_scales(dense, sparse, layers, trainings.histories[SPARSE])
 
         plan, graph = steps.planned(graph, lambda now: self.choose(now, sparse, task, job))

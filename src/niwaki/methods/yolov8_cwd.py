@@ -71,7 +71,7 @@ class YOLOv8CWD(Staged):
         if type(self.multiple) is not int or self.multiple < 1:
             raise InputError(f"YOLOv8CWD(multiple={self.multiple!r})", do="give a whole number from 1")
 
-    def pressure(self, layers: Sequence[Layer]) -> Pressure:
+    def pressure(self, graph: ChannelGraph, layers: Sequence[Layer]) -> Pressure:
         return Slimming(self.rate, self.schedule, self.shifts, tuple(layer.name for layer in layers))
 
     def losses(self, graph: ChannelGraph) -> tuple[Weighted, ...]:

@@ -108,6 +108,12 @@ class Detection(Task):
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise InputError(f"Detection(batch={self.batch})", do="give a batch of at least 1")
+        if not isinstance(self.detector, Detector):
+            raise InputError(
+                f"detect with a {type(self.detector).__name__}",
+                found="nothing that trains and reads a network; load(...).detector is None where no family is known",
+                do="give a Detector: classes, fit, losses and found",
+            )
         if not len(self.splits.train):
             raise InputError("train a detector", found="an empty training split", do="give some training pictures")
         if self.detector.classes != len(self.splits.classes):
