@@ -371,7 +371,7 @@ def test_the_dense_network_teaches_and_the_sparse_one_is_judged_and_cut(task, mo
 
     monkeypatch.setattr(Steps, "cut", cut)
     monkeypatch.setattr(staged, "shares_of", shares)
-    monkeypatch.setattr(YOLOv8CWD, "pressure", lambda method, layers: Turned())
+    monkeypatch.setattr(YOLOv8CWD, "pressure", lambda method, graph, layers: Turned())
     model = net()
     model.c[1].weight.data = torch.linspace(0.5, 1, 12)
     with torch.no_grad():

@@ -189,7 +189,7 @@ def test_the_last_epochs_of_a_training_have_no_mosaics(monkeypatch):
     def epochs(count, **settings):
         change = Augmentation(**settings)
         task = Detection(SPLITS, Told(*HALF), size=32, batch=2, augment=change)
-        taught = Distilled(task, Net(), (Weighted(Features()),))
+        taught = Distilled(task, nn.Sequential(Net()), (Weighted(Features(), taps=("0",)),))
         marks = []
         for one in (task, taught):
             for epoch in range(count):

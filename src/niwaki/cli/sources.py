@@ -221,8 +221,8 @@ def _detecting(named: Callable[[str], Network], source: str, spec: str, seed: in
     loaded = network.loaded
     if loaded.detector is None:
         do = (
-            "use a detector of darknet:, ultralytics: (losses of segmentation, poses, oriented boxes and RT-DETR are not "
-            "called here) or torchvision:; methods without data cut this one, too: leave --data out "
+            "use a detector of darknet:, ultralytics: (losses of segmentation, poses, oriented boxes and RT-DETR are "
+            "not called here) or torchvision:; methods without data cut this one, too: leave --data out "
             "(--method magnitude); in Python, niwaki.tasks.Detection takes a detector of yours"
         )
         found = f"{loaded.source} is no detector that niwaki knows how to train and read"
