@@ -74,8 +74,9 @@ there lines are lost at every depth, one of fifteen.
 
 On mha the same holds but for this. Key channels cost more: perplexity rises by a twentieth at keep 0.6 and by a fifth
 at 0.5, where gqa has lost a fiftieth, while half of the value channels are free; lines are found all the same.
-CSKV 0.2 can't be told from the whole cache, however its factors are made, in 16 bits or 4. SnapKV and eviction lose
-more lines than on gqa. Eviction lowers perplexity below that of the whole cache: this model reads far text worse than
+CSKV 0.2 can't be told from the whole cache, however its factors are made, in 16 bits or 4, and at 0.14 in 4 bits, where
+94.9 % are saved with the scales counted, 99.7 % of the lines are found. SnapKV and eviction lose more lines than on
+gqa. Eviction lowers perplexity below that of the whole cache: this model reads far text worse than
 none, one more reason to judge caches by what is found in them.
 """
 
