@@ -54,6 +54,34 @@ class Block(nn.Module):
         return self.norm(x + self.attention(x))
 
 
+class Sharing(nn.Module):
+    """Shares the width of its input out among its heads, which is right until that width is cut: 6 of 8 among 2 are no
+    heads of 4. The scale is that share's, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 2
+        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.matmul((q * (width // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1), v)
+        return self.out(y.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Stream(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.attention, self.leave = nn.Linear(8, 8), Sharing(), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.attention(x))
+
+
 def halved(model: nn.Module) -> tuple[nn.Module, niwaki.Plan]:
     """Heads 0 and 3 stay."""
     rows = [0, 1, 6, 7]
@@ -72,6 +100,20 @@ def test_heads_go_through_the_eager_door(separate: bool) -> None:
     small.train()(X).sum().backward()
     assert all(p.grad is not None for p in small.parameters())
     torch.export.export(small.eval(), (X,), strict=False)
+
+
+def test_a_cut_input_is_no_cut_of_the_heads() -> None:
+    """Views of 2 heads of 6 // 2 become those of 2 heads of 4, in any batch; the scale stays that of 4."""
+    model = Stream().eval()
+    plan = keeping(model, X, {"enter": [0, 1, 3, 4, 6, 7]})
+    small = niwaki.cut(model, plan)
+    assert surgery_of(small).door == "eager" and is_fitting(small.attention)
+    assert small.attention.qkv.weight.shape == (24, 6) and small.attention.out.weight.shape == (6, 8)
+    assert niwaki.verify(model, small, plan, X).passed
+    wide = torch.randn(7, 3, 8)
+    torch.testing.assert_close(small(wide)[4:6], small(wide[4:6]))
+    again = redo(model, plan, surgery_of(small))
+    assert torch.equal(again(X), small(X))
 
 
 def test_any_batch_and_any_length() -> None:
@@ -107,6 +149,17 @@ def test_what_fits_is_left_alone() -> None:
     assert fit.fitted(x, (8, 6)) == (8, 6)
     with pytest.raises(RuntimeError), fit:
         x.view(2, 24)
+
+
+def test_what_was_asked_for_by_another_width_has_one_answer_or_none() -> None:
+    """2 x 12 positions asked for as 2 x 3 x 3 become 2 x 3 x 4; where 3 and 4 could be either way round, nothing is."""
+    known = (2, ((1, 12, 12),), 3, ((1, 3, 3), (2, 4, 4)))
+    x = torch.zeros(2, 12)
+    assert list(Fit([known]).fitted(x, (2, 3, 3))) == [2, 3, 4]
+    assert list(Fit([known, known]).fitted(torch.zeros(5, 12), (5, 3, 3))) == [5, 3, 4]
+    turned = (2, ((1, 12, 12),), 3, ((1, 3, 4), (2, 4, 3)))
+    assert Fit([known, turned]).fitted(x, (2, 3, 3)) == (2, 3, 3)
+    assert Fit([known]).fitted(torch.zeros(2, 9), (2, 3, 4)) == (2, 3, 4)  # not what the plan says is viewed
 
 
 def test_shapes_of_a_file_are_whole_numbers() -> None:

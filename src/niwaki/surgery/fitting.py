@@ -1,8 +1,8 @@
 """Shapes that a forward computes from another width than their own: views that no longer fit are made to.
 
-An attention module may lay its heads side by side as wide as its input, which is right until heads are cut. Where a
-view would fail, and the trace of the whole model shows what became of its axes, the cut copy's module takes that shape.
-It is an instance of its class still; the check traces it like everything else.
+An attention module may lay its heads side by side as wide as its input, or share that width out among them, which is
+right until either is cut. Where a view would fail, and the trace of the whole model shows what became of its axes, the
+cut copy's module takes that shape. It is an instance of its class still; the check traces it like everything else.
 """
 
 import functools
@@ -18,39 +18,49 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from niwaki.graph import ChannelGraph
+from niwaki.graph.labels import varying
 from niwaki.graph.values import Value
 from niwaki.surgery.evidence import Sizes
 
 Mend = dict[str, Any]
 Moved = tuple[tuple[int, int, int], ...]
-"""Axes that change: which, the old size, the new one."""
+"""Axes whose size the plan says: which, the old size, the new one (the same where nothing goes)."""
 Shape = tuple[int, Moved, int, Moved]
-"""Number of axes of what is viewed and those of them that change, and the same of the view."""
+"""Number of axes of what is viewed and those of them that the plan sizes, and the same of the view."""
 NAMES = ("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy")
 VIEWS = (Tensor.view, Tensor.reshape, torch.reshape)
 
 
 def shapes_of(graph: ChannelGraph, sizes: Sizes) -> dict[str, list[Shape]]:
-    """Module path -> how the views made there change."""
+    """Module path -> the shapes that the views made there have now."""
     found: dict[str, dict[Shape, None]] = {}
     for record in graph.records:
         if record.name not in NAMES:
             continue
         given, made = record.inputs[0], record.outputs[0]
-        if moved := _moved(made, sizes):
-            shape = len(given.shape), _moved(given, sizes), len(made.shape), moved
+        if moved := _sized(made, sizes):
+            shape = len(given.shape), _sized(given, sizes), len(made.shape), moved
             found.setdefault(record.module, {})[shape] = None
     return {path: list(shapes) for path, shapes in found.items()}
 
 
-def _moved(value: Value, sizes: Sizes) -> Moved:
-    return tuple(
-        (a, old, new) for a, (old, new) in enumerate(zip(value.shape, sizes.of(value), strict=True)) if old != new
-    )
+def _sized(value: Value, sizes: Sizes) -> Moved:
+    """Axes along which the labels vary: how long they are follows from the plan alone."""
+    if value.parameter is not None:
+        axes = set(value.parameter.seeds)
+    else:
+        axes = {axis for labels in value.fields for axis in varying(labels)}
+    after = sizes.of(value)
+    return tuple((axis, value.shape[axis], after[axis]) for axis in sorted(axes))
 
 
 class Fit(TorchFunctionMode):
-    """Views that do not fit take the first known shape that does; what fits is left alone."""
+    """Views that do not fit take a known shape that does; what fits is left alone.
+
+    The shape is the first whose changed axes were asked for as they were. Where a forward asks for what it made of yet
+    another width (heads of so many, as they share out the width of its input), it is the one shape of the sizes that
+    the plan says, if there is but one.
+    """
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
         super().__init__()
@@ -70,15 +80,30 @@ class Fit(TorchFunctionMode):
     def fitted(self, tensor: Tensor, sizes: Sequence[int]) -> Sequence[int]:
         if -1 in sizes or math.prod(sizes) == tensor.numel():
             return sizes  # what is left open may fit one batch and not the next: nothing is made of it
-        for given, before, axes, moved in self.shapes:
-            if tensor.dim() != given or any(tensor.shape[axis] != new for axis, _, new in before):
+        known = [shape for shape in self.shapes if shape[0] == tensor.dim() and shape[2] == len(sizes)]
+        for _, before, _, moved in known:
+            moved, before = _changed(moved), _changed(before)
+            if any(tensor.shape[axis] != new for axis, _, new in before):
                 continue
-            if len(sizes) == axes and all(sizes[axis] == old for axis, old, _ in moved):
-                news = {axis: new for axis, _, new in moved}
-                other = [news.get(axis, size) for axis, size in enumerate(sizes)]
-                if math.prod(other) == tensor.numel():
-                    return other
-        return sizes
+            other = _resized(sizes, moved)
+            if all(sizes[axis] == old for axis, old, _ in moved) and math.prod(other) == tensor.numel():
+                return other
+        others = {
+            tuple(_resized(sizes, moved))
+            for _, before, _, moved in known
+            if all(tensor.shape[axis] == new for axis, _, new in before)
+        }
+        fit = [other for other in others if math.prod(other) == tensor.numel()]
+        return fit[0] if len(fit) == 1 else sizes
+
+
+def _changed(moved: Moved) -> Moved:
+    return tuple([entry for entry in moved if entry[1] != entry[2]])
+
+
+def _resized(sizes: Sequence[int], moved: Moved) -> list[int]:
+    news = {axis: new for axis, _, new in moved}
+    return [news.get(axis, size) for axis, size in enumerate(sizes)]
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, embed_dim: int, heads: int, *rest: Any, **named: Any) -> Any:
