@@ -21,7 +21,7 @@ from niwaki.graph.recorder import UNREGISTERED, Record, Recorder
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.running import quiet, watch
-from niwaki.graph.skeleton import copy_with, to_meta, walk, without_caches, without_hooks
+from niwaki.graph.skeleton import copy_with, readied, to_meta, walk
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, stays_of
@@ -54,6 +54,8 @@ class Retrace:
     scales: tuple[Scale, ...] = ()
     where: str = ""
     """Module in which the forward failed."""
+    ran: frozenset[str] = frozenset()
+    """Modules that were called until then."""
 
 
 def example_of(graph: ChannelGraph, model: nn.Module) -> Any:
@@ -86,7 +88,7 @@ def retrace(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = without_caches(without_hooks(copy_with(small, stand_in))).eval()
+    skeleton = readied(copy_with(small, stand_in))
     space = LabelSpace()
     names = {id(module): name for name, module in walk(skeleton)}
     recorder = Recorder(space, names, heard=graph.heard)
@@ -103,7 +105,7 @@ def retrace(
     except Exception as error:
         where = recorder.stack[-1]
         told = f"forward fails in {where or 'the model'}: {type(error).__name__}: {str(error)[:200]}"
-        return Retrace(recorder.records, parameters, told, where=where)
+        return Retrace(recorder.records, parameters, told, where=where, ran=frozenset(recorder.ran))
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs and (graph.device == "meta" or [*map(len, shapes)] != [*map(len, graph.outputs)]):
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")

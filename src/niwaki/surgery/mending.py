@@ -18,8 +18,8 @@ FEW = 32
 """So many ways to set the integers near a wrong call are tried all."""
 
 FAR = 6
-"""So many ways to set integers elsewhere are tried: of modules that neither hold the wrong call nor lie inside, and
-whose own calls all do what they should, so that only what they hand on could be wrong."""
+"""So many ways to set integers elsewhere are tried: of modules that were called, neither hold the wrong call nor lie
+inside, and whose own calls all do what they should, so that only what they hand on could be wrong."""
 
 
 class Attempt(NamedTuple):
@@ -59,8 +59,13 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
         tried[picks] = Attempt(picks, seen, *(agreement(seen, graph, sizes) if seen.problem else (0, "", frozenset())))
         return tried[picks]
 
-    def moves(picks: tuple[int, ...], wrong: str, off: frozenset[str]) -> Iterator[tuple[int, ...]]:
+    def idle(path: str, seen: Retrace) -> bool:
+        """Whether a module of which the forward makes calls was not called before it failed: it handed on nothing."""
+        return bool(seen.where) and path in graph.features and path not in seen.ran
+
+    def moves(best: Attempt) -> Iterator[tuple[int, ...]]:
         """Neighbouring ways, the nearest to the wrong call first."""
+        picks, wrong, off = best.picks, best.wrong, best.off
         steps = [_steps(path, wrong) for path, _ in places]
         order = sorted(sets, key=lambda held: min(steps[i] for i in held))
         near = [held for held in order if min(steps[i] for i in held) <= 1]
@@ -75,7 +80,8 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
             every = list(product(*(ways([held]) for held in near)))
         further = order[len(near) :]
         kin = [held for held in further if any(_kin(places[i][0], path) for i in held for path in off)]
-        rest = ways([held for held in further if held not in kin])
+        others = [held for held in further if held not in kin]
+        rest = ways([held for held in others if not all(idle(places[i][0], best.seen) for i in held)])
         for move in (
             *((way,) for way in (*ways(near), *ways(alone))),
             *pairs,
@@ -91,7 +97,7 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
 
     best = attempt((0,) * len(places))
     while best.seen.problem is not None:
-        for picks in moves(best.picks, best.wrong, best.off):
+        for picks in moves(best):
             if picks in tried:
                 continue
             if len(tried) >= MOST_ATTEMPTS:
