@@ -215,7 +215,7 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero
             axis >= tensor.dim()
             or tensor.shape[0] % blocks
             or (blocks > 1 and len(keep) != blocks)
-            or (blocks == 1 and keep and max(keep) >= tensor.shape[axis])
+            or (blocks == 1 and keep and _largest(keep, tensor) >= tensor.shape[axis])
         ):
             raise PlanMismatchError(
                 f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
@@ -273,7 +273,8 @@ def _rows_and_columns(tensor: Tensor, rows: list[int], axis: int, keep: list[int
     return small.reshape(shape)
 
 
-_read: ContextVar[dict[tuple[int, torch.device], tuple[list[int], Tensor]] | None] = ContextVar("read", default=None)
+Read = tuple[list[int], Tensor, int]
+_read: ContextVar[dict[tuple[int, torch.device], Read] | None] = ContextVar("read", default=None)
 
 
 @contextmanager
@@ -288,13 +289,25 @@ def read_once() -> Iterator[None]:
 
 def _positions(keep: list[int], tensor: Tensor) -> Tensor:
     """The positions as a tensor; a list read by torch takes twice as long."""
+    return _positions_read(keep, tensor)[1]
+
+
+def _largest(keep: list[int], tensor: Tensor) -> int:
+    """The largest of the positions."""
+    read = (_read.get() or {}).get((id(keep), tensor.device))
+    return max(keep) if read is None else read[2]
+
+
+def _positions_read(keep: list[int], tensor: Tensor) -> Read:
     known = _read.get()
-    if known is None:
-        return torch.from_numpy(np.array(keep, dtype=np.int64)).to(tensor.device)
     key = id(keep), tensor.device
-    if key not in known:
-        known[key] = keep, torch.from_numpy(np.array(keep, dtype=np.int64)).to(tensor.device)
-    return known[key][1]
+    if known is not None and key in known:
+        return known[key]
+    array = np.array(keep, dtype=np.int64)
+    read = keep, torch.from_numpy(array).to(tensor.device), int(array.max(initial=-1))
+    if known is not None:
+        known[key] = read
+    return read
 
 
 def encode_example(example: Any) -> Any:

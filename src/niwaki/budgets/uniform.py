@@ -18,8 +18,9 @@ class Uniform(Rule):
 
     def __call__(self, atoms: Atoms) -> np.ndarray:
         priority = np.zeros(atoms.score.size)
+        ranked = np.lexsort((-np.arange(atoms.score.size), atoms.score, atoms.pool))  # of equal ones the lower stays
+        bounds = np.searchsorted(atoms.pool[ranked], np.arange(len(atoms.pools) + 1))
         for pool in range(len(atoms.pools)):
-            mine = np.flatnonzero(atoms.pool == pool)
-            order = mine[np.lexsort((-mine, atoms.score[mine]))]  # of equal scores the lower index stays
-            priority[order] = (np.arange(mine.size) + 1) / mine.size
+            order = ranked[bounds[pool] : bounds[pool + 1]]
+            priority[order] = (np.arange(order.size) + 1) / order.size
         return priority

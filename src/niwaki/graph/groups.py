@@ -1,5 +1,6 @@
 """From ties to units and groups: connected components, once for all labels."""
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,8 +83,8 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
     component = components(space.count, space.strict)
     seeded = [(p, axis) for p in parameters.values() for axis in sorted(p.seeds)]
     used = np.zeros(int(component.max(initial=-1)) + 1, dtype=bool)
-    for parameter, axis in seeded:
-        used[component[parameter.seeds[axis]]] = True
+    every = np.concatenate([np.zeros(0, np.int32), *(parameter.seeds[axis] for parameter, axis in seeded)])
+    used[component[every]] = True
     slabs = {kind: [(component[a], component[b]) for a, b in edges] for kind, edges in space.slabs.items()}
     for edges in slabs.values():
         for a, b in edges:
@@ -173,17 +174,19 @@ def resolve(space: LabelSpace, parameters: dict[str, Parameter]) -> tuple[Units,
         stacks=stacked,
         needed=_sets(space.needed, unit_of),
     )
-    axes = []
+    axes: list[Axis] = []
+    ordered, along, start = sorted(space.roles), unit_of[every], 0
     for parameter, axis in seeded:
         seeds = parameter.seeds[axis]
+        start += seeds.size
         axes.append(
             Axis(
                 parameter.name,
                 axis,
                 parameter.blocks[axis],
                 parameter.shape[axis],
-                unit_of[seeds],
-                _role(space, seeds),
+                along[start - seeds.size : start],
+                _role(space, ordered, seeds),
                 parameter.buffer,
             )
         )
@@ -254,15 +257,14 @@ def rows_of_grids(space: LabelSpace) -> np.ndarray:
     return length
 
 
-def _role(space: LabelSpace, seeds: np.ndarray) -> str:
+def _role(space: LabelSpace, ordered: list[int], seeds: np.ndarray) -> str:
+    """How an axis is used, whose labels follow one another; `ordered` are those that roles are noted under."""
     role = space.roles.get(int(seeds[0]))
-    if role is None:  # a slice of the axis was used first: look for the first of its labels
-        role = (
-            next((space.roles[label] for label in seeds.tolist() if label in space.roles), "other")
-            if seeds.size < 65536
-            else "other"
-        )
-    return role
+    if role is None and seeds.size < 65536:  # a slice of the axis was used first: look for the first of its labels
+        at = bisect_left(ordered, int(seeds[0]))
+        if at < len(ordered) and ordered[at] <= int(seeds[-1]):
+            role = space.roles[ordered[at]]
+    return role or "other"
 
 
 def _spread(marks: np.ndarray, closure: np.ndarray) -> np.ndarray:

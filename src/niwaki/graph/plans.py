@@ -71,9 +71,13 @@ def plan_of(
         if graph.shapes[name]
     ]
     padded = np.append(times, 1)
-    same: dict[bytes, list[int]] = {}
+    same: Same = {}
+    whole: dict[bytes, bool] = {}  # many axes have the same units: a layer's outputs, its norm's scale and shift
     for axis in graph.axes:
-        if (padded[axis.units] == 1).all() or axis.tensor in gone_with:
+        key = axis.units.tobytes()
+        if key not in whole:
+            whole[key] = bool((padded[axis.units] == 1).all())
+        if whole[key] or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
             cuts.append(_entry(axis, name, padded, same))
@@ -116,19 +120,25 @@ def _record(budget: Budget) -> dict[str, Any]:
     return record
 
 
-def _entry(axis: Axis, name: str, times: np.ndarray, same: dict[bytes, list[int]] | None = None) -> dict[str, Any]:
+Same = dict[tuple[str, bytes], Any]
+"""What was found for the units of an axis, and lists of positions."""
+
+
+def _entry(axis: Axis, name: str, times: np.ndarray, same: Same | None = None) -> dict[str, Any]:
     """The cut of one axis of a tensor; `times` has a number for each unit, and 1 behind them. Equal lists of `same` are
     one list.
     """
     entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
     if axis.blocks == 1:
-        positions, copies = along(axis.units, times)
-        key = positions.tobytes()
-        entry["keep"] = positions.tolist() if same is None or key not in same else same[key]
-        if same is not None:
-            same[key] = entry["keep"]
-        if copies.any():
-            entry["new"] = np.flatnonzero(copies).tolist()
+        same = {} if same is None else same
+        units = "units", axis.units.tobytes()
+        if units not in same:
+            positions, copies = along(axis.units, times)
+            keep = same.setdefault(("positions", positions.tobytes()), positions.tolist())
+            same[units] = keep, np.flatnonzero(copies).tolist()
+        entry["keep"], new = same[units]
+        if new:
+            entry["new"] = list(new)
             entry["zero"] = axis.role == "in"
     else:
         stays = times[axis.units] > 0
@@ -158,8 +168,9 @@ def times_of(graph: ChannelGraph, plan: Plan) -> np.ndarray:
     `[units]`. Slabs go when all they span are gone.
     """
     times = np.ones(graph.units.count, np.int64)
+    known = {group.name: group for group in graph.groups}
     for name, keep in plan.kept.items():
-        ids = graph.group(name).ids
+        ids = (known.get(name) or graph.group(name)).ids
         if len(ids) != plan.units[name] or keep[-1] >= len(ids):
             raise PlanMismatchError(
                 f"group {name} of {plan.units[name]} units",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,6 +79,29 @@ class Record:
         return self.kind in MOVEMENT
 
 
+class Operator(NamedTuple):
+    """What calls of an operator have in common."""
+
+    rule: Any
+    kind: str
+    """The module that its rule is from, or nothing where there is none."""
+    view: bool
+    """Whether a result shares the memory of the first tensor given."""
+    slots: tuple[tuple[int | None, str], ...]
+    """Place and name of every argument that it writes to; no place where it is given by name only."""
+
+    @classmethod
+    def of(cls, func: Any, name: str) -> "Operator":
+        rule = find_rule(func, name)
+        view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
+        slots = tuple(
+            (None if argument.kwarg_only else i, argument.name)
+            for i, argument in enumerate(func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+        return cls(rule, "" if rule is None else rule.__module__, view, slots)
+
+
 @dataclass(eq=False, slots=True)
 class ModuleCall:
     """One call of a module: what it was given first, what it put out, and what ran in between."""
@@ -115,7 +138,7 @@ class Recorder(TorchDispatchMode):
         self.ran: set[str] = set()
         self.tables: list[tuple[str, Any, Any]] = []
         self.kernels = Kernels()
-        self.rules: dict[Any, tuple[Any, str]] = {}
+        self.operators: dict[Any, Operator] = {}
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
         self.open: list[ModuleCall] = []
@@ -276,8 +299,11 @@ class Recorder(TorchDispatchMode):
             return result
         call = Call(func, args, kwargs, result, self)
         self.why = ""
-        rule, kind = self._rule(func, name)
-        labels = self._apply(call, name, inputs, rule)
+        operator = self.operators.get(func)
+        if operator is None:
+            operator = self.operators[func] = Operator.of(func, name)
+        kind = operator.kind
+        labels = self._apply(call, name, inputs, operator.rule)
         constants = self._constants(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
         why = self.why or next(
@@ -286,7 +312,7 @@ class Recorder(TorchDispatchMode):
         moved = kind in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
-        written = _written(func, args, kwargs)
+        written = _written(operator.slots, args, kwargs) if operator.slots else []
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
             old = self.seen(tensor) if _among(tensor, given) else None
@@ -302,7 +328,7 @@ class Recorder(TorchDispatchMode):
                 self.hold(tensor, value, constants[i])
             if moved and inputs:
                 value.picked = (*inputs[0].picked, *(call.picked[i] if i < len(call.picked) else ()))
-            if given and _is_view(func):
+            if given and operator.view:
                 value.shares(inputs[0])
             self.know(tensor, value)
             made.append(value)
@@ -315,14 +341,6 @@ class Recorder(TorchDispatchMode):
             self.forget(mutated)
             self.value(mutated).written()
         return result
-
-    def _rule(self, func: Any, name: str) -> tuple[Any, str]:
-        """The rule of an operator, and the module that it is from."""
-        known = self.rules.get(func)
-        if known is None:
-            rule = find_rule(func, name)
-            known = self.rules[func] = rule, "" if rule is None else rule.__module__
-        return known
 
     def _apply(self, call: Call, name: str, inputs: list[Value], rule: Any) -> list[Labels]:
         if rule is None and not any(value.fields or value.parameter for value in inputs):
@@ -397,12 +415,6 @@ class Watch(TorchFunctionMode):
 _is_pointwise = cache(is_pointwise)
 
 
-@cache
-def _is_view(func: Any) -> bool:
-    """Whether a result shares the memory of the first tensor given."""
-    return any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
-
-
 def find_rule(func: Any, name: str) -> Any:
     """The rule of an operator; an in-place variant takes the rule of the operator it is a variant of."""
     for known in (name, name.removesuffix("_")):
@@ -444,19 +456,9 @@ def _swap(value: Any, following: Callable[[], Any]) -> Any:
     return value
 
 
-@cache
-def _slots(func: Any) -> tuple[tuple[int | None, str], ...]:
-    """Place and name of every argument that an operator writes to; no place where it is given by name only."""
-    return tuple(
-        (None if argument.kwarg_only else i, argument.name)
-        for i, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _written(slots: tuple[tuple[int | None, str], ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     found: list[Tensor] = []
-    for place, name in _slots(func):
+    for place, name in slots:
         found += tensors_of(kwargs.get(name, args[place] if place is not None and place < len(args) else None))
     return found
 

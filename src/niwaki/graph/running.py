@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from niwaki.graph.recorder import Recorder, Watch
+from niwaki.graph.skeleton import walk
 
 
 def watch(recorder: Recorder, *, meta: bool) -> contextlib.AbstractContextManager[Any]:
@@ -25,7 +26,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     enabled = [backend.enabled for backend in backends]
     states = random.getstate(), np.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # whole layers as one call, on real tensors
+    if any(isinstance(module, nn.RNNBase) for _, module in walk(model)):  # whole layers as one call, on real tensors
         for backend in backends:
             backend.enabled = False  # type: ignore[attr-defined]
     try:

@@ -5,7 +5,7 @@ import copy
 import copyreg
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,19 +28,24 @@ def walk(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Mo
     Large models have thousands of modules and are walked many times.
     """
     found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    ahead: list[tuple[str, nn.Module]] = [("", model)]
-    while ahead:
-        path, module = ahead.pop()
-        if not every_name:
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
+    seen = {id(model)}
+
+    def visit(path: str, module: nn.Module) -> None:
         found.append((path, module))
-        if module._modules:
-            prefix = f"{path}." if path else ""
-            below = [(prefix + name, part) for name, part in module._modules.items() if part is not None]
-            ahead += below[::-1]
+        prefix = f"{path}." if path else ""
+        for name, part in module._modules.items():
+            if part is None:
+                continue
+            if not every_name:
+                if id(part) in seen:
+                    continue
+                seen.add(id(part))
+            if part._modules:
+                visit(prefix + name, part)
+            else:
+                found.append((prefix + name, part))
+
+    visit("", model)
     return found
 
 
@@ -60,9 +65,10 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
                 note(tensor)
         for name, value in list(vars(module).items()):
             kind = type(value)
-            if kind not in ATOMS and name not in OWNED and not (kind in TABLES and not value) and not _flat(value):
-                for tensor in _loose(value, 3):
-                    note(tensor)
+            if kind in ATOMS or (kind in TABLES and not value) or name in OWNED or _flat(value):
+                continue
+            for tensor in _loose(value, 3):
+                note(tensor)
     try:
         return _copied(model, memo)
     except Exception as error:
@@ -87,9 +93,14 @@ def _twins(memo: dict[int, Any], change: Callable[[Tensor], Tensor]) -> Callable
     return twin
 
 
-def evaluating(model: nn.Module) -> nn.Module:
-    """`model.eval()`, at once where no module has ways of its own."""
+def readied(model: nn.Module) -> nn.Module:
+    """`model` (a copy) without hooks and caches, in evaluation mode: what is looked at."""
     modules = [module for _, module in walk(model)]
+    return evaluating(without_caches(without_hooks(model, modules), modules), modules)
+
+
+def evaluating(model: nn.Module, modules: list[nn.Module]) -> nn.Module:
+    """`model.eval()`, at once where no module has ways of its own."""
     kinds = {type(module) for module in modules}
     own = any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
     if own or not all("training" in vars(module) for module in modules):
@@ -131,6 +142,8 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
                     lease[name] = kind((k, None if t is None else stand_in(t)) for k, t in value.items())
                 elif kind in TABLES and (not value or name == "_modules"):
                     lease[name] = kind(value)
+                elif kind is list and id(value) not in memo and ATOMS.issuperset(map(type, value)):
+                    lease[name] = memo[id(value)] = list(value)
                 else:
                     lease[name] = value
                     odd.append((lease, name, value))
@@ -143,7 +156,7 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
                 lease[name] = copy.deepcopy(value, memo)
         except Exception as error:
             raise _uncopied(model, error) from error
-        yield evaluating(without_caches(without_hooks(model)))
+        yield readied(model)
     finally:
         for module, state in own:
             object.__setattr__(module, "__dict__", state)
@@ -168,7 +181,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     """
     if id(module) in memo:
         return memo[id(module)]
-    own = hasattr(module, "__deepcopy__") or type(module) in copyreg.dispatch_table
+    own = _copies_itself(module) or type(module) in copyreg.dispatch_table
     reduced = None if own else module.__reduce_ex__(4)
     plain = (copyreg.__newobj__, (type(module),))  # type: ignore[attr-defined]
     if not isinstance(reduced, tuple) or reduced[:2] != plain or any(reduced[3:]) or type(reduced[2]) is not dict:
@@ -179,18 +192,33 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
         kind = type(value)
         if kind in ATOMS or _flat(value):
             state[name] = value
+        elif kind is list and id(value) not in memo and ATOMS.issuperset(map(type, value)):
+            state[name] = memo[id(value)] = list(value)
         elif kind not in TABLES or id(value) in memo or (value and name not in OWNED):
             state[name] = copy.deepcopy(value, memo)
         else:
             table = state[name] = memo[id(value)] = kind()
             for key in value:
                 part = value[key]
-                table[key] = _copied(part, memo) if isinstance(part, nn.Module) else copy.deepcopy(part, memo)
+                if id(part) in memo:
+                    table[key] = memo[id(part)]
+                else:
+                    table[key] = _copied(part, memo) if isinstance(part, nn.Module) else copy.deepcopy(part, memo)
     if hasattr(twin, "__setstate__"):
         twin.__setstate__(state)
     else:
         twin.__dict__.update(state)
     return twin
+
+
+def _copies_itself(module: nn.Module) -> bool:
+    """Whether a module has a `__deepcopy__`; asked of its class and itself, since torch looks long for what is not
+    there, but where it has a way of its own to find attributes.
+    """
+    kind = type(module)
+    if kind.__getattr__ is not nn.Module.__getattr__ or kind.__getattribute__ is not object.__getattribute__:
+        return hasattr(module, "__deepcopy__")
+    return hasattr(kind, "__deepcopy__") or "__deepcopy__" in vars(module)
 
 
 def named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
@@ -254,7 +282,7 @@ def shared(tensor: Tensor) -> Tensor:
     return like(tensor, tensor.detach())
 
 
-def without_hooks(model: nn.Module) -> nn.Module:
+def without_hooks(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> nn.Module:
     """`model` (a copy) without the forward hooks that users registered: they expect real numbers, and each call counts.
 
     Hooks that torch itself defines stay: weight and spectral norm compute their weight in one. So do those of the
@@ -262,20 +290,20 @@ def without_hooks(model: nn.Module) -> nn.Module:
     """
     package, dot, _ = type(model).__module__.partition(".")
     packages = {"torch", package} if dot else {"torch"}  # what stands in a file alone is the user's
-    for _, module in walk(model):
+    for module in modules or [module for _, module in walk(model)]:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if _package(hook) not in packages]:
                 del hooks[key]
     return model
 
 
-def without_caches(model: nn.Module) -> nn.Module:
+def without_caches(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> nn.Module:
     """`model` (a copy) without tensors that earlier forwards kept for later ones: they are of the old widths.
 
     What a module keeps in evaluation mode it has to drop when it goes into training mode, or training would use what
     is out of date: that is its own `train`, which is asked here, and the modes are as before.
     """
-    modules = [module for _, module in walk(model)]
+    modules = modules or [module for _, module in walk(model)]
     owners = [module for module in modules if type(module).train is not nn.Module.train]
     keeping = [m for m in owners if any(_loose(value, 3) for name, value in vars(m).items() if name not in OWNED)]
     if keeping:

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,20 +27,22 @@ from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
 from niwaki.graph.skeleton import (
     copy_with,
-    evaluating,
     identity,
+    is_parameter,
     like,
     named_tensors,
+    readied,
     to_meta,
     walk,
-    without_caches,
-    without_hooks,
 )
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter, Value
 from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
 
 log = logging.getLogger(__name__)
+
+Listings = tuple[list[tuple[str, Tensor]], ...]
+"""Registered tensors under all their names: parameters, buffers."""
 
 
 @final
@@ -250,7 +253,7 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = evaluating(without_caches(without_hooks(copy_with(model, stand_in))))
+    skeleton = readied(copy_with(model, stand_in))
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
@@ -268,7 +271,8 @@ def _trace_once(
     reads = tuple(recorder.reads)
     fixed = np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])
     fix_unread(recorder, output, parameters)
-    names = _all_names(model)
+    listings = named_tensors(model)
+    names = _all_names(listings)
     results = [recorder.value(tensor) for tensor in tensors_in(output)]
     blocks = find_blocks(
         recorder.calls,
@@ -307,7 +311,7 @@ def _trace_once(
             _times(Term(t.constant, tuple(units.unit_of[f] for f in t.factors)), ran.get(at))
             for at, t in enumerate(recorder.terms)
         ],
-        "params": _parameter_terms(parameters, units, whole),
+        "params": _parameter_terms(parameters, {(axis.tensor, axis.axis): axis.units for axis in axes}, whole),
         "units": _unit_terms(groups, whole, {p.name for p in parameters.values() if p.buffer}),
     }
     widths, costs = build(terms)
@@ -322,15 +326,15 @@ def _trace_once(
         parameters=parameters,
         integers={
             name: (tensor.numel(), tensor.dtype.itemsize)
-            for listing in named_tensors(model)
+            for listing in listings
             for name, tensor in listing
             if name in names and name not in parameters
         },
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
-        fingerprint=fingerprint(model),
+        fingerprint=_digest(model, listings),
         model=type(model).__qualname__,
         macs=macs_of(recorder.terms),
-        params=sum(int(np.prod(p.shape)) for p in parameters.values() if not p.buffer),
+        params=sum(math.prod(p.shape) for p in parameters.values() if not p.buffer),
         seconds=0.0,
         device=attempt if attempt == "meta" else str(place or "cpu"),
         unused=tuple(
@@ -357,7 +361,7 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
 
     Parameters do not.
     """
-    if not real.is_meta and not isinstance(real, nn.Parameter) and countable(real):
+    if not real.is_meta and not is_parameter(real) and countable(real):
         recorder.hold(copy, recorder.value(copy), real.detach().cpu())
 
 
@@ -415,7 +419,9 @@ def _shielded(model: nn.Module, protect: Sequence[str], path: str) -> bool:
     return any(fnmatch.fnmatchcase(name, one) for one in wanted for name in (*above, *below, *parameters))
 
 
-def _parameter_terms(parameters: dict[str, Parameter], units: Units, whole: dict[str, int]) -> list[Term]:
+def _parameter_terms(
+    parameters: dict[str, Parameter], units: dict[tuple[str, int], np.ndarray], whole: dict[str, int]
+) -> list[Term]:
     """Number of elements of every parameter, as a product of its labelled axes; none where its block is gone."""
     terms = []
     for parameter in parameters.values():
@@ -424,21 +430,21 @@ def _parameter_terms(parameters: dict[str, Parameter], units: Units, whole: dict
         constant, factors = 1, []
         blocked = next((a for a, n in parameter.blocks.items() if n > 1), None)
         for axis, size in enumerate(parameter.shape):
-            seeds = parameter.seeds.get(axis)
-            if seeds is None or size == 1:
+            along = units.get((parameter.name, axis))
+            if along is None or size == 1:
                 constant *= size
             elif blocked is not None and axis in (0, blocked):
-                factors.append(units.unit_of[seeds].reshape(parameter.blocks[blocked], -1))
+                factors.append(along.reshape(parameter.blocks[blocked], -1))
             else:
-                factors.append(units.unit_of[seeds].reshape(1, -1))
+                factors.append(along.reshape(1, -1))
         terms.append(_times(Term(constant, tuple(factors)), whole.get(parameter.name)))
     return terms
 
 
-def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+def _all_names(listings: Listings) -> dict[str, tuple[str, ...]]:
     first: dict[Any, str] = {}
     names: dict[str, list[str]] = {}
-    for listing in named_tensors(model):
+    for listing in listings:
         for name, tensor in listing:
             names.setdefault(first.setdefault(identity(tensor), name), []).append(name)
     return {name: tuple(every) for name, every in names.items()}
@@ -462,8 +468,12 @@ def fingerprint(model: nn.Module) -> str:
         InputError: `model` is not an nn.Module.
     """
     need_module(model, "look at the tensors of a model")
+    return _digest(model, named_tensors(model))
+
+
+def _digest(model: nn.Module, listings: Listings) -> str:
     listing = [type(model).__qualname__]
     passing = passing_buffers(model)
-    for tensors in named_tensors(model):
+    for tensors in listings:
         listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors if name not in passing]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

@@ -53,7 +53,7 @@ class Memory:
     """How many calls were done when it was freed; None for what outlived the forward."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Value:
     """A tensor during the trace."""
 

@@ -57,13 +57,14 @@ def cut(model: nn.Module, plan: Plan) -> nn.Module:
         unseen = f" (never used: {', '.join(graph.unused[:SHOWN])})" if graph.unused else ""
         log.warning("forward reads numbers out of data, only the path of the example is judged%s: %s", unseen, listed)
     times = times_of(graph, plan)
-    alive = times if plan.grows else times > 0
+    grows = bool((times > 1).any())
+    alive = times if grows else times > 0
     if plan.graph is None:
         _consistent(plan, graph, alive)
     small, problem = _eager(model, plan, graph, alive)
     if problem is None:
         return small
-    if plan.grows:
+    if grows:
         raise CannotCutError(
             f"grow {type(model).__name__}",
             found=f"eager: {problem}; the exported door does not grow",
@@ -146,11 +147,10 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             f"cut {strange[0]}", found="the model has no such tensor", do="use the model of the plan"
         )
     names: dict[Any, str] = {}
-    for name, tensor in own:
-        names.setdefault(identity(tensor), name)
+    first = {id(tensor): names.setdefault(identity(tensor), name) for name, tensor in own}
 
     def change(tensor: Tensor) -> Tensor:
-        name = names.get(identity(tensor))
+        name = first[id(tensor)] if id(tensor) in first else names.get(identity(tensor))
         data = tensor.detach()
         if name in cuts:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
@@ -174,11 +174,12 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     modules = dict(walk(small))
     before = {(path, name): getattr(modules[path], name) for option in found for path, name in option.places}
     extra: list[Mend] = []
+    grows = bool((alive > 1).any())
 
     def judge(given: list[Mend]) -> Retrace:
         extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
         apply_mends(small, given)
-        if not plan.grows and replays(small, graph, alive, example, sizes):  # it does not follow the order of copies
+        if not grows and replays(small, graph, alive, example, sizes):  # it does not follow the order of copies
             return Retrace([], {}, None)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 

@@ -25,6 +25,8 @@ class Sizes:
         """How often each label is there; bool or int `[labels]`."""
         self.stays = times > 0
         """Whether each label stays; bool `[labels]`."""
+        self._before = np.concatenate([[0], np.cumsum(times, dtype=np.int64)])
+        """How many there are of the first n labels together; `[labels + 1]`."""
         self._known: dict[int, dict[int, int]] = {}
         self._shapes: dict[int, tuple[Value, tuple[int, ...]]] = {}
 
@@ -38,6 +40,10 @@ class Sizes:
         shape = list(value.shape)
         if value.parameter is not None:
             for axis, seeds in value.parameter.seeds.items():
+                if value.parameter.blocks[axis] == 1:  # labels of an axis follow one another
+                    first = int(seeds[0])
+                    shape[axis] = int(self._before[first + seeds.size] - self._before[first])
+                    continue
                 keep = self.times[seeds].reshape(value.parameter.blocks[axis], -1).sum(1)
                 shape[axis] = int(keep.max())
             return tuple(shape)
@@ -79,22 +85,21 @@ def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
 def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
     """Numbers seen in each module and what they become."""
     found: Changes = {}
-    told: set[tuple[str, int]] = set()
+    told: dict[str, set[tuple[int, int]]] = {}
     for record in graph.records:
         module = record.module
-        table = found.setdefault(module, {})
+        table, mine = found.setdefault(module, {}), told.setdefault(module, set())
         for value in (*record.outputs, *record.inputs):
-            if (module, id(value)) in told:
-                continue
-            told.add((module, id(value)))
-            for old, new in zip(value.shape, sizes.of(value), strict=True):
-                if old > 1:
-                    table.setdefault(old, set()).add(new)
+            mine.update(zip(value.shape, sizes.of(value), strict=True))
         groups = group_count(record)
         if groups is not None:
             table.setdefault(groups[0], set()).add(groups_after(record, sizes))
         for old, new in numbers(record, sizes):
             table.setdefault(old, set()).add(new)
+    for module, pairs in told.items():
+        for old, new in pairs:
+            if old > 1:
+                found[module].setdefault(old, set()).add(new)
     return found
 
 

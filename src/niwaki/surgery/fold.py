@@ -141,6 +141,8 @@ class Walk:
 def fold(model: nn.Module, seen: Retrace) -> tuple[list[dict[str, object]], str | None]:
     """Undo every changed factor by scaling weights of `model` in place; what could not be undone is named."""
     done: list[dict[str, object]] = []
+    if not seen.scales:
+        return done, None
     parameters = dict(model.named_parameters())
     listed = [(scale, _walks(seen, scale)) for scale in seen.scales]
     stuck = next((scale for scale, walks in listed if not walks), None)

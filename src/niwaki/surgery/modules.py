@@ -46,7 +46,7 @@ def declare(model: nn.Module, touched: set[str], groups: Mapping[str, int]) -> l
 def _touched(path: str, module: nn.Module, touched: set[str]) -> bool:
     prefix = f"{path}." if path else ""
     return any(prefix + name in touched for name in (*module._parameters, *module._buffers)) or (
-        hasattr(module, "parametrizations") and any(name.startswith(prefix) for name in touched)
+        "parametrizations" in module._modules and any(name.startswith(prefix) for name in touched)
     )
 
 

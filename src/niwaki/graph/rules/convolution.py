@@ -132,6 +132,8 @@ def convolution(call: Call) -> Labels:
 
 def beside(call: Call, x: Value, w: Value, c_axis: int) -> tuple[Value, Labels]:
     """Labels along spatial axes on which the kernel has one tap and moves by one: they pass. The input without them."""
+    if not any(axes and axes[0] > c_axis for axes in map(varying, x.fields)):
+        return x, ()
     rank = len(w.shape) - 2
 
     def each(name: str, usual: int) -> list[int]:

@@ -44,15 +44,17 @@ class Call:
         """For each moved result, labels of single positions, which lie on no axis any more."""
         self.terms: list[Term] = []
         self.operands: list[Value] | None = None
-        self._bound: dict[str, Any] = {}
+        self._named = signature(func)
+        self._shape: tuple[int, ...] | None = None
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._bound:
-            self._bound[name] = argument(self.func, self.args, self.kwargs, name)
-        return self._bound[name]
+        place, default = self._named[name]
+        if self.kwargs and name in self.kwargs:
+            return self.kwargs[name]
+        return self.args[place] if place is not None and place < len(self.args) else default
 
     def has(self, name: str) -> bool:
-        return name in signature(self.func)
+        return name in self._named
 
     def value(self, tensor: Tensor) -> Value:
         return self.recorder.value(tensor)
@@ -60,10 +62,11 @@ class Call:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the (first) result."""
-        first = (
-            self.result if isinstance(self.result, Tensor) else next(t for t in self.result if isinstance(t, Tensor))
-        )
-        return tuple(first.shape)
+        if self._shape is None:
+            made = self.result
+            first = made if isinstance(made, Tensor) else next(t for t in made if isinstance(t, Tensor))
+            self._shape = tuple(first.shape)
+        return self._shape
 
     def fix(self, labels: np.ndarray, reason: str) -> None:
         self.space.fix(labels, reason)
