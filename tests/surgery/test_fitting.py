@@ -114,6 +114,9 @@ def test_a_cut_input_is_no_cut_of_the_heads() -> None:
     torch.testing.assert_close(small(wide)[4:6], small(wide[4:6]))
     again = redo(model, plan, surgery_of(small))
     assert torch.equal(again(X), small(X))
+    size = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(small, (X,), dynamic_shapes=({0: size},), strict=False)
+    torch.testing.assert_close(program.module()(torch.cat([X, X, X])), small(torch.cat([X, X, X])))
 
 
 def test_any_batch_and_any_length() -> None:

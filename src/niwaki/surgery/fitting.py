@@ -88,13 +88,13 @@ class Fit(TorchFunctionMode):
             other = _resized(sizes, moved)
             if all(sizes[axis] == old for axis, old, _ in moved) and math.prod(other) == tensor.numel():
                 return other
-        others = {
-            tuple(_resized(sizes, moved))
+        others = [
+            _resized(sizes, moved)
             for _, before, _, moved in known
             if all(tensor.shape[axis] == new for axis, _, new in before)
-        }
+        ]
         fit = [other for other in others if math.prod(other) == tensor.numel()]
-        return fit[0] if len(fit) == 1 else sizes
+        return fit[0] if fit and all(other == fit[0] for other in fit) else sizes
 
 
 def _changed(moved: Moved) -> Moved:
