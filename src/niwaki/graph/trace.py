@@ -331,7 +331,7 @@ def _trace_once(
             if name in names and name not in parameters
         },
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
-        fingerprint=_digest(model, listings),
+        fingerprint=fingerprint(model),
         model=type(model).__qualname__,
         macs=macs_of(recorder.terms),
         params=sum(math.prod(p.shape) for p in parameters.values() if not p.buffer),
@@ -468,12 +468,8 @@ def fingerprint(model: nn.Module) -> str:
         InputError: `model` is not an nn.Module.
     """
     need_module(model, "look at the tensors of a model")
-    return _digest(model, named_tensors(model))
-
-
-def _digest(model: nn.Module, listings: Listings) -> str:
     listing = [type(model).__qualname__]
     passing = passing_buffers(model)
-    for tensors in listings:
+    for tensors in named_tensors(model):
         listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors if name not in passing]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
