@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rows import ROOT, Rows, arguments, prose, table
+from detectors_page import RUNTIMES, page
+from rows import ROOT, Rows, arguments
 from torch import nn
 
 import niwaki
@@ -59,8 +60,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "L2": ("l2", {}),
 }
 LAST = ("none", "SAD", "outputs")
-RUNTIMES = ("pytorch", "onnxruntime", "openvino")
-SHOWN = ("AP50", "AP", "AP_small", "AP_medium", "AP_large")
 
 
 def splits_of(name: str, seed: int) -> Any:
@@ -352,98 +351,6 @@ def run(rows: Rows, options: argparse.Namespace, name: str) -> None:
             last_rows(rows, keys[options.arms[0]], dense, task, options, seed, loaded.protect)
 
 
-def page(rows: Rows) -> None:
-    whole = [row for row in rows.rows if "last" not in row]
-    lines, times = [], []
-    for row in whole:
-        before, stages = row["dense"], row["stages"]
-        for stage, after in {"dense": before, **stages}.items():
-            shares = [f"{100 * after[name] / before[name]:.1f} %" for name in ("params", "macs")]
-            lines.append((row["key"], stage, *(f"{after[n]:.1f}" if n in after else "-" for n in SHOWN), *shares))
-        sizes = [f"{row['file_bytes'][name] / 1e6:.2f}" for name in ("dense", "cut")]
-        found = [row["times"].get(name, {}).get("times_as_fast", "-") for name in (*RUNTIMES, "cuda")]
-        times.append((row["key"], *sizes, *found, row["times"].get("load", "-")))
-    heads = ("case", "stage", "AP50", "AP", "small", "medium", "large", "params", "MACs")
-    parts = [
-        "# Detectors",
-        "Written by `python benchmarks/detectors.py --table`; do not edit.",
-        prose((__doc__ or "").split("\n\n    ")[0]).strip(),
-        *found_of(rows),
-        "## The last stage",
-        last_table(rows),
-        "## Every stage",
-        "Shares are of the dense network's; figures in percent, on test pictures.",
-        table(heads, lines),
-        "## Size and speed",
-        "Files in MB; how many times as fast the cut network is as the dense one, in turns; *load* is the number of "
-        "processes that wanted the machine's cores meanwhile: where it is above their number, times tell little.",
-        table(("case", "dense", "cut", "PyTorch", "ONNX Runtime", "OpenVINO", "GPU", "load"), times),
-    ]
-    rows.write("\n\n".join(parts))
-
-
-def of_teachers(rows: Rows) -> dict[str, dict[str, list[float]]]:
-    """Case -> teacher -> AP50 at the end, a number a seed; `fine-tuning` is where all of a case begin."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in sorted((row for row in rows.rows if "last" in row), key=lambda row: row["seed"]):
-        case, _, name = row["key"].partition(", seed ")[2].rpartition(", seed ")[0].rpartition(", ")
-        case = f"{row['key'].partition(', seed ')[0]}, seed {case}"
-        here = found.setdefault(case, {"fine-tuning": [row["stages"]["fine-tuning"]["AP50"]]})
-        here.setdefault(name, []).append(row["stages"][row["last"]]["AP50"])
-    return found
-
-
-def last_table(rows: Rows) -> str:
-    lines = []
-    for case, teachers in of_teachers(rows).items():
-        start = teachers["fine-tuning"][0]
-        plain = next((marks for name, marks in teachers.items() if name.startswith("none")), None)
-        for name, marks in teachers.items():
-            if name == "fine-tuning":
-                continue
-            against = "-"
-            if plain is not None and plain is not marks and len(plain) == len(marks):
-                apart = [mine - theirs for mine, theirs in zip(marks, plain, strict=True)]
-                against = f"{statistics.mean(apart):+.1f} ({min(apart):+.1f} .. {max(apart):+.1f})"
-            spread = f"{statistics.mean(marks):.1f} ({min(marks):.1f} .. {max(marks):.1f})"
-            lines.append((case, name, len(marks), f"{start:.1f}", spread, against))
-    heads = (
-        "case",
-        "teacher, epochs",
-        "seeds",
-        "AP50 before",
-        "after: mean (lowest .. highest)",
-        "against none, seed by seed",
-    )
-    return table(heads, lines)
-
-
-def found_of(rows: Rows) -> list[str]:
-    """What the rows say of the papers' claims, in words."""
-    said = []
-    for case, teachers in of_teachers(rows).items():
-        plain = next((marks for name, marks in teachers.items() if name.startswith("none")), [])
-        for name, marks in teachers.items():
-            if name.startswith(("none", "fine-tuning")) or len(marks) != len(plain):
-                continue
-            apart = statistics.mean(marks) - statistics.mean(plain)
-            wide = max(max(one) - min(one) for one in (marks, plain))
-            held = "beyond" if abs(apart) > wide else "within"
-            said.append(f"- {case}: {name} epochs of it against none: {apart:+.1f} AP50 in the mean of {len(marks)} "
-                        f"seeds, {held} the widest range of a teacher's seeds ({wide:.1f}).")  # fmt: skip
-    pairs: dict[str, dict[str, Any]] = {}
-    for row in (row for row in rows.rows if "last" not in row and row["arm"].startswith("GCP")):
-        pairs.setdefault(row["key"].removesuffix(row["arm"]), {})[row["arm"]] = row["stages"]
-    for case, arms in pairs.items():
-        for other in ("GCP, constant pressure", "GCP, no pressure"):
-            if "GCP" not in arms or other not in arms:
-                continue
-            words = [f"{stage} {arms['GCP'][stage]['AP50']:.1f} and {arms[other][stage]['AP50']:.1f}"
-                     for stage in arms["GCP"] if stage in arms[other]]  # fmt: skip
-            said.append(f"- {case}AP50 of GCP's pressure and of {other.removeprefix('GCP, ')}: {'; '.join(words)}.")
-    return ["## Found", "\n".join(said)] if said else []
-
-
 def more(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", choices=tuple(SOURCES), default="bccd", help="pictures (default: %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=["CWD", "L2"], metavar="ARM",
@@ -483,7 +390,7 @@ def main() -> None:
         for name in options.only or ["yolov8n"]:
             run(rows, options, name)
     if not options.draft:
-        page(rows)
+        page(rows, (__doc__ or "").split("\n\n    ")[0])
 
 
 if __name__ == "__main__":
