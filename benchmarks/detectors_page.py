@@ -15,15 +15,15 @@ differences smaller than the range of the last stage's seeds say little."""
 
 
 CLAIMS = """
-What the paper claims, on these rows. Pressure that lets go of large scales ends above constant pressure: so it is, by
-less than seeds differ. Sparse training is needed before a cut: not here; without it, and with as many epochs after the
-cut instead, the network ends higher than with either pressure at the same parameters (it keeps more multiply-adds), and
-so does uniform L2 at the same multiply-adds (it keeps more parameters). The method loses here: the authors say that
-fewer than ten classes may not need the pressure, these are three, and short trainings do not part the scales, while the
-epochs under pressure are missing after the cut. Attention maps help the last stage: every seed ends higher, by less
-than seeds differ, and hardly higher than with outputs that are a hundredth of the loss: not shown. The share of parameters
-that the paper removes cost far more than three points of AP50: that target is missed, and so is a speed-up of this
-network, which is small, of depthwise layers, and cut to odd widths."""
+What the paper claims, on these rows. Pressure that lets go of large scales ends above constant pressure: so it is,
+by less than seeds differ. Sparse training is needed before a cut: not here; without it, and with as many epochs
+after the cut instead, the network ends higher than with either pressure at the same parameters (it keeps more
+multiply-adds), and so does uniform L2 at the same multiply-adds (it keeps more parameters). The method loses here:
+the authors say that fewer than ten classes may not need the pressure, these are three, and short trainings do not
+part the scales, while the epochs under pressure are missing after the cut. Attention maps help the last stage: every
+seed ends higher, by less than seeds differ, and hardly higher than with outputs that are a hundredth of the loss:
+not shown. The share of parameters that the paper removes cost far more than three points of AP50: that target is
+missed, and so is a speed-up of this network, which is small, of depthwise layers, and cut to odd widths."""
 
 
 def page(rows: Rows, about: str) -> None:
