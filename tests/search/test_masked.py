@@ -216,6 +216,41 @@ def test_what_is_held_is_what_would_be_computed(way):
     assert (judge._running.prefixes.start[0] > 0) is (way != "buffer")
 
 
+class Aside(nn.Module):
+    """Reads what it made by another name of its memory, which no mode sees being made: `data`, a new parameter."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+        self.stem, self.one, self.two = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        side = x.sigmoid()
+        if self.way == "parameter":
+            side = nn.Parameter(side, requires_grad=False)
+            side.mul_(2)
+        x = self.two(self.one(x).relu())
+        return self.last(x + (side.data if self.way == "data" else side))
+
+
+@pytest.mark.parametrize("way", ["data", "parameter"])
+def test_what_is_read_by_another_name_is_held(way):
+    torch.manual_seed(0)
+    net, batches = Aside(way).eval(), [(torch.randn(4, 3) * (1 + n), torch.arange(4)) for n in range(2)]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
+    )
+    judge = judge_of(net, task, batches)
+    for count in (1, 2, 3, 4):
+        small = niwaki.cut(net, plan_of(judge.graph, judge.kept({"one": count}))).eval()
+        with torch.no_grad():
+            cut = sum(4 * task.losses(small, batch)["loss"].item() for batch in batches)
+        assert judge(Candidate({}, "one", count))["loss"] == pytest.approx(cut, rel=1e-5)
+    assert judge._running.prefixes.start[0] > 0
+
+
 def test_the_uncut_network_after_a_candidate():
     judge = judge_of()
     judge(Candidate({}, "shared", 8))

@@ -134,6 +134,8 @@ class _Recorder(TorchDispatchMode):
         self.tape = Tape()
         self.parameters, self.quick = parameters, quick
         self.made: Any = WeakIdKeyDictionary()
+        self.lies: dict[int, Key] = {}
+        """Memory -> the output that has it, for what is made of outputs by ways no mode sees (`nn.Parameter(x)`)."""
         self.roots: dict[Key, int | None] = {}
         """Output that first had its memory -> the call that made this; None for a view of what was there before."""
 
@@ -151,7 +153,7 @@ class _Recorder(TorchDispatchMode):
             memory = memory_of(tensor)
             if memory in self.parameters:
                 tape.touched.setdefault(memory, number)
-            key = self.made.get(tensor)
+            key = self._key(tensor)
             if key is not None:
                 tape.last_read[key] = max(number, tape.last_read.get(key, 0))
             if id(tensor) not in written:
@@ -170,11 +172,13 @@ class _Recorder(TorchDispatchMode):
                 continue
             key = (number, place)
             base = next((t for t in given if memory_of(t) == memory_of(leaf)), None)
-            root = self.made.get(base) if base is not None else None
+            root = self._key(base) if base is not None else None
             tape.origin[key] = key if root is None else tape.origin[root]
             if root is None:
                 self.roots[key] = number if base is None else None
             self.made[leaf] = key
+            if base is None:
+                self.lies[memory_of(leaf)] = key
             if not leaf.is_floating_point() and leaf.numel() <= FEW:
                 tape.last_read[key] = ALWAYS
             noted.append(
@@ -185,8 +189,12 @@ class _Recorder(TorchDispatchMode):
         tape.calls.append(_Call(func, spec, tuple(noted)))
         return out
 
+    def _key(self, tensor: Tensor) -> Key | None:
+        found = self.made.get(tensor)
+        return self.lies.get(memory_of(tensor)) if found is None else found
+
     def _before(self, tensor: Tensor) -> bool:
-        return tensor not in self.made
+        return self._key(tensor) is None
 
     def _folded(self, number: int, args: Any) -> None:
         """Note the convolution that this norm could be folded into: the call before it but for what reads nothing."""
