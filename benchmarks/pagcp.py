@@ -39,7 +39,7 @@ SLIMMED = "network slimming"
 RATE = 3e-3
 """Of Slimming: the usual 1e-4 is for a hundred times as many steps; chosen before anything was measured."""
 FAST = Speed(channels_last=True)
-SEARCH: dict[str, Any] = {"initial_rate": 0.06, "exp": True, "rounds": 1}
+SEARCH: dict[str, Any] = {"exp": True, "rounds": 1}
 ARMS: dict[str, Any] = {
     "PAGCP": {},
     "PAGCP, gate selected": {"gate": "selected"},
@@ -89,7 +89,7 @@ def planned(model: nn.Module, task: Any, arm: str, keep: float, options: argpars
         more = {name: value for name, value in settings.items() if name not in ("summed", "turned")}
         totals = options.totals if more.get("exp", True) else (0.0,)
         for total in totals:
-            rate = {"initial_thres": total} if total else {"initial_rate": options.rate}
+            rate = {"initial_rate": options.first, "initial_thres": total} if total else {"initial_rate": options.rate}
             method = PAGCP(**{**SEARCH, "batches": options.batches, "scan": options.scan, **more, **rate})
             with turned() if settings.get("turned") else nullcontext():
                 outcome = niwaki.compress(
@@ -248,6 +248,7 @@ def main() -> None:
         parser.add_argument("--scan", default="grid", help="grid or bisect")
         parser.add_argument("--totals", nargs="+", type=float, default=list(TOTALS), help="initial_thres, in turn")
         parser.add_argument("--timed", type=int, default=8, help="pictures in a timed pass")
+        parser.add_argument("--first", type=float, default=0.06, help="initial_rate of geometric allowances")
         parser.add_argument("--rate", type=float, default=0.1, help="of equal allowances")
         parser.add_argument("--height", type=int, default=96, help="of camvid's pictures")
         parser.add_argument("--width", type=int, default=16, help="of the network on camvid")
