@@ -59,8 +59,9 @@ def page(rows: Rows) -> None:
         text += "## What the search costs\n\n" + prose("""
             Processor seconds for 19 shares of every group of the uncut network: each candidate cut and run whole
             (cutting not counted), the same with its channels last in memory, and masked, with what comes before the
-            group's first layer kept, channels last and batch norms folded in. How much may be kept is given for a
-            thousand pictures; fewer get their share of it. No candidate is refused early here, and none left out.
+            group's first layer kept, channels last and batch norms folded in. The middle share is timed, in turns, and
+            counts for all 19; the masked way's first candidate of a group counts with what is worked out once for the
+            group. How much may be kept is given for a thousand pictures; fewer get their share of it. No candidate is refused early here, and none left out.
         """)
         lines = []
         for row in speed:
