@@ -45,11 +45,11 @@ def page(rows: Rows) -> None:
             into an hour of a shared core. Differences of two points between arms may be chance.
 
             On it PAGCP does not lose least. Its drop is about that of the same share of every group (L2, uniform), and
-            above that of Taylor scores; it is less than half of what L2 norms and scales of batch norms lose when they
-            are ranked over all groups.
+            above that of Taylor scores; it is less than half of what L2 norms, scales of batch norms and network
+            slimming lose, which rank over all groups.
 
             Why is not shown: the ablations of the gate, the order, one loss for all and equal allowances are arms of
-            the script that have no rows yet, and nor has network slimming. A guess is the depth of the cut in one
+            the script that have no rows yet. A guess is the depth of the cut in one
             round. The script's searches kept 81, 74, 66, 62, 52 and 43 % of the multiply-adds with initial_thres 2, 4,
             8, 16, 32 and 64; only 128 met the budget, where the paper takes 5 or 6 and searches and trains in turns.
             Losses so far above their start are judged before batch norms are re-estimated and weights are trained.
@@ -59,9 +59,10 @@ def page(rows: Rows) -> None:
         text += "## What the search costs\n\n" + prose("""
             Processor seconds for 19 shares of every group of the uncut network: each candidate cut and run whole
             (cutting not counted), the same with its channels last in memory, and masked, with what comes before the
-            group's first layer kept, channels last and batch norms folded in. The middle share is timed, in turns, and
-            counts for all 19; the masked way's first candidate of a group counts with what is worked out once for the
-            group. How much may be kept is given for a thousand pictures; fewer get their share of it. No candidate is refused early here, and none left out.
+            group's first layer kept, channels last and batch norms folded in. The middle share is timed, in turns,
+            and counts for all 19; the masked way's first candidate of a group counts with what is worked out once for
+            the group. How much may be kept is given for a thousand pictures; fewer get their share of it. No
+            candidate is refused early here, and none left out.
         """)
         lines = []
         for row in speed:
