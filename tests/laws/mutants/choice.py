@@ -53,8 +53,8 @@ def cost_shrinks_with_one_side_only(patch: Patch) -> None:
 
 @mutant("cost", "gpt", "tied_embedding")
 def tied_parameters_are_counted_twice(patch: Patch) -> None:
-    def terms(original: Any, parameters: Any, units: Any) -> Any:
-        found = original(parameters, units)
+    def terms(original: Any, *given: Any) -> Any:
+        found = original(*given)
         return [*found, found[0]]
 
     wrap(patch, module("graph.trace"), "_parameter_terms", terms)
@@ -87,8 +87,8 @@ def only_the_first_budget_holds(patch: Patch) -> None:
 
 @mutant("floors", "chain", "residual_add")
 def floors_are_forgotten(patch: Patch) -> None:
-    def chunks(original: Any, atoms: Any, priority: Any, budgets: Any) -> Any:
-        return original(atoms, priority, tuple(replace(b, floor=1) for b in budgets))
+    def chunks(original: Any, atoms: Any, priority: Any, budgets: Any, *rest: Any) -> Any:
+        return original(atoms, priority, tuple(replace(b, floor=1) for b in budgets), *rest)
 
     wrap(patch, module("budgets.choose"), "_chunks", chunks)
 

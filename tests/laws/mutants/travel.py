@@ -56,7 +56,7 @@ def every_model_has_the_same_fingerprint(patch: Patch) -> None:
 @mutant("optimizer", "chain", "residual_add")
 def momentum_is_not_sliced(patch: Patch) -> None:
     """The right shape, the wrong slice."""
-    patch.setattr(module("surgery.optimizer"), "apply_cuts", lambda tensor, cuts, name: first_n(tensor, cuts))
+    patch.setattr(module("surgery.optimizer"), "apply_cuts", lambda tensor, cuts, name, **how: first_n(tensor, cuts))
 
 
 def after_optimizer(patch: Patch, harm: Callable[[Any], Any]) -> None:
