@@ -5,6 +5,7 @@ seeds. What each side ranks by is chosen on validation pictures (`--choose`), te
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -30,6 +31,8 @@ OURS, PEER, TAUGHT = "niwaki", "Torch-Pruning", ", logits"
 RULES: dict[str, dict[str, Any]] = {
     "L2, all widths": {},
     "L2, inner widths": {"protect": STREAMS},
+    "L2, inner widths, mean": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="mean")},
+    "L2, inner widths, uniform": {"protect": STREAMS, "how": niwaki.budgets.Uniform()},
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
     "LAMP, inner widths": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="lamp")},
     "UDFC": {"udfc": True},
@@ -151,7 +154,7 @@ def run(
 
 
 def best(rows: Rows, name: str, keep: float, side: str) -> str | None:
-    """What is best on validation pictures, of one side."""
+    """What is best on validation pictures, of one side, after the longest recovery that was tried."""
     tried = [
         row
         for row in rows.rows
@@ -159,7 +162,9 @@ def best(rows: Rows, name: str, keep: float, side: str) -> str | None:
         and (row["network"], row["keep"]) == (name, keep)
         and row["who"].startswith(side)
     ]
-    return max(tried, key=lambda row: row["val"])["who"] if tried else None
+    steps = [math.prod(int(number) for number in row["passes"].split(" x ")) for row in tried]
+    longest = [row for row, count in zip(tried, steps, strict=True) if count == max(steps)]
+    return max(longest, key=lambda row: row["val"])["who"] if tried else None
 
 
 def page(rows: Rows) -> None:
@@ -172,7 +177,7 @@ def page(rows: Rows) -> None:
         MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest
         rate, short warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's
         softened scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy
-        after a short recovery (`--choose`), of five importances of the peer and five rules of ours.
+        after a short recovery (`--choose`), of five importances of the peer and seven rules of ours.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
@@ -204,6 +209,7 @@ def main() -> None:
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of recovery (default: fp32)")
+        parser.add_argument("--rules", nargs="+", default=[""], help="of --choose: those whose name has such a part")
         parser.add_argument("--choose", action="store_true", help="try both sides' rankings, on validation pictures")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -222,6 +228,8 @@ def main() -> None:
             for keep in options.keeps:
                 if options.choose:
                     for who in (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES)):
+                        if not any(part in who for part in options.rules):
+                            continue
                         run(rows, name, keep, who, options.seeds[0], task, options)
                     continue
                 ours, peer = best(rows, name, keep, OURS), best(rows, name, keep, PEER)
