@@ -113,6 +113,7 @@ def test_the_recovery_says_how_long_the_last_training_is(task):
     found = made(METHODS[1], task, recovery=Recovery(epochs=2, limit=2, lr=0.02))
     lengths = {stage: len(history["epochs"]) for stage, history in found.details["trainings"].items()}
     assert lengths == {"dense": 1, "sparse": 1, "tune": 1, "distil": 2}
+    assert found.method["distil_epochs"] == 2  # what the report says is what was done
     assert {history["settings"]["lr"] for history in found.details["trainings"].values()} == {0.02}
     assert found.details["trainings"]["sparse"]["settings"]["decayed"] == "weights"
 

@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import nn
@@ -110,6 +110,13 @@ class Staged(Method):
         """Epochs of the trainings that follow the dense one."""
         return self.sparse_epochs, self.tune_epochs, self.distil_epochs
 
+    def asked(self, job: Job) -> Self:
+        """With the epochs of the job's recovery, where there is one, for the last training."""
+        last = next((stage for stage in (DISTIL, TUNE, SPARSE, DENSE) if getattr(self, f"{stage}_epochs")), None)
+        if job.recovery is None or last is None:
+            return self
+        return replace(self, **{f"{last}_epochs": job.recovery.epochs})
+
     def refuse(self, wanted: Request) -> None:
         """Refuse to train without data."""
         if not wanted.data:
@@ -132,6 +139,8 @@ class Staged(Method):
             InputError: no task to train on; nothing that batch norms scale; places that are none.
             BudgetError: the budgets can't be met; said before anything is trained.
         """
+        if (asked := self.asked(job)) != self:
+            return asked(job)
         steps = Steps(job, self)
         task = job.task
         assert task is not None
@@ -242,11 +251,7 @@ class Trainings:
     def __init__(self, method: Staged, job: Job, steps: Steps) -> None:
         self.job, self.steps = job, steps
         self.how = job.recovery or Recovery(decayed="weights")
-        own = {stage: getattr(method, f"{stage}_epochs") for stage in ROWS}
-        if job.recovery is not None:
-            last = next((stage for stage in (DISTIL, TUNE, SPARSE, DENSE) if own[stage]), DISTIL)
-            own[last] = job.recovery.epochs
-        self.epochs: dict[str, int] = own
+        self.epochs: dict[str, int] = {stage: getattr(method, f"{stage}_epochs") for stage in ROWS}
         self.histories: dict[str, dict[str, Any]] = {}
 
     def __call__(self, stage: str, model: nn.Module, task: Any, *, pressure: Pressure | None = None) -> None:

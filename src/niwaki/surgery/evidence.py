@@ -25,6 +25,8 @@ class Sizes:
         """How often each label is there; bool or int `[labels]`."""
         self.stays = times > 0
         """Whether each label stays; bool `[labels]`."""
+        self.grows = bool((times > 1).any())
+        """Whether any label is there more than once."""
         self._before = np.concatenate([[0], np.cumsum(times, dtype=np.int64)])
         """How many there are of the first n labels together; `[labels + 1]`."""
         self._known: dict[int, dict[int, int]] = {}

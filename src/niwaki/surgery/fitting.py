@@ -45,12 +45,16 @@ def shapes_of(graph: ChannelGraph, sizes: Sizes) -> dict[str, list[Shape]]:
 
 
 def _sized(value: Value, sizes: Sizes) -> Moved:
-    """Axes along which the labels vary: how long they are follows from the plan alone."""
-    if value.parameter is not None:
+    """Axes along which the labels vary: how long they are follows from the plan alone. Where anything grows, only those
+    that change: a view that was right is not to be saved from a number that was made wrong.
+    """
+    after = sizes.of(value)
+    if sizes.grows:
+        axes = {axis for axis, size in enumerate(value.shape) if size != after[axis]}
+    elif value.parameter is not None:
         axes = set(value.parameter.seeds)
     else:
         axes = {axis for labels in value.fields for axis in varying(labels)}
-    after = sizes.of(value)
     return tuple((axis, value.shape[axis], after[axis]) for axis in sorted(axes))
 
 
