@@ -66,7 +66,8 @@ def train(settings, folder, *, progress=None):
     how = Recovery.from_json({**settings, "folder": folder})
     history = how(model, task, progress=progress, resume=True)
     save_weights(nn.ModuleList([model, task.extra]), Path(f"{folder}.{os.environ['RANK']}"))
-    Path(f"{folder}.json").write_text(json.dumps(history.to_json()))
+    if os.environ["RANK"] == "0":  # both would write into one file
+        Path(f"{folder}.json").write_text(json.dumps(history.to_json()))
 
 
 def main(settings, folder, what):
