@@ -115,7 +115,8 @@ class Staged(Method):
         last = next((stage for stage in (DISTIL, TUNE, SPARSE, DENSE) if getattr(self, f"{stage}_epochs")), None)
         if job.recovery is None or last is None:
             return self
-        return replace(self, **{f"{last}_epochs": job.recovery.epochs})
+        more: dict[str, Any] = {f"{last}_epochs": job.recovery.epochs}
+        return replace(self, **more)
 
     def refuse(self, wanted: Request) -> None:
         """Refuse to train without data."""
