@@ -185,8 +185,8 @@ def page(rows: Rows) -> None:
         behind it by 0.5, with and without a teacher. There our ranking was ahead on validation pictures after 30 steps
         (90.5 against 89.1) and behind after 120, so what decides is not what is left right after the cut; norms
         divided by a layer's mean or the same share of every layer, which take less from early layers, were not tried
-        yet. On VGG-16-BN both sides choose LAMP and end where the other does; ours starts 3 to 4 points higher, and
-        training makes up for that. Logits are worth half a point to a whole one for both.
+        yet. On VGG-16-BN both sides choose LAMP; ours starts 3 to 4 points higher and ends within a third of a point of
+        the other's, oftener below: training makes up for it. Logits are worth up to one point for both.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
