@@ -5,10 +5,11 @@ from niwaki.distill.loss import Loss
 # isort: split
 from niwaki.distill.box_outputs import BoxOutputs, HeadOutputs, Heads, OutputTaught
 from niwaki.distill.channel_wise import ChannelWise
-from niwaki.distill.distilled import Distilled, Tap, Taught, Weighted
+from niwaki.distill.distilled import Distilled, Tap, Weighted
 from niwaki.distill.features import Features
 from niwaki.distill.logits import Logits
 from niwaki.distill.spatial_attention import SpatialAttention
+from niwaki.distill.taught import Taught
 
 __all__ = [
     "BoxOutputs",

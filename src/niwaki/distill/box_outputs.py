@@ -1,7 +1,7 @@
 """What a detector's heads put out, taught: classes of every box, and where the boxes that learn a thing lie."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from niwaki.boxes import Boxes
-from niwaki.distill.distilled import Taught
 from niwaki.distill.taps import tapped, unwrapped
+from niwaki.distill.taught import Around, Taught
 from niwaki.errors import InputError
 from niwaki.graph.skeleton import copy_with, shared
-from niwaki.measure import Measurement
 from niwaki.units import device_of
 
 
@@ -118,7 +117,7 @@ class BoxOutputs:
 
 @final
 @dataclass(frozen=True, eq=False)
-class OutputTaught:
+class OutputTaught(Around):
     """`task`, a detection, whose loss also pulls the heads' outputs towards the teacher's; all else is the task's.
 
     The teacher sees what the student sees, in evaluation mode and without gradients.
@@ -138,31 +137,6 @@ class OutputTaught:
         teacher = unwrapped(self.teacher)
         self.heads.head_places(teacher)
         object.__setattr__(self, "_frozen", copy_with(teacher, shared).eval().requires_grad_(False))
-
-    @property
-    def steps(self) -> int:
-        return self.task.steps
-
-    def late(self, epoch: int, epochs: int) -> Taught:
-        """The task that makes the batches of an epoch, where those change as a training goes on."""
-        found: Callable[[int, int], Taught] | None = getattr(self.task, "late", None)
-        return self.task if found is None else found(epoch, epochs)
-
-    def train_batches(self, seed: int) -> Iterator[Any]:
-        return self.task.train_batches(seed)
-
-    def calibration(self, n_batches: int, seed: int) -> list[Any]:
-        return self.task.calibration(n_batches, seed)
-
-    def inputs(self, batch: Any) -> Any:
-        return self.task.inputs(batch)
-
-    def example(self) -> Any:
-        return self.task.example()
-
-    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
-        """The task's own metric of `model`."""
-        return self.task.evaluate(model, split=split, limit=limit)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The task's loss and the distances, summed."""

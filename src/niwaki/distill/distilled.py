@@ -1,9 +1,8 @@
 """A task whose loss also pulls the student towards its teacher, the uncut network."""
 
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +10,13 @@ from torch import Tensor, nn
 from niwaki.distill.alignment import Kept, kept_at
 from niwaki.distill.loss import Loss, channel_axis
 from niwaki.distill.taps import OUTPUT, Heard, module_at, tapped, unwrapped
+from niwaki.distill.taught import Around, Taught
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.graph.skeleton import copy_with, shared
-from niwaki.measure import Measurement
 from niwaki.plan import Plan
 from niwaki.units import device_of, map_tensors, run
 
 Tap = str | tuple[str, str]
-
-
-class Taught(Protocol):
-    """What is asked of a task; `niwaki.tasks.Task` has it."""
-
-    @property
-    def steps(self) -> int: ...
-
-    def train_batches(self, seed: int) -> Iterator[Any]: ...
-
-    def calibration(self, n_batches: int, seed: int) -> list[Any]: ...
-
-    def inputs(self, batch: Any) -> Any: ...
-
-    def example(self) -> Any: ...
-
-    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
-
-    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement: ...
 
 
 @final
@@ -76,7 +56,7 @@ class Weighted:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Distilled:
+class Distilled(Around):
     """`task` with distillation: its loss plus weighted distances from the teacher's outputs and features.
 
     The teacher sees exactly what the student is called on (augmented, on its device), once a batch, in evaluation mode
@@ -154,31 +134,6 @@ class Distilled:
         """Those of the task, where its pictures can be mixed: the teacher sees them mixed, too."""
         found: int | None = getattr(self.task, "classes", None)
         return found
-
-    @property
-    def steps(self) -> int:
-        return self.task.steps
-
-    def late(self, epoch: int, epochs: int) -> Taught:
-        """The task that makes the batches of an epoch, where those change as a training goes on."""
-        found: Callable[[int, int], Taught] | None = getattr(self.task, "late", None)
-        return self.task if found is None else found(epoch, epochs)
-
-    def train_batches(self, seed: int) -> Iterator[Any]:
-        return self.task.train_batches(seed)
-
-    def calibration(self, n_batches: int, seed: int) -> list[Any]:
-        return self.task.calibration(n_batches, seed)
-
-    def inputs(self, batch: Any) -> Any:
-        return self.task.inputs(batch)
-
-    def example(self) -> Any:
-        return self.task.example()
-
-    def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
-        """The task's own metric of `model`; the teacher has no part in it."""
-        return self.task.evaluate(model, split=split, limit=limit)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The task's loss and the distances, weighted and summed."""
