@@ -30,6 +30,7 @@ from niwaki.pressure import Slimming
 from niwaki.search import Choice, Masked
 from niwaki.tasks import Classification, Custom, Multitask
 from niwaki.train import Checkpoints, Recovery, Speed
+from niwaki.train.settings import PRECISIONS
 from niwaki.units import run
 
 CASES = ("speed", "scan", "resnet56", "camvid")
@@ -46,14 +47,20 @@ ARMS: dict[str, Any] = {
     "PAGCP, equal allowances": {"exp": False},
     "PAGCP, cheap groups first": {"turned": True},
     "PAGCP, one loss for all": {"summed": True},
+    "PAGCP, statistics of batches": {"statistics": "batch"},
+    "PAGCP, in rounds": {"in rounds": True},
+    "PAGCP, in rounds, statistics of batches": {"in rounds": True, "statistics": "batch"},
     "L2, uniform": Magnitude(p=2, rule="uniform"),
     "L2, global": Magnitude(p=2),
     "Taylor, global": Taylor(),
     "batch-norm scales, global": NormScale(),
     SLIMMED: NormScale(),
+    "L2, uniform, in rounds": Magnitude(p=2, rule="uniform"),
+    "Taylor, global, in rounds": Taylor(),
 }
 """PAGCP with what is changed of it, and the baselines. Network slimming has a dense network of its own, trained as long
-with L1 on the scales of batch norms."""
+with L1 on the scales of batch norms. In rounds: cut and trained in turns, the epochs divided among them; baselines keep
+the same share in each."""
 
 
 def summed(task: Any, batches: list[Any]) -> Any:
@@ -79,51 +86,69 @@ def turned() -> Iterator[None]:
         Masked.choices = plain  # type: ignore[method-assign]
 
 
-def planned(model: nn.Module, task: Any, arm: str, keep: float, options: argparse.Namespace, seed: int) -> Any:
-    """The plan of one arm, what its search found, and its seconds."""
-    settings, example = ARMS[arm], task.example()
-    start, told = time.perf_counter(), None
+def searched(arm: str, total: float, options: argparse.Namespace) -> PAGCP:
+    """The method of an arm with this initial_thres; 0 where allowances are equal."""
+    settings = {name: value for name, value in ARMS[arm].items() if name not in ("summed", "turned", "in rounds")}
+    rate = {"initial_rate": options.first, "initial_thres": total} if total else {"initial_rate": options.rate}
+    rounds = {"rounds": options.rounds} if ARMS[arm].get("in rounds") else {}
+    return PAGCP(**{**SEARCH, "batches": options.batches, "scan": options.scan, **settings, **rate, **rounds})
+
+
+def compressed(
+    model: nn.Module, task: Any, arm: str, keep: float, options: argparse.Namespace, seed: int, **more: Any
+) -> tuple[Any, Any]:
+    """What one arm makes of the network, and what its search found."""
+    settings, example, told = ARMS[arm], task.example(), None
     budget = niwaki.Budget(keep, floor=options.floor)
-    if isinstance(settings, dict):
-        judged = summed(task, task.calibration(options.batches, seed)) if settings.get("summed") else task
-        more = {name: value for name, value in settings.items() if name not in ("summed", "turned")}
-        totals = options.totals if more.get("exp", True) else (0.0,)
-        for total in totals:
-            rate = {"initial_rate": options.first, "initial_thres": total} if total else {"initial_rate": options.rate}
-            method = PAGCP(**{**SEARCH, "batches": options.batches, "scan": options.scan, **more, **rate})
-            with turned() if settings.get("turned") else nullcontext():
-                outcome = niwaki.compress(
-                    model, example, method=method, budget=budget, task=judged, repair=False, seed=seed, limit=1
-                )
-            told = outcome.details["search"]["rounds"][0]
-            if told["reached"]:
-                break
-    else:
-        outcome = niwaki.compress(
-            model, example, method=settings, budget=budget, task=task, repair=False, seed=seed, limit=1
-        )
-    return outcome.plan, told, time.perf_counter() - start
+    if not isinstance(settings, dict):
+        return niwaki.compress(
+            model, example, method=settings, budget=budget, task=task, seed=seed, limit=1, **more
+        ), None  # fmt: skip
+    judged = summed(task, task.calibration(options.batches, seed)) if settings.get("summed") else task
+    for total in options.totals if settings.get("exp", True) else (0.0,):
+        with turned() if settings.get("turned") else nullcontext():
+            outcome = niwaki.compress(
+                model, example, method=searched(arm, total, options), budget=budget, task=judged, seed=seed, limit=1,
+                **more,
+            )  # fmt: skip
+        told = outcome.details["search"]["rounds"]
+        print(arm, total, len(told), outcome.plan.promised["macs"] / outcome.plan.promised["macs_before"], flush=True)
+        if told[-1]["reached"]:
+            break
+    return outcome, told
 
 
 def arm_row(
     rows: Rows, key: str, model: nn.Module, task: Any, arm: str, keep: float, seed: int, options: argparse.Namespace
 ) -> None:
-    """One row: a plan, re-estimated batch norm, and retraining as long as every other arm's."""
+    """One row: cut, re-estimated batch norm, and retraining as long as every other arm's."""
     if not rows.wanted(key):
         return
-    plan, told, seconds = planned(model, task, arm, keep, options, seed)
-    small = niwaki.cut(model, plan)
-    niwaki.repair.BatchNormStatistics()(small, (task.inputs(b) for b in task.calibration(16, seed)))
-    cut = figures(small, task)
-    how = Recovery(epochs=options.recover, lr=options.lr, seed=seed, limit=options.steps or None, speed=FAST)
-    how(small.train(), task, progress=said(key))
+    start, told, rounds = time.perf_counter(), None, arm.count("in rounds")
+    how = Recovery(
+        epochs=options.recover // options.rounds if rounds else options.recover, lr=options.lr, seed=seed,
+        limit=options.steps or None, speed=Speed(channels_last=True, precision=options.precision),
+    )  # fmt: skip
+    values: dict[str, Any] = {"arm": arm, "keep": keep, "precision": options.precision}
+    if not rounds:
+        outcome, told = compressed(model, task, arm, keep, options, seed, repair=False)
+        seconds, small = time.perf_counter() - start, niwaki.cut(model, outcome.plan)
+        niwaki.repair.BatchNormStatistics()(small, (task.inputs(b) for b in task.calibration(16, seed)))
+        values["cut"] = figures(small, task)
+        how(small.train(), task, progress=said(key))
+    elif isinstance(ARMS[arm], dict):
+        outcome, told = compressed(model, task, arm, keep, options, seed, recovery=how)
+        seconds, small = time.perf_counter() - start, outcome.model
+    else:
+        small = model
+        for _ in range(options.rounds):
+            small = compressed(small, task, arm, keep ** (1 / options.rounds), options, seed, recovery=how)[0].model
+        seconds = time.perf_counter() - start
     example = task.example().to(options.device)
-    values = {
-        "arm": arm,
-        "keep": keep,
-        "macs": plan.promised["macs"] / plan.promised["macs_before"],
-        "params": plan.promised["params"] / plan.promised["params_before"],
-        "cut": cut,
+    whole, now = (niwaki.trace(net, task.example()) for net in (model, small))
+    values |= {
+        "macs": now.macs / whole.macs,
+        "params": now.params / whole.params,
         "after": figures(small.eval(), task),
         "latency ratio": faster(model, small, at_batch(example, options.timed)),
         "timed": options.timed,
@@ -132,12 +157,14 @@ def arm_row(
         "device": options.device,
     }
     if told is not None:
-        widths = {
-            s["group"]: (s["size"], 0 if s["accepted"] is None else s["trials"][s["accepted"]]["count"])
-            for s in told["steps"]
-        }
-        values |= {"reached": told["reached"], "allowances": told["allowances"], "groups": widths}
-        values["evaluations"] = sum(len(step["trials"]) for step in told["steps"])
+        steps = [step for one in told for step in one["steps"]]
+        gone = {step["group"]: 0 for step in steps}
+        for step in steps:
+            gone[step["group"]] += 0 if step["accepted"] is None else step["trials"][step["accepted"]]["count"]
+        sizes = {step["group"]: step["size"] for step in reversed(steps)}
+        values |= {"reached": told[-1]["reached"], "allowances": told[-1]["allowances"], "rounds": len(told)}
+        values["groups"] = {group: (size, gone[group]) for group, size in sizes.items()}
+        values["evaluations"] = sum(len(step["trials"]) for step in steps)
     rows.add(key, values, seed=seed, threads=options.threads)
 
 
@@ -186,6 +213,12 @@ def trained(options: argparse.Namespace, seed: int, task: Any, rate: float = 0.0
     return model.eval()
 
 
+def share(rows: Rows, key: str, arm: str, options: argparse.Namespace) -> float:
+    """Of multiply-adds that an arm keeps: the baselines as many as PAGCP reached."""
+    made = rows.get(key.removesuffix(arm) + ("PAGCP, in rounds" if "in rounds" in arm else "PAGCP"))
+    return options.keep if arm.startswith("PAGCP") or made is None else made["macs"]
+
+
 def run_camvid(rows: Rows, options: argparse.Namespace) -> None:
     splits = camvid(options.height)
     name = name_of(options)
@@ -200,9 +233,8 @@ def run_camvid(rows: Rows, options: argparse.Namespace) -> None:
         firsts = {head.name: next(v for n, v in dense.items() if n.startswith(head.name)) for head in task.heads}
         judged = Multitask(splits, heads(), batch=options.batch, reference=firsts)
         for arm in options.arms:
-            made = rows.get(f"{name}, keep {options.keep}, seed {seed}, PAGCP")
-            keep = options.keep if arm.startswith("PAGCP") or made is None else made["macs"]  # equal to what it reached
             key = f"{name}, keep {options.keep}, seed {seed}, {arm}"
+            keep = share(rows, key, arm, options)
             whole = trained(options, seed, task, RATE) if arm == SLIMMED and rows.wanted(key) else model
             arm_row(rows, key, whole, judged, arm, keep, seed, options)
 
@@ -232,9 +264,7 @@ def run_resnet56(rows: Rows, options: argparse.Namespace) -> None:
             key = (
                 f"resnet56, keep {options.keep}, {options.recover} x {options.steps or task.steps}, seed {seed}, {arm}"
             )
-            made = rows.get(key.removesuffix(arm) + "PAGCP")
-            keep = options.keep if arm.startswith("PAGCP") or made is None else made["macs"]
-            arm_row(rows, key, model, task, arm, keep, seed, options)
+            arm_row(rows, key, model, task, arm, share(rows, key, arm, options), seed, options)
 
 
 def main() -> None:
@@ -255,7 +285,9 @@ def main() -> None:
         parser.add_argument("--epochs", type=int, default=60, help="of the uncut network on camvid")
         parser.add_argument("--dense-lr", type=float, default=0.05)
         parser.add_argument("--recover", type=int, default=10, help="epochs of retraining")
+        parser.add_argument("--rounds", type=int, default=3, help="of arms in rounds (default: %(default)s)")
         parser.add_argument("--lr", type=float, default=0.01, help="highest rate of retraining")
+        parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of retraining (default: fp32)")
         parser.add_argument("--steps", type=int, default=0, help="most steps of each training (default: all)")
         parser.add_argument("--scan-rate", type=float, default=0.06, help="initial_rate of the case scan")
         parser.add_argument("--scan-total", type=float, default=16.0, help="initial_thres of the case scan")

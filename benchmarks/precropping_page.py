@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, final
 
-from rows import Rows, prose, table
+from rows import Rows, prose, svg, table
 
 ARMS = {
     "dense": "the whole network",
@@ -218,15 +218,6 @@ def widths_picture(found: list[Row]) -> str:
             colour = "#b9c2bd" if share == 1 else COLOURS["e"]
             body.append(f'<rect {place} width="{0.8 * step:.1f}" height="{tall:.1f}" fill="{colour}"/>')
     return svg(body, left + wide + 20, 20 + len(found) * (high + 26))
-
-
-def svg(body: list[str], wide: int, high: int) -> str:
-    """A picture of these parts on white."""
-    style = ".head{font-weight:600}.frame{fill:none;stroke:#8d9791}.grid{stroke:#dfe4e1}text{font:12px sans-serif}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}"><style>{style}</style>'
-        '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(body) + "</svg>\n"
-    )
 
 
 def picture(parts: dict[tuple[Any, ...], list[Row]]) -> str:

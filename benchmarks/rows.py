@@ -108,6 +108,15 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
     )
 
 
+def svg(body: list[str], wide: int, high: int) -> str:
+    """A picture of these parts on white."""
+    style = ".head{font-weight:600}.frame{fill:none;stroke:#8d9791}.grid{stroke:#dfe4e1}text{font:12px sans-serif}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide}" height="{high}"><style>{style}</style>'
+        '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(body) + "</svg>\n"
+    )
+
+
 def prose(text: str) -> str:
     """Paragraphs of a page: lines joined, blank lines kept."""
     return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n")) + "\n\n"

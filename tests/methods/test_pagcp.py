@@ -248,6 +248,24 @@ def test_other_ways(method):
     assert outcome.receipt.passed and outcome.plan.promised["macs"] < outcome.plan.promised["macs_before"]
 
 
+def test_losses_by_the_statistics_of_the_batch():
+    told = {}
+    for statistics in ("running", "batch"):
+        outcome = run(PAGCP(initial_rate=0.3, statistics=statistics), 0.7)
+        told[statistics] = outcome.details["search"]["rounds"][0]["base"]
+        assert outcome.receipt.passed
+    model = made().eval()
+    for statistics, base in told.items():
+        model.norm.train(statistics == "batch")
+        with torch.no_grad():
+            sums = [losses(model, b) for b in BATCHES]
+        assert base == pytest.approx({name: 6 * sum(float(one[name]) for one in sums) for name in base}, rel=1e-5)
+        model = made().eval()
+    assert told["running"] != pytest.approx(told["batch"])
+    with pytest.raises(InputError, match="statistics"):
+        PAGCP(statistics="mine")
+
+
 def test_widths_are_multiples_and_floors_hold():
     outcome = run(PAGCP(initial_rate=0.5, round_to=4), 0.2)
     assert outcome.plan.kept and all(len(kept) % 4 == 0 for kept in outcome.plan.kept.values())

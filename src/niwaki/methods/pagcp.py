@@ -30,6 +30,7 @@ from niwaki.repair import BatchNormStatistics
 from niwaki.scores.score import describe, known
 from niwaki.search import Found, Geometric, Greedy, Masked, Step, best_share
 from niwaki.search.greedy import Choice, Gate, Scan
+from niwaki.search.masked import Statistics
 from niwaki.surgery import cut, surgery_of
 from niwaki.train.processes import told_by_first
 from niwaki.units import tensors_in
@@ -92,11 +93,14 @@ class PAGCP(Method):
     """Where an axis is a grid: whole rows (heads, groups) or equally many columns of every row."""
     exact_only: bool = False
     """Leave groups whole whose removal changes more than zeroing does."""
+    statistics: Statistics = "running"
+    """What batch norms normalise by while candidates are judged: what they ran up in training, as published, or what
+    each batch itself has (batch): losses are then nearer to those after statistics are estimated again (ours)."""
     memory: float = 2.0
     """GiB that may be held of what earlier layers put out, so that it is not computed again."""
 
     def __post_init__(self) -> None:
-        known(self, prunemethod=("L1", "L2"), grids=("rows", "columns"))
+        known(self, prunemethod=("L1", "L2"), grids=("rows", "columns"), statistics=("running", "batch"))
         Greedy(gate=self.gate, scan=self.scan, multiple=self.round_to)
         self.allowances(0)
         if not 0 < self.topk <= 1:
@@ -203,6 +207,7 @@ class PAGCP(Method):
             alive=alive,
             memory=int(self.memory * GIB),
             nonnegative=job.task.nonnegative,
+            statistics=self.statistics,
         )
         floors = [budget.floor for budget in job.budget]
         choices = [

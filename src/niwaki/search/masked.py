@@ -1,7 +1,8 @@
 """The judge of a search: losses of a network with some channels at zero, which are those of the network cut."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, final
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, final
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from niwaki.scores import Scores
 from niwaki.search.greedy import Candidate, Choice, Partial
 from niwaki.search.prefix import Prefixes
 from niwaki.surgery import cut
+from niwaki.surgery.exported import Exported
 from niwaki.surgery.mask import zero_
 from niwaki.units import tensors_in
 
@@ -28,6 +30,7 @@ SAFE = 1 + 1e-9
 """How far above its bound a sum has to be to end an evaluation: rounding in another order decides nothing."""
 TRIED = 0.3
 """Share of a group that its contribution is measured by."""
+Statistics = Literal["running", "batch"]
 
 
 class Losses(Protocol):
@@ -66,9 +69,12 @@ class Masked:
             that says the same of the first batch.
         nonnegative: whether no loss of a batch is ever below 0: then a candidate with bounds is left as soon as the
             batches seen are above one of them, those first that weigh most.
+        statistics: what batch norms normalise by: their running statistics, or those of each batch itself, which are
+            the candidate's own as if they had been estimated again.
 
     Raises:
-        InputError: no batches; later, a loss below 0 where none was to be.
+        InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a network that is
+            cut as an exported graph.
     """
 
     def __init__(
@@ -85,11 +91,12 @@ class Masked:
         memory: int = 2 << 30,
         quick: bool = True,
         nonnegative: bool = False,
+        statistics: Statistics = "running",
     ) -> None:
         if not batches:
             raise InputError("search by losses", found="no batches", do="give at least one")
         self.model, self.graph, self.task, self.batches = model, graph, task, batches
-        self.norm, self.memory = norm, memory
+        self.norm, self.memory, self.statistics = norm, memory, statistics
         self.quick, self._proved, self.nonnegative = quick, False, nonnegative
         self.heavy = list(range(len(batches)))
         """Batches, those first that made up the most of a loss when all were last seen."""
@@ -265,6 +272,12 @@ class _Network:
         self.maskable = True
         """Whether more of it can be zeroed, by the names of the whole one's tensors."""
         self.model, self.physical = self._made(alive)
+        if judge.statistics == "batch" and isinstance(self.model, Exported):
+            raise InputError(
+                f"search in {type(judge.model).__name__} by statistics of batches",
+                found="it is cut as an exported graph, where batch norms can't be told apart",
+                do=("give ", Setting("statistics", "running")),
+            )
         self.own = dict(self.model.named_parameters())
         where = judge.task
         self.prefixes = Prefixes(
@@ -321,7 +334,7 @@ class _Network:
         sums: dict[int, dict[str, float]] = {}
         bounds = (bounds or {}) if judge.nonnegative else {}
         judge.asked += 1
-        with evaluating(self.model):
+        with self._judged():
             torch.manual_seed(judge.asked)  # what draws numbers says another loss every time, and is found out
             for number in judge.heavy if most is None else range(most):
                 batch = judge.batches[number]
@@ -339,6 +352,21 @@ class _Network:
             judge.weigh(sums)
         return _total(sums)
 
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Inside, the network is as losses are asked of it; no statistics change."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        tracked = [norm.track_running_stats for norm in norms]
+        with evaluating(self.model):
+            try:
+                if self.judge.statistics == "batch":
+                    for norm in norms:
+                        norm.training, norm.track_running_stats = True, False
+                yield
+            finally:
+                for norm, tracks in zip(norms, tracked, strict=True):
+                    norm.track_running_stats = tracks
+
     def _whole(self) -> None:
         """What a candidate zeroed is as it was."""
         with torch.no_grad():
@@ -354,7 +382,7 @@ class _Network:
         touched = {a.tensor for a in graph.axes if a.tensor in self.own and (left[a.units] != there[a.units]).any()}
         self.changed = {name: self.own[name].detach().clone() for name in sorted(touched)}
         self.group = group
-        with evaluating(self.model):
+        with self._judged():
             if self.judge.quick and not self.judge._proved:
                 self.judge.quick, self.judge._proved = self.prefixes.proved(), True
             self.prefixes.begin([self.own[name] for name in self.changed])
