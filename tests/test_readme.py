@@ -241,6 +241,10 @@ def test_tables_show_what_rows_say_and_dashes_for_the_rest(tables, tmp_path):
         (cards / f"{title.lower()}.md").write_text(f"---\n{matter}---\n")
     assert "Not measured yet" in tables.overview(tmp_path) and "| - | - | - |" in tables.overview(tmp_path)
     assert tables.card_table(tmp_path, "Random") == "Not yet measured."
+    taylor = cards / "taylor.md"
+    taylor.write_text(taylor.read_text().replace("status: trial\n", "status: trial\nbenchmark: pagcp\n"))
+    assert "| s | trial | - | - | [elsewhere](docs/benchmarks/pagcp.md) |" in tables.overview(tmp_path)
+    assert "(../../benchmarks/pagcp.md)" in tables.card_table(tmp_path, "Taylor", "pagcp")
     same = {"network": "resnet20", "command": "python benchmarks/cifar.py", "commit": "abc"}
     cut = {
         **same,

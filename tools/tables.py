@@ -4,7 +4,8 @@
     python tools/tables.py --check    say what is out of date, and exit 1
 
 Sources: the front matter of docs/cards/<role>/<name>.md, and the rows in benchmarks/results/cifar.jsonl, which
-benchmarks/cifar.py makes. What was not measured shows as "-".
+benchmarks/cifar.py makes. What was not measured shows as "-"; `benchmark: NAME` in a card's front matter names the page
+of docs/benchmarks that a method without rows there has its figures in.
 """
 
 import argparse
@@ -137,6 +138,8 @@ def overview(root: Path) -> str:
             seeds = len(entry.get("cut", []))
             name = f"[{label}](docs/cards/methods/{card.name})" + (f", {seeds} seeds" if seeds > 1 else "")
             figures = (mean(entry.get("cut")), mean(entry.get("batch norm")), recovered(entry))
+            if not entry and "benchmark" in matter:
+                figures = ("-", "-", f"[elsewhere](docs/benchmarks/{matter['benchmark']}.md)")
             lines.append((name, matter["source"], matter["status"], *figures))
     heads = ("method", "source", "status", "after the cut", "+ batch norm", "+ training")
     text = table(heads, lines, right=3)
@@ -149,12 +152,13 @@ def overview(root: Path) -> str:
     )
 
 
-def card_table(root: Path, title: str) -> str:
-    """The measured table of one method's card."""
+def card_table(root: Path, title: str, benchmark: str | None = None) -> str:
+    """The measured table of one method's card; `benchmark` is the page of its own, where it has one."""
     rows = rows_of(root)
     found = measured(rows, title)
     if not found:
-        return "Not yet measured."
+        elsewhere = f"In [its own benchmark](../../benchmarks/{benchmark}.md), not beside the others on CIFAR-10."
+        return elsewhere if benchmark else "Not yet measured."
     lines = []
     for network in networks_of(rows):
         for (where, label), entry in found.items():
@@ -212,7 +216,8 @@ def pages(root: Path) -> dict[Path, str]:
     }
     for card in cards_of(root, "methods"):
         text = card.read_text(encoding="utf-8")
-        made[card] = filled(text, f"measured:{card.stem}", card_table(root, front_matter(card)["title"]))
+        matter = front_matter(card)
+        made[card] = filled(text, f"measured:{card.stem}", card_table(root, matter["title"], matter.get("benchmark")))
     return made
 
 
