@@ -180,7 +180,7 @@ def card_table(root: Path, title: str, benchmark: str | None = None) -> str:
 
 def catalogue(root: Path) -> str:
     """docs/methods.md: everything that has a card."""
-    text = CATALOGUE.format(overview(root).replace("(docs/", "(").replace("(benchmarks/", "(../benchmarks/"))
+    text = CATALOGUE.format(overview(root).replace("(benchmarks/", "(../benchmarks/").replace("(docs/", "("))
     for role, heading in ROLES.items():
         cards = cards_of(root, role)
         if not cards:
