@@ -1,8 +1,9 @@
 """PAGCP beside plain baselines at equal multiply-adds and equal retraining, and what its search costs.
 
 Cases: `camvid`, a network of three decoders on street scenes (classes, boundaries, distance to the next boundary; the
-last two worked out from the masks); `resnet56`, the trained network on CIFAR-10; `speed`, evaluations of the search on
-ResNet-50 beside the plain way; `scan`, halving beside shares in turn, on the trained networks of the first two.
+last two worked out from the masks); `coco`, a trained detector with a decoder of masks, judged by the parts of its loss
+(box, objectness, class) and by the masks; `resnet56`, the trained network on CIFAR-10; `speed`, evaluations of the
+search on ResNet-50 beside the plain way; `scan`, halving beside shares in turn, on the networks of camvid and resnet56.
 Everything is chosen on training pictures; test pictures are for the report alone.
 """
 
@@ -33,7 +34,7 @@ from niwaki.train import Checkpoints, Recovery, Speed
 from niwaki.train.settings import PRECISIONS
 from niwaki.units import run
 
-CASES = ("speed", "scan", "resnet56", "camvid")
+CASES = ("speed", "scan", "resnet56", "camvid", "coco")
 TOTALS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """initial_thres is the first of these with which one search meets the budget; by training losses alone."""
 SLIMMED = "network slimming"
@@ -128,6 +129,7 @@ def arm_row(
     how = Recovery(
         epochs=options.recover // options.rounds if rounds else options.recover, lr=options.lr, seed=seed,
         limit=options.steps or None, speed=Speed(channels_last=True, precision=options.precision),
+        clip=options.clip or None,
     )  # fmt: skip
     values: dict[str, Any] = {"arm": arm, "keep": keep, "precision": options.precision}
     if not rounds:
@@ -239,6 +241,26 @@ def run_camvid(rows: Rows, options: argparse.Namespace) -> None:
             arm_row(rows, key, whole, judged, arm, keep, seed, options)
 
 
+def run_coco(rows: Rows, options: argparse.Namespace) -> None:
+    import coco_multitask  # asks for what reads boxes
+
+    name = f"coco {options.size}, {options.recover} x {options.steps or 'all'}"
+    loaded, task = coco_multitask.coco(options)
+    for seed in options.seeds:
+        model = coco_multitask.trained(loaded, task, options, seed).to(options.device)
+        dense = figures(model, task)
+        if rows.wanted(f"{name}, seed {seed}, dense"):
+            rows.add(
+                f"{name}, seed {seed}, dense", {"arm": "dense", "after": dense}, seed=seed, threads=options.threads
+            )
+        judged = coco_multitask.compared(task, dense)
+        for arm in options.arms:
+            if arm == SLIMMED:  # the network is given
+                continue
+            key = f"{name}, keep {options.keep}, seed {seed}, {arm}"
+            arm_row(rows, key, model, judged, arm, share(rows, key, arm, options), seed, options)
+
+
 def resnet56(options: argparse.Namespace) -> tuple[nn.Module, Any]:
     """The trained network and its task."""
     from udfc import network
@@ -274,7 +296,7 @@ def main() -> None:
         parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--batches", type=int, default=8, help="that losses are summed over")
-        parser.add_argument("--batch", type=int, default=8, help="pictures in a batch of camvid")
+        parser.add_argument("--batch", type=int, default=8, help="pictures in a batch of camvid, coco")
         parser.add_argument("--scan", default="grid", help="grid or bisect")
         parser.add_argument("--totals", nargs="+", type=float, default=list(TOTALS), help="initial_thres, in turn")
         parser.add_argument("--timed", type=int, default=8, help="pictures in a timed pass")
@@ -282,11 +304,14 @@ def main() -> None:
         parser.add_argument("--rate", type=float, default=0.1, help="of equal allowances")
         parser.add_argument("--height", type=int, default=96, help="of camvid's pictures")
         parser.add_argument("--width", type=int, default=16, help="of the network on camvid")
-        parser.add_argument("--epochs", type=int, default=60, help="of the uncut network on camvid")
+        parser.add_argument("--epochs", type=int, default=60, help="of the uncut network on camvid, of coco's decoder")
         parser.add_argument("--dense-lr", type=float, default=0.05)
+        parser.add_argument("--size", type=int, default=256, help="of coco's frame")
+        parser.add_argument("--masks", type=float, default=5.0, help="weight of coco's masks in training")
         parser.add_argument("--recover", type=int, default=10, help="epochs of retraining")
         parser.add_argument("--rounds", type=int, default=3, help="of arms in rounds (default: %(default)s)")
         parser.add_argument("--lr", type=float, default=0.01, help="highest rate of retraining")
+        parser.add_argument("--clip", type=float, default=0.0, help="largest norm of gradients in retraining; 0: any")
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of retraining (default: fp32)")
         parser.add_argument("--steps", type=int, default=0, help="most steps of each training (default: all)")
         parser.add_argument("--scan-rate", type=float, default=0.06, help="initial_rate of the case scan")
@@ -305,7 +330,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows("pagcp", fresh=options.fresh, packages=("torchvision", "scipy"), draft=options.draft)
     if not options.table:
-        runs = {"camvid": run_camvid, "resnet56": run_resnet56, "speed": run_speed, "scan": run_scans}
+        runs = {
+            "camvid": run_camvid, "resnet56": run_resnet56, "speed": run_speed, "scan": run_scans, "coco": run_coco
+        }  # fmt: skip
         for case in options.only or CASES:
             runs[case](rows, options)
     if not options.draft:

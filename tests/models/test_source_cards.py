@@ -27,6 +27,7 @@ BLOCKS = {
         "classification": niwaki.tasks.Classification,
         "custom": niwaki.tasks.Custom,
         "detection": niwaki.tasks.Detection,
+        "joined": niwaki.tasks.Joined,
         "language_modelling": niwaki.tasks.LanguageModelling,
         "long_text": niwaki.tasks.LongText,
         "multitask": niwaki.tasks.Multitask,

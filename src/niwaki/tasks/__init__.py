@@ -10,6 +10,7 @@ from niwaki.tasks.classification import Classification
 from niwaki.tasks.custom import Custom
 from niwaki.tasks.detection import Detection, Reading
 from niwaki.tasks.facts import Facts
+from niwaki.tasks.joined import Joined
 from niwaki.tasks.language_modelling import LanguageModelling
 from niwaki.tasks.long_text import LongText
 from niwaki.tasks.multitask import Multitask
@@ -28,6 +29,7 @@ __all__ = [
     "Detector",
     "Facts",
     "Head",
+    "Joined",
     "LanguageModelling",
     "LongText",
     "Multitask",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.heads import Head
-from niwaki.tasks.outputs import outputs_of
+from niwaki.tasks.outputs import named_outputs, outputs_of
 from niwaki.tasks.parts import part_of
 from niwaki.units import device_of
 
@@ -172,15 +172,7 @@ class Multitask(Task):
     def _outputs(self, model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         output = outputs_of(model, inputs)
         names = [head.name for head in self.heads]
-        if isinstance(output, Mapping):
-            listed: list[Any] = [output.get(name) for name in names]
-        elif isinstance(output, (tuple, list)) and len(output) == len(names) and not hasattr(output, "_fields"):
-            listed = list(output)
-        elif isinstance(output, Tensor) and len(names) == 1:
-            listed = [output]
-        else:
-            listed = [getattr(output, name, None) for name in names]
-        by_name = dict(zip(names, listed, strict=True))
+        by_name = named_outputs(output, names)
         if missing := [name for name, value in by_name.items() if not isinstance(value, Tensor)]:
             found = f"a {type(output).__name__} without {', '.join(missing)}"
             do = f"return a dictionary with {', '.join(names)}, or a tuple in this order"

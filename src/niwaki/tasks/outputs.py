@@ -1,5 +1,6 @@
 """Running a network on a batch, and where the scores are in what it puts out."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,20 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Any:
     except torch.OutOfMemoryError as cause:
         found = f"no memory left on {like.device} for a batch of {len(inputs)}"
         raise OutOfMemoryError("run the model", found=found, do="use a smaller batch") from cause
+
+
+def named_outputs(output: Any, names: Sequence[str]) -> dict[str, Any]:
+    """What a model puts out under each name: in a mapping, as named fields, in their order in a tuple or list, or as
+    the one tensor of one name; None where there is nothing."""
+    if isinstance(output, Mapping):
+        listed: list[Any] = [output.get(name) for name in names]
+    elif isinstance(output, (tuple, list)) and len(output) == len(names) and not hasattr(output, "_fields"):
+        listed = list(output)
+    elif isinstance(output, Tensor) and len(names) == 1:
+        listed = [output]
+    else:
+        listed = [getattr(output, name, None) for name in names]
+    return dict(zip(names, listed, strict=True))
 
 
 def logits_of(output: Any, shape: str = "[batch, classes]") -> Tensor:
