@@ -100,7 +100,7 @@ def compressed(
 ) -> tuple[Any, Any]:
     """What one arm makes of the network, and what its search found."""
     settings, example, told = ARMS[arm], task.example(), None
-    budget = niwaki.Budget(keep, floor=options.floor)
+    budget = tuple(niwaki.Budget(keep, of=of, floor=options.floor) for of in options.of)
     if not isinstance(settings, dict):
         return niwaki.compress(
             model, example, method=settings, budget=budget, task=task, seed=seed, limit=1, **more
@@ -283,15 +283,15 @@ def run_resnet56(rows: Rows, options: argparse.Namespace) -> None:
         for arm in options.arms:
             if arm == SLIMMED:  # the network is given
                 continue
-            key = (
-                f"resnet56, keep {options.keep}, {options.recover} x {options.steps or task.steps}, seed {seed}, {arm}"
-            )
+            keep = f"keep {options.keep}" + (f" of {' and '.join(options.of)}" if options.of != ["macs"] else "")
+            key = f"resnet56, {keep}, {options.recover} x {options.steps or task.steps}, seed {seed}, {arm}"
             arm_row(rows, key, model, task, arm, share(rows, key, arm, options), seed, options)
 
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--keep", type=float, default=0.4, help="share of MACs (default: %(default)s)")
+        parser.add_argument("--of", nargs="+", default=["macs"], help="what is held to it (default: macs)")
         parser.add_argument("--floor", type=float, default=0.05, help="share of each group (default: %(default)s)")
         parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
