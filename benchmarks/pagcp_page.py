@@ -27,22 +27,27 @@ def page(rows: Rows) -> None:
             case = row["key"].partition(", seed ")[0]
             cases.setdefault((case, row["arm"]), []).append(row)
     for case in dict.fromkeys(case for case, _ in cases):
+        arms = {arm: same for (name, arm), same in cases.items() if name == case}
+        arms = dict(sorted(arms.items(), key=lambda item: (not item[0].startswith("PAGCP"), item[0])))
+        names = [name for name in next(iter(arms.values()))[0]["after"] if name not in ("gain", "score")]
+        whole = [
+            row for row in rows.rows if row["arm"] == "dense" and row["key"].startswith(case.partition(", keep")[0])
+        ]
         lines = []
-        for (name, arm), same in cases.items():
-            if name != case:
-                continue
-            names = list(same[0]["after"])
-            cells = [spread([-row["after"][n] if n == "gain" else row["after"][n] for row in same]) for n in names]
-            shared = (
-                f"{same[0]['macs']:.3f}",
-                f"{same[0]['params']:.3f}",
-                f"{statistics.median(row['latency ratio'] for row in same):.2f}",
-            )
-            lines.append((arm, *shared, *cells, len(same)))
-        heads_ = [("drop, %" if n == "gain" else n.replace("_", " ")) for n in names]
+        if whole:
+            lines.append(("uncut", "1", "1", "1", *(figure(whole, name) for name in names), "", "", len(whole)))
+        for arm, same in arms.items():
+            shares = f"{same[0]['macs']:.3f}", f"{same[0]['params']:.3f}"
+            faster = f"{statistics.median(row['latency ratio'] for row in same):.2f}"
+            at_cut = [-row["cut"]["gain"] for row in same if "gain" in row.get("cut", {})]
+            drop = spread([-row["after"]["gain"] for row in same]) if "gain" in same[0]["after"] else ""
+            cells = (*(figure(same, name) for name in names), spread(at_cut) if at_cut else "", drop)
+            lines.append((arm, *shares, faster, *cells, len(same)))
+        heads_ = [*(name.replace("_", " ") for name in names), "drop before training, %", "drop, %"]
         text += f"## {case}\n\n" + table(("arm", "MACs", "params", "times faster", *heads_, "seeds"), lines) + "\n\n"
-        drops = {arm: [-r["after"]["gain"] for r in same if "gain" in r["after"]] for (n, arm), same in cases.items()
-                 if n == case}  # fmt: skip
+        drops = {
+            arm: [-row["after"]["gain"] for row in same] for arm, same in arms.items() if "gain" in same[0]["after"]
+        }
         if any(len(found) > 1 for found in drops.values()):
             name = f"pagcp_{case.replace(', ', '_').replace(' ', '_')}.svg"
             rows.page.with_name(name).write_text(picture(drops), encoding="utf-8")
@@ -131,6 +136,10 @@ def picture(drops: dict[str, list[float]]) -> str:
             f'<circle cx="{across(one):.1f}" cy="{y:.1f}" r="3.5" fill="{colour}" opacity="0.7"/>' for one in found
         ]
     return svg(body, left + wide + 30, below + 30)
+
+
+def figure(same: list[dict[str, Any]], name: str) -> str:
+    return spread([row["after"][name] for row in same])
 
 
 def spread(values: list[float]) -> str:
