@@ -50,6 +50,7 @@ ARMS: dict[str, Any] = {
     "PAGCP, one loss for all": {"summed": True},
     "PAGCP, statistics of batches": {"statistics": "batch"},
     "PAGCP, in rounds": {"in rounds": True},
+    "PAGCP, in rounds, floor 0.25": {"in rounds": True, "floor": 0.25},
     "PAGCP, in rounds, statistics of batches": {"in rounds": True, "statistics": "batch"},
     "L2, uniform": Magnitude(p=2, rule="uniform"),
     "L2, global": Magnitude(p=2),
@@ -62,6 +63,10 @@ ARMS: dict[str, Any] = {
 """PAGCP with what is changed of it, and the baselines. Network slimming has a dense network of its own, trained as long
 with L1 on the scales of batch norms. In rounds: cut and trained in turns, the epochs divided among them; baselines keep
 the same share in each."""
+
+
+BESIDE = ("summed", "turned", "in rounds", "floor")
+"""What an arm changes beside PAGCP's own settings."""
 
 
 def summed(task: Any, batches: list[Any]) -> Any:
@@ -89,7 +94,7 @@ def turned() -> Iterator[None]:
 
 def searched(arm: str, total: float, options: argparse.Namespace) -> PAGCP:
     """The method of an arm with this initial_thres; 0 where allowances are equal."""
-    settings = {name: value for name, value in ARMS[arm].items() if name not in ("summed", "turned", "in rounds")}
+    settings = {name: value for name, value in ARMS[arm].items() if name not in BESIDE}
     rate = {"initial_rate": options.first, "initial_thres": total} if total else {"initial_rate": options.rate}
     rounds = {"rounds": options.rounds} if ARMS[arm].get("in rounds") else {}
     return PAGCP(**{**SEARCH, "batches": options.batches, "scan": options.scan, **settings, **rate, **rounds})
@@ -100,7 +105,8 @@ def compressed(
 ) -> tuple[Any, Any]:
     """What one arm makes of the network, and what its search found."""
     settings, example, told = ARMS[arm], task.example(), None
-    budget = tuple(niwaki.Budget(keep, of=of, floor=options.floor) for of in options.of)
+    floor = settings.get("floor", options.floor) if isinstance(settings, dict) else options.floor
+    budget = tuple(niwaki.Budget(keep, of=of, floor=floor) for of in options.of)
     if not isinstance(settings, dict):
         return niwaki.compress(
             model, example, method=settings, budget=budget, task=task, seed=seed, limit=1, **more
