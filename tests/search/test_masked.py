@@ -14,6 +14,7 @@ from niwaki.errors import CannotCutError, InputError
 from niwaki.graph.plans import plan_of
 from niwaki.search import Candidate, Greedy, Masked, Partial
 from niwaki.search.prefix import Prefixes, memory_of
+from niwaki.surgery import surgery_of
 
 CLASSES = 5
 
@@ -497,7 +498,15 @@ def test_statistics_of_the_batch_in_an_exported_graph():
     task = SimpleNamespace(
         losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
     )
-    judge = judge_of(Written().eval(), task, batches, statistics="batch")
+    net = Written().eval()
+    judge = Masked(net, niwaki.trace(net, batches[0][0]), task, batches, statistics="batch")
     (choice,) = judge.choices()
-    with pytest.raises(InputError, match=r"statistics of batches.*exported graph.*statistics='running'"):
-        judge(Candidate({choice.name: 3}))
+    small = niwaki.cut(net, plan_of(judge.graph, judge.kept({choice.name: 3})))
+    assert surgery_of(small).door == "exported"
+    with torch.no_grad():
+        running, batch = (task.losses(small.train(mode), batches[0])["loss"].item() for mode in (False, True))
+    for candidate in (Candidate({}, choice.name, 3), Candidate({choice.name: 3}), Candidate({choice.name: 3})):
+        assert judge(candidate)["loss"] == pytest.approx(4 * batch, rel=1e-5) != pytest.approx(4 * running, rel=1e-3)
+    of_one = judge_of(net, task, batches, statistics="batch")  # of one row batch norm has no statistics
+    with pytest.raises(InputError, match=r"statistics of batches.*not be exported in training mode.*'running'"):
+        of_one(Candidate({choice.name: 3}))

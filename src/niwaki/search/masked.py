@@ -70,11 +70,12 @@ class Masked:
         nonnegative: whether no loss of a batch is ever below 0: then a candidate with bounds is left as soon as the
             batches seen are above one of them, those first that weigh most.
         statistics: what batch norms normalise by: their running statistics, or those of each batch itself, which are
-            the candidate's own as if they had been estimated again.
+            the candidate's own as if they had been estimated again. Where a network is cut as an exported graph, all of
+            it is in training mode then.
 
     Raises:
         InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a network that is
-            cut as an exported graph.
+            cut as an exported graph which can't train.
     """
 
     def __init__(
@@ -272,10 +273,10 @@ class _Network:
         self.maskable = True
         """Whether more of it can be zeroed, by the names of the whole one's tensors."""
         self.model, self.physical = self._made(alive)
-        if judge.statistics == "batch" and isinstance(self.model, Exported):
+        if judge.statistics == "batch" and isinstance(self.model, Exported) and not self.model.trains:
             raise InputError(
                 f"search in {type(judge.model).__name__} by statistics of batches",
-                found="it is cut as an exported graph, where batch norms can't be told apart",
+                found="it is cut as an exported graph, and could not be exported in training mode",
                 do=("give ", Setting("statistics", "running")),
             )
         self.own = dict(self.model.named_parameters())
@@ -357,13 +358,18 @@ class _Network:
         """Inside, the network is as losses are asked of it; no statistics change."""
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         tracked = [norm.track_running_stats for norm in norms]
+        batch = self.judge.statistics == "batch"
+        exported = self.model if batch and isinstance(self.model, Exported) else None
         with evaluating(self.model):
             try:
-                if self.judge.statistics == "batch":
-                    for norm in norms:
-                        norm.training, norm.track_running_stats = True, False
+                if exported is not None:
+                    exported.train().set_momentum(0.0)
+                for norm in norms if batch else ():
+                    norm.training, norm.track_running_stats = True, False
                 yield
             finally:
+                if exported is not None:
+                    exported.set_momentum(None)
                 for norm, tracks in zip(norms, tracked, strict=True):
                     norm.track_running_stats = tracks
 

@@ -72,6 +72,11 @@ class Exported(nn.Module):
             self._codes = {mode: compile_program(program) for mode, program in self._programs.items()}
             self._fit = fit
 
+    @property
+    def trains(self) -> bool:
+        """Whether there is a graph of training mode."""
+        return True in self._programs
+
     def set_momentum(self, momentum: float | None) -> None:
         """Weight of the next batch in running statistics; None brings the exported one back."""
         self._refit()
