@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -146,7 +147,10 @@ def arm_row(
         how(small.train(), task, progress=said(key))
     elif isinstance(ARMS[arm], dict):
         outcome, told = compressed(model, task, arm, keep, options, seed, recovery=how)
-        seconds, small = time.perf_counter() - start, outcome.model
+        small, left = outcome.model, (options.rounds - len(told)) * how.epochs
+        if left:  # the budget was met sooner: all arms train as long
+            replace(how, epochs=left)(small.train(), task, progress=said(key))
+        seconds = time.perf_counter() - start
     else:
         small = model
         for _ in range(options.rounds):
