@@ -7,6 +7,7 @@ by how many times fewer MACs there are: 100 % would be a runtime whose time is i
 
 import argparse
 import os
+import statistics
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +82,22 @@ def measure(rows: Rows, options: argparse.Namespace, network: str, runtime: str,
     rows.add(key, {**values, "times": told, "device": device}, seed=options.seed, threads=options.threads)
 
 
+def achieved(rows: Rows) -> dict[str, list[str]]:
+    """Runtime -> for each kind of widths the lowest, median and highest of what was achieved, in percent."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows.rows:
+        whole = row["times"]["whole"]
+        for widths in WIDTHS:
+            cut = row["times"][widths]
+            if not (cut["failed"] or whole["failed"]):
+                faster, fewer = whole["ms"] / cut["ms"], whole["macs"] / cut["macs"]
+                found.setdefault(row["runtime"], {}).setdefault(widths, []).append(100 * faster / fewer)
+    return {
+        runtime: [f"{min(v):.0f}, {statistics.median(v):.0f}, {max(v):.0f} %" for v in by_widths.values()]
+        for runtime, by_widths in found.items()
+    }
+
+
 def page(rows: Rows) -> None:
     lines = []
     order = [f"{network} {runtime} batch {batch}" for network in NETWORKS for runtime in RUNTIMES for batch in (1, 32)]
@@ -122,6 +139,8 @@ def page(rows: Rows) -> None:
         the machine took; with one thread on an idle machine both are the same."""
     )
     text += table((*heads, "by processor time", "achieved", "remark"), lines) + "\n"
+    text += "\nAchieved over all networks and batches, lowest, median and highest:\n\n"
+    text += table(("runtime", *WIDTHS), [(runtime, *spans) for runtime, spans in achieved(rows).items()]) + "\n"
     missing = [key for key in order if rows.get(key) is None]
     if missing:
         text += "\n" + prose(f"Not measured yet: {', '.join(missing)}.")
