@@ -186,13 +186,13 @@ def page(rows: Rows) -> None:
         `python benchmarks/udfc.py --only vgg16_bn --train 4 --precision bf16`).
 
         What the rows say: at 0.47 of ResNet-56's multiply-adds we are ahead of the peer by 0.3 points, with and without
-        a teacher. At 0.39 we are behind without one, by 0.5, with plain L2 norms as with a floor of a fifth of every
-        layer, which is what was best on validation pictures; with a teacher and the floor by 0.1 to 0.2, less than
-        seeds lie apart. Those pictures tell little: the published network was trained on them, and after 120 steps
-        every good candidate of both sides says 93 % of them right, and 88 % of the test pictures. Norms divided by a
-        layer's mean, or the same share of every layer, are worse there by two to five points. On VGG-16-BN both sides
-        choose LAMP; ours starts 3 to 4 points higher and ends 0.1 above to 0.2 below the peer's: training makes up for
-        it. Logits are worth up to one point for both. Twenty epochs of ResNet-56 have no rows yet.
+        a teacher. At 0.39 we are behind by 0.5, with and without, by plain L2 norms as with a floor of a fifth of every
+        layer, which was best on validation pictures. Those pictures tell little: the published network was trained on
+        them, and after 120 steps every good candidate of both sides says 93 % of them right, and 88 % of the test
+        pictures. Norms divided by a layer's mean, or the same share of every layer, are worse there by two to five
+        points. On VGG-16-BN both sides choose LAMP; ours starts 3 to 4 points higher and ends between 0.1 above and
+        0.2 below the peer's: training makes up for it. Logits are worth up to one point for both. Of twenty epochs on
+        ResNet-56 there are rows of ours alone.
     """)
     told = [row for row in rows.rows if not row["key"].endswith("choosing")]
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
