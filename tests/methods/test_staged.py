@@ -298,11 +298,15 @@ def test_a_look_at_the_losses_leaves_the_network_as_it_is(task):
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
-def choosing(method, model, budget, *, task=None):
-    """What a method keeps of a network's layers, judged by its scales of now."""
+def planned(method, model, budget, *, task=None):
+    """The plan of a network, judged by its scales of now."""
     graph = niwaki.trace(model, torch.zeros(1, 1, 8, 8))
-    plan = method.choose(graph, model, task, Job(model, torch.zeros(1, 1, 8, 8), (budget,)))(graph, (budget,))
-    return {name: len(kept) for name, kept in plan.kept.items()}
+    return method.choose(graph, model, task, Job(model, torch.zeros(1, 1, 8, 8), (budget,)))(graph, (budget,))
+
+
+def choosing(method, model, budget, *, task=None):
+    """How many of a network's layers a method keeps."""
+    return {name: len(kept) for name, kept in planned(method, model, budget, task=task).kept.items()}
 
 
 def test_scales_that_are_not_trained_yet_refuse_no_fractions(task, caplog):
@@ -345,6 +349,45 @@ def test_the_share_is_what_stays():
     assert choosing(quarters, net(), niwaki.Budget(keep=1.0)) == {"a.0": 6, "c.0": 9, "d.0": 12}
     even = YOLOv8CWD(share=0.7, multiple=4)  # of 8, 12 and 16: 5.6, 8.4 and 11.2, rounded up to fours
     assert choosing(even, net(), niwaki.Budget(keep=1.0)) == {"d.0": 12}
+
+
+def test_coupled_layers_are_scored_by_the_mean_of_their_scales():
+    """Of 0.6 and 0.6 the mean is above that of 0.8 and 0.1, the highest below."""
+    model = net()
+    model.a[1].weight.data = torch.tensor([0.9, 0.9, 0.6, 0.6, 0.8, 0.8, 0.1, 0.1])
+    model.b[1].weight.data = torch.tensor([0.9, 0.9, 0.6, 0.6, 0.1, 0.1, 0.1, 0.1])
+    plan = planned(YOLOv8CWD(share=0.5, multiple=1), model, niwaki.Budget(keep=1.0))
+    assert plan.kept["a.0"] == (0, 1, 2, 3)
+
+
+class Halves(nn.Module):
+    """Two halves of one convolution, of which one goes on alone, as in C2f."""
+
+    def __init__(self):
+        super().__init__()
+        self.entry, self.norm = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.inner, self.inner_norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.norm(self.entry(x)).relu()
+        one, two = x.chunk(2, 1)
+        return self.head(torch.cat([one, two, self.inner_norm(self.inner(two)).relu()], 1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("method", "keeps"),
+    [
+        (YOLOv8CWD(multiple=1), [0.3 + 0.05 * step for step in range(12)]),
+        (GroupChannelPruning(fractions=(0.5,), groups=("*",), literal=True), [1.0]),
+    ],
+)
+def test_halves_keep_equally_many(method, keeps):
+    model = Halves()
+    model.norm.weight.data = torch.linspace(1, 0.1, 16)  # the first half is larger all over
+    for keep in keeps:
+        kept = choosing(method, model, niwaki.Budget(keep=keep, of="params"))
+        assert kept["entry"] == kept["entry#2"] < 8
 
 
 class Turned(Pressure):
