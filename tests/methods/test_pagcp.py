@@ -99,6 +99,31 @@ def test_the_budget_is_met_within_the_allowances():
     assert report["search"]["rounds"][0]["steps"][0]["trials"][0]["task"] in ("label", "size")
 
 
+def test_the_costly_groups_come_first_where_allowances_shrink():
+    told = run(PAGCP(initial_rate=0.2, initial_thres=1.4, exp=True), 0.9).details["search"]["rounds"][0]
+    values = [one["value"] for one in told["groups"]]
+    assert told["allowances"]["factor"] < 1 and values == sorted(values, reverse=True) and len(set(values)) > 1
+
+
+def test_allowances_of_later_rounds():
+    method = PAGCP(initial_thres=2.0, thres_slope=0.5, rate_slope=0.01, exp=True, rounds=3)
+    assert (method.allowances(2).initial_thres, method.allowances(2).initial_rate) == (3.0, pytest.approx(0.07))
+    for settings in ({"rate_slope": -0.03}, {"rate_slope": 0.1, "initial_thres": 1.2, "exp": True}):
+        with pytest.raises(InputError):  # of the third round, before the first
+            PAGCP(**settings)
+        PAGCP(**settings, rounds=1)
+
+
+@pytest.mark.parametrize("norm", [1, 2])
+def test_the_norm_asked_for_ranks(monkeypatch, norm):
+    heard, plain = [], Masked.__init__
+    monkeypatch.setattr(
+        Masked, "__init__", lambda self, *a, **more: (heard.append(more["norm"]), plain(self, *a, **more))[1]
+    )
+    run(PAGCP(initial_rate=0.3, prunemethod=f"L{norm}"), 0.9)
+    assert heard == [norm]
+
+
 def test_it_reads_training_batches_and_leaves_the_model_alone():
     model = made()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -132,12 +157,12 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     held = (tmp_path / SEARCH).read_text()
     other = task()
     other.splits["train"][1] = batch(7)
-    for more in ({"keep": 0.4}, {"task": other}):
-        given = {"keep": 0.3, "task": task(), **more}
+    for more in ({"keep": 0.4}, {"task": other}, {"method": PAGCP(initial_rate=0.05, statistics="batch")}):
+        given = {"keep": 0.3, "task": task(), "method": method, **more}
         with pytest.raises(FileDamagedError, match="another network's, budget's or data's"):
             niwaki.compress(
-                made(), other.example(), method=method, budget=niwaki.Budget(given["keep"]), task=given["task"],
-                partial=tmp_path,
+                made(), other.example(), method=given["method"], budget=niwaki.Budget(given["keep"]),
+                task=given["task"], partial=tmp_path,
             )  # fmt: skip
         assert (tmp_path / SEARCH).read_text() == held
 

@@ -197,3 +197,10 @@ def test_judges_that_say_two_things():
     with pytest.raises(InputError, match="multiple"):
         Greedy(multiple=0)
     assert Candidate({"a": 1}, "b", 0).all == {"a": 1}
+
+
+@pytest.mark.parametrize("gate", ["all", "selected"])
+def test_a_loss_at_its_bound_is_allowed(gate):
+    """1.1 of 1.0 is 10 % more, though 1.1 / 1.0 - 1 is 0.10000000000000009."""
+    said = {("A", 5): (1.1, 2.0), ("A", 10): (1.1 + 1e-9, 2.0)}
+    assert Greedy(gate=gate)(GROUPS[:1], Table(said), [0.1]).gone == {"A": 5}

@@ -46,8 +46,10 @@ GIB = 1 << 30
 @final
 @dataclass(frozen=True, kw_only=True)
 class PAGCP(Method):
-    """Cut groups one after the other, each as far as no task's loss rises more than its allowance; costly groups first.
+    """Cut groups one after the other, each as far as no task's loss rises more than its allowance.
 
+    Costly groups come first where allowances shrink or are equal, last where they grow: theirs are the largest either
+    way.
     A task's loss on fixed training batches is the judge; several tasks (or parts of a loss) each have a say. With a
     recovery, rounds of search and training go on until the budget holds. Where allowances end before the budget, the
     outcome is what was reached, with a warning.
@@ -102,12 +104,13 @@ class PAGCP(Method):
     def __post_init__(self) -> None:
         known(self, prunemethod=("L1", "L2"), grids=("rows", "columns"), statistics=("running", "batch"))
         Greedy(gate=self.gate, scan=self.scan, multiple=self.round_to)
-        self.allowances(0)
         if not 0 < self.topk <= 1:
             raise InputError((Setting("topk", self.topk),), found="no share", do=("give e.g. ", Setting("topk", 0.8)))
         for name in ("rounds", "batches"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InputError(f"PAGCP({name}={getattr(self, name)!r})", do="give a whole number from 1")
+        for number in range(self.rounds):  # a later round's are refused before the first is searched
+            self.allowances(number)
         if not 0 <= self.memory < math.inf:
             raise InputError(f"PAGCP(memory={self.memory!r})", do="give GiB, 0 to hold nothing")
 

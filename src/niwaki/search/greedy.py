@@ -254,7 +254,8 @@ class Greedy:
                 decides = decides or task
             rise = rises[decides or task]
             trials.append(Trial(part, count, losses, task, rise, isinstance(said, Partial)))
-            return rise <= step.allowance
+            asked = step.reference if decides is None else (decides,)
+            return all(losses[task] <= (1 + step.allowance) * step.reference[task] for task in asked)
 
         low, high = -1, len(counts)
         while high - low > 1:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, final, get_args
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ SAFE = 1 + 1e-9
 TRIED = 0.3
 """Share of a group that its contribution is measured by."""
 Statistics = Literal["running", "batch"]
+ALONE = "more than 1 value per channel"
+"""How torch says that a batch has no statistics."""
 
 
 class Losses(Protocol):
@@ -74,8 +76,8 @@ class Masked:
             it is in training mode then.
 
     Raises:
-        InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a network that is
-            cut as an exported graph which can't train.
+        InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a single value, or
+            of a network that is cut as an exported graph which can't train.
     """
 
     def __init__(
@@ -96,6 +98,9 @@ class Masked:
     ) -> None:
         if not batches:
             raise InputError("search by losses", found="no batches", do="give at least one")
+        if statistics not in get_args(Statistics):
+            do = f"give one of {', '.join(get_args(Statistics))}"
+            raise InputError((Setting("statistics", statistics),), found="no kind of statistics", do=do)
         self.model, self.graph, self.task, self.batches = model, graph, task, batches
         self.norm, self.memory, self.statistics = norm, memory, statistics
         self.quick, self._proved, self.nonnegative = quick, False, nonnegative
@@ -339,15 +344,24 @@ class _Network:
             torch.manual_seed(judge.asked)  # what draws numbers says another loss every time, and is found out
             for number in judge.heavy if most is None else range(most):
                 batch = judge.batches[number]
-                found = judge.task.losses(self.model, batch) if group is None else self.prefixes(number)
+                try:
+                    found = judge.task.losses(self.model, batch) if group is None else self.prefixes(number)
+                except ValueError as error:
+                    if judge.statistics == "running" or ALONE not in str(error):
+                        raise
+                    said, do = (
+                        f"{error}; batch {number}",
+                        ("give larger batches, or ", Setting("statistics", "running")),
+                    )
+                    raise InputError("search by statistics of batches", found=said, do=do) from error
                 samples = _samples(judge.task.inputs(batch))
                 sums[number] = {task: float(loss) * samples for task, loss in found.items()}
                 judge.seen += 1
                 judge.hold(sums[number])
-                if bounds:
+                if bounds and len(sums) < len(judge.batches):
                     sofar = _total(sums)
                     if any(sofar.get(task, 0.0) > SAFE * bound for task, bound in bounds.items()):
-                        return Partial(sofar) if len(sums) < len(judge.batches) else sofar
+                        return Partial(sofar)
         self.first = sums[0]
         if most is None:
             judge.weigh(sums)
