@@ -109,7 +109,7 @@ def test_allowances_of_later_rounds():
     method = PAGCP(initial_thres=2.0, thres_slope=0.5, rate_slope=0.01, exp=True, rounds=3)
     assert (method.allowances(2).initial_thres, method.allowances(2).initial_rate) == (3.0, pytest.approx(0.07))
     for settings in ({"rate_slope": -0.03}, {"rate_slope": 0.1, "initial_thres": 1.2, "exp": True}):
-        with pytest.raises(InputError):  # of the third round, before the first
+        with pytest.raises(InputError, match=r"rate_slope=.*no allowances for round [23].*rounds=[12]"):
             PAGCP(**settings)
         PAGCP(**settings, rounds=1)
 
@@ -336,6 +336,8 @@ def test_refusals():
         run(LOOSE, loss=lambda m, b: losses(m, b) | {"size": losses(m, b)["size"] * math.nan})
     with pytest.raises(InputError, match=r"loss of size.*it is 0 before"):
         run(LOOSE, loss=lambda m, b: losses(m, b) | {"size": losses(m, b)["size"] * 0})
+    with pytest.raises(InputError, match=r"loss of size.*it is -.* before.*with a constant added"):
+        run(LOOSE, loss=lambda m, b: losses(m, b) | {"size": losses(m, b)["size"] - 9})
     with pytest.raises(BudgetError, match="PAGCP by energy"):
         LOOSE(Job(made(), BATCHES[0][0], (niwaki.Budget(0.5, of="energy"),), task=task()))
     with pytest.raises(BudgetError, match="no group can be cut"):

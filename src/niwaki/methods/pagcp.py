@@ -109,8 +109,16 @@ class PAGCP(Method):
         for name in ("rounds", "batches"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise InputError(f"PAGCP({name}={getattr(self, name)!r})", do="give a whole number from 1")
-        for number in range(self.rounds):  # a later round's are refused before the first is searched
-            self.allowances(number)
+        self.allowances(0)
+        try:  # a later round's are refused before the first is searched
+            for number in range(1, self.rounds):
+                self.allowances(number)
+        except InputError as error:
+            slopes = Setting("rate_slope", self.rate_slope), " and ", Setting("thres_slope", self.thres_slope)
+            found = f"no allowances for round {number + 1} ({error})"
+            raise InputError(
+                slopes, found=found, do=("give smaller ones, or fewer ", Setting("rounds", number))
+            ) from error
         if not 0 <= self.memory < math.inf:
             raise InputError(f"PAGCP(memory={self.memory!r})", do="give GiB, 0 to hold nothing")
 

@@ -279,10 +279,11 @@ class Greedy:
                     do="look for NaN in the weights, or for batches without a target of this task",
                 )
             if loss <= 0:
+                zero = "give data that the network does not fit perfectly, or leave this task out"
                 raise InputError(
                     f"search by the loss of {task}",
                     found=f"it is {loss:g} before anything is cut: no rise is a share of that",
-                    do="give data that the network does not fit perfectly, or leave this task out",
+                    do=zero if loss == 0 else "give a loss that is above 0, say with a constant added",
                 )
             spread = abs(again.get(task, math.inf) - loss) / loss
             if not spread <= SPREAD:

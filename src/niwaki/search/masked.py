@@ -222,7 +222,7 @@ class Masked:
         """Hold the task to what it promised of its losses."""
         for task, loss in losses.items() if self.nonnegative else ():
             if loss < 0:
-                do = "let the task promise no losses from 0 (nonnegative)"
+                do = "leave nonnegative out of the task: it promises that no loss is below 0"
                 raise InputError(f"search by the loss of {task}", found=f"it is {loss:g} on a batch, below 0", do=do)
 
     def weigh(self, sums: Mapping[int, Mapping[str, float]]) -> None:
