@@ -2,9 +2,10 @@
 
 One dense network is trained for each seed; every arm starts from it. The arms of a method leave one thing out each, and
 train as long as the whole method does: epochs that are left out are added to the fine-tuning. Uniform L2 is cut to the
-multiply-adds that the method's plan came to, and trained as long. With --last the methods end with the fine-tuning;
-what follows is made apart, for several seeds, from the fine-tuned network of the first arm: with attention maps of the
-dense network (SAD), with what it finds (outputs), or without it (none). Nothing is chosen on test pictures.
+multiply-adds that the method's plan came to, and trained as long; so is the whole network, uncut. With --last the
+methods end with the fine-tuning; what follows is made apart, for several seeds, from the fine-tuned network of the
+first arm: with attention maps of the dense network (SAD), with what it finds (outputs), or without it (none). Nothing
+is chosen on test pictures.
 
     python benchmarks/detectors.py --only yolov8n --arms CWD "CWD, no teacher" L2 --seeds 0 1 2 --device cuda
     python benchmarks/detectors.py --only yolov8n --size 160 --epochs 1 1 1 1 --steps 4 --seeds 0 --draft   # in minutes
@@ -58,6 +59,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "CWD, no pressure": ("cwd", {"sparse_epochs": 0}),
     "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
     "L2": ("l2", {}),
+    "whole": ("whole", {}),
 }
 LAST = ("none", "SAD", "outputs")
 
@@ -167,6 +169,9 @@ def arm_row(
     kind, _ = ARMS[arm]
     if kind == "l2":
         stages, small, told = baseline(rows, key, dense, task, options, seed, protect)
+    elif kind == "whole":
+        small = copy.deepcopy(dense)
+        stages, told = {"trained on": trained_on(key, small, task, options, seed)}, {}
     else:
         outcome = outcome_of(key, dense, task, method_of(arm, options), options, seed, protect)
         stages = {stage.stage: plain(stage.measurements) for stage in outcome.stages}
@@ -250,12 +255,17 @@ def baseline(
     stages = {"cut": plain(figures(small, task, options))}
     niwaki.repair.BatchNormStatistics()(small, (task.inputs(batch) for batch in task.calibration(16, seed)))
     stages["batch-norm"] = plain(figures(small, task, options))
-    folder = ROOT / "runs" / "detectors" / named(key)
-    how_long = recovery(options, seed, sum(options.epochs[1 : 3 if options.last else 4]), folder)
-    how_long(small.train(), task, resume=True, progress=said(key))
-    stages["fine-tuning"] = plain(figures(small.eval(), task, options))
+    stages["fine-tuning"] = trained_on(key, small, task, options, seed)
     equal = "keep" if whole is None else f"macs of {whole['arm']}"
     return stages, small, {"receipt": receipt.difference, "door": receipt.door, "equal": equal}
+
+
+def trained_on(key: str, model: nn.Module, task: Detection, options: argparse.Namespace, seed: int) -> dict[str, float]:
+    """Train a network in place for as long as a method does; its figures."""
+    folder = ROOT / "runs" / "detectors" / named(key)
+    how_long = recovery(options, seed, sum(options.epochs[1 : 3 if options.last else 4]), folder)
+    how_long(model.train(), task, resume=True, progress=said(key))
+    return plain(figures(model.eval(), task, options))
 
 
 def figures(model: nn.Module, task: Detection, options: argparse.Namespace) -> dict[str, Any]:

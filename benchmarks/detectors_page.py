@@ -46,6 +46,10 @@ def page(rows: Rows, about: str) -> None:
         prose(LIMITS).strip(),
         *found_of(rows),
         prose(CLAIMS).strip(),
+        "## Over seeds",
+        "At the end of each arm, on test pictures; mean (lowest to highest). *Whole* is the network trained on for as "
+        "many epochs and not cut: against it and against where every arm began, seed by seed.",
+        over_seeds(whole),
         "## The last stage",
         last_table(rows),
         "## Every stage",
@@ -57,6 +61,40 @@ def page(rows: Rows, about: str) -> None:
         table(("case", "dense", "cut", "PyTorch", "ONNX Runtime", "OpenVINO", "GPU", "load"), times),
     ]
     rows.write("\n\n".join(parts))
+
+
+def over_seeds(whole: list[dict[str, Any]]) -> str:
+    """Where every arm ends, over its seeds."""
+    cases: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for row in whole:
+        case = row["key"].removesuffix(f", {row['arm']}").replace(f", seed {row['seed']}", "")
+        cases.setdefault((case, row["arm"]), {})[row["seed"]] = row
+    lines = []
+    for (case, arm), seeds in cases.items():
+        longer = cases.get((case, "whole"), {})
+        ends = {seed: list(row["stages"].values())[-1] for seed, row in seeds.items()}
+        one = next(iter(seeds.values()))
+        shares = [f"{100 * next(iter(ends.values()))[name] / one['dense'][name]:.1f} %" for name in ("params", "macs")]
+        apart = [end["AP50"] - seeds[seed]["dense"]["AP50"] for seed, end in ends.items()]
+        on = [
+            end["AP50"] - longer[seed]["stages"]["trained on"]["AP50"] for seed, end in ends.items() if seed in longer
+        ]
+        times = [spread([row["times"].get(name, {}).get("times_as_fast") for row in seeds.values()], 2)
+                 for name in RUNTIMES]  # fmt: skip
+        marks = [spread([end[name] for end in ends.values()]) for name in ("AP50", "AP")]
+        lines.append((case, arm, len(ends), *shares, *marks, spread(apart, sign="+"),
+                      "-" if arm == "whole" else spread(on, sign="+"), *times))  # fmt: skip
+    heads = ("case", "arm", "seeds", "params", "MACs", "AP50", "AP", "AP50 against the start", "against whole",
+             "times as fast: PyTorch", "ONNX Runtime", "OpenVINO")  # fmt: skip
+    return table(heads, lines)
+
+
+def spread(numbers: list[Any], digits: int = 1, *, sign: str = "") -> str:
+    """Mean, and the range where there are several; a dash where there are none."""
+    if not numbers or None in numbers:
+        return "-"
+    low, mean, high = (f"{x:{sign}.{digits}f}" for x in (min(numbers), statistics.mean(numbers), max(numbers)))
+    return mean if len(numbers) == 1 else f"{mean} ({low} .. {high})"
 
 
 def of_teachers(rows: Rows) -> dict[str, dict[str, list[float]]]:
