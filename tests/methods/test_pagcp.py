@@ -265,6 +265,28 @@ def test_the_last_cut_is_held_to_what_was_masked():
         run(PAGCP(initial_rate=9.0, initial_thres=99), 0.1, loss=sized, protect=["one", "three"])
 
 
+def test_what_was_cut_before_a_kill_is_held_to_what_was_masked(tmp_path):
+    """The search goes on with the cut of its first group, or with all of it done: it is looked at again."""
+    method, names = PAGCP(initial_rate=9.0, initial_thres=99), ("one", "three")
+
+    def sized(model, batch):
+        return {"size": losses(model, batch)["size"] + 0.01 * model.two.weight.shape[0]}
+
+    for protect, last in (((), 1), (names, 1)):
+        partial = tmp_path / str(len(protect))
+
+        def kill(number, of, words, last=last):
+            if number == last:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(method, 0.01, loss=sized, protect=protect, partial=partial, steps=kill)
+        (step,) = json.loads((partial / SEARCH).read_text())["rounds"][0]["steps"]
+        assert step["group"] == "two" and step["accepted"] is not None
+        with pytest.raises(CannotCutError, match=r"masked and .* cut, on the same batches"):
+            run(method, 0.01, loss=sized, protect=protect, partial=partial)
+
+
 @pytest.mark.parametrize(
     "method", [PAGCP(initial_rate=0.3, gate="selected"), PAGCP(initial_rate=0.3, scan="bisect", prunemethod="L2")]
 )

@@ -59,17 +59,38 @@ def test_statistics_of_the_batch_are_those_of_the_cut_network(memory):
     assert (max(skipped) > 0) is (memory > 0)  # and nothing that a norm writes keeps a prefix from being held
 
 
+class Written(nn.Module):
+    """A width that stands in the forward: only the exported graph can be cut."""
+
+    def __init__(self, drop=0.0):
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x):
+        return self.two(self.drop(self.norm(self.one(x)).view(-1, 8).relu()))
+
+
+def test_dropout_in_an_exported_graph_is_named_at_the_start():
+    """All of an exported graph is in training mode where its batch norms are: its dropout draws, too."""
+    batches = [(torch.randn(4, 3), torch.arange(4))]
+    task = SimpleNamespace(
+        losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]
+    )
+
+    def asked(drop, statistics):
+        net = Written(drop).eval()
+        return Masked(net, niwaki.trace(net, batches[0][0]), task, batches, statistics=statistics)(Candidate({}))
+
+    with pytest.raises(InputError, match=r"statistics of batches.*training mode.*dropout.*statistics='running'"):
+        asked(0.5, "batch")
+    assert asked(0.5, "running")["loss"] > 0 and asked(0.0, "batch")["loss"] > 0
+    eager = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+    judge = judge_of(eager, task, batches, statistics="batch")  # there norms alone are in training mode
+    assert judge(Candidate({"0": 2})) == judge(Candidate({"0": 2}))
+
+
 def test_statistics_of_the_batch_in_an_exported_graph():
-    class Written(nn.Module):
-        """A width that stands in the forward: only the exported graph can be cut."""
-
-        def __init__(self):
-            super().__init__()
-            self.one, self.norm, self.two = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
-
-        def forward(self, x):
-            return self.two(self.norm(self.one(x)).view(-1, 8).relu())
-
     batches = [(torch.randn(4, 3), torch.arange(4))]
     task = SimpleNamespace(
         losses=lambda model, b: {"loss": functional.cross_entropy(model(b[0]), b[1])}, inputs=lambda b: b[0]

@@ -252,6 +252,8 @@ class PAGCP(Method):
         done = state.found(number)
         if done is None:
             log.info("at most %d evaluations of %d batches", 19 * len(choices) + 2, len(judge.batches))
+        else:
+            judge.recall(done)
         early = enough if self.topk == 1 else lambda gone: False  # what is dropped again has to be cut first
         found = greedy(choices, judge, how(len(choices)), enough=early, done=done, tell=tell)
         kept = judge.kept(found.gone)

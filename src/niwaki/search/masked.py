@@ -1,7 +1,7 @@
 """The judge of a search: losses of a network with some channels at zero, which are those of the network cut."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, Protocol, final, get_args
 
 import numpy as np
@@ -17,7 +17,7 @@ from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.measure.measurement import evaluating
 from niwaki.plan import apply_cuts
 from niwaki.scores import Scores
-from niwaki.search.greedy import Candidate, Choice, Partial
+from niwaki.search.greedy import SPREAD, Candidate, Choice, Found, Partial
 from niwaki.search.prefix import Prefixes
 from niwaki.surgery import cut
 from niwaki.surgery.exported import Exported
@@ -77,7 +77,7 @@ class Masked:
 
     Raises:
         InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a single value, or
-            of a network that is cut as an exported graph which can't train.
+            of a network that is cut as an exported graph which can't train or draws numbers in training.
     """
 
     def __init__(
@@ -130,6 +130,8 @@ class Masked:
         self._running: _Network | None = None
         self._first: dict[bytes, dict[str, float]] = {}
         """Losses on the first batch of candidates of the group in turn."""
+        self._told: tuple[bytes, dict[str, float]] | None = None
+        """What of the network was left, and its losses over all batches, as an earlier search told."""
 
     def choices(self) -> list[Choice]:
         """Groups by the multiply-adds of the whole network that go with 30 % of each alone, the most first.
@@ -199,6 +201,8 @@ class Masked:
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
         """Totals of the losses by task, over all samples."""
+        if not self.asked and self.statistics == "batch":
+            self._try()
         gone = self.kept(candidate.gone)
         if self._running is None or not np.array_equal(self._running.alive, gone):
             self._running = None  # its memory goes first
@@ -234,31 +238,52 @@ class Masked:
 
         self.heavy = sorted(sums, key=lambda number: (-share(number), number))
 
+    def recall(self, found: Found) -> None:
+        """Of a search that goes on: what was cut before is held to what its masked form said then."""
+        taken = [step.taken for step in found.steps if step.taken is not None]
+        if taken:
+            self._told = self.kept(found.gone).tobytes(), taken[-1].losses
+
     def settle(self, gone: Mapping[str, int]) -> None:
         """Hold the last cut, too, to what its masked form said; raises as a call does."""
         alive = self.kept(gone)
-        if self._running is not None and not np.array_equal(self._running.alive, alive):
+        none = self._told is None if self._running is None else np.array_equal(self._running.alive, alive)
+        if not none:
             self._running = None
             self._running = _Network(self, alive)
             self._agree(self._running)
 
+    def _try(self) -> None:
+        """Cut one of every group, and leave it again: what statistics of batches can't be had of is refused at once."""
+        alive = self._start.copy()
+        for name, atoms in self._atoms.items():
+            if len(atoms) > self._least[name]:
+                alive[atoms[-1]] = False
+        with suppress(CannotCutError):  # all at once may be too much
+            _Network(self, with_slabs(self.graph, alive))
+
     def _agree(self, network: "_Network") -> None:
-        """Hold what was cut to what its masked form said, on the first batch.
+        """Hold what was cut to what its masked form said, on the first batch; of an earlier search, on all.
 
         Raises:
             CannotCutError: they are apart: what was decided by the masked form was decided by something else.
         """
-        masked = self._first.get(network.alive.tobytes())
+        key = network.alive.tobytes()
+        masked, most = self._first.get(key), 1
         self._first.clear()
+        if masked is None and self._told is not None and self._told[0] == key:
+            masked, most = self._told[1], len(self.batches)
+        self._told = None
         if masked is None:
             return
-        network.losses(most=1)
+        found = network.losses(most=most)
         for task, loss in masked.items():
-            apart = abs(network.first[task] - loss)
+            apart = abs(found[task] - loss)
             if not apart <= CLOSE * max(abs(loss), CLOSE):
+                same = "batch" if most == 1 else "batches"
                 raise CannotCutError(
                     f"search by losses of {type(self.model).__name__}",
-                    found=f"{task} is {loss:.6g} masked and {network.first[task]:.6g} cut, on the same batch",
+                    found=f"{task} is {loss:.6g} masked and {found[task]:.6g} cut, on the same {same}",
                     where="the network as cut so far",
                     do=("have the loss read outputs only, or protect the group: ", Setting("protect")),
                 )
@@ -278,12 +303,6 @@ class _Network:
         self.maskable = True
         """Whether more of it can be zeroed, by the names of the whole one's tensors."""
         self.model, self.physical = self._made(alive)
-        if judge.statistics == "batch" and isinstance(self.model, Exported) and not self.model.trains:
-            raise InputError(
-                f"search in {type(judge.model).__name__} by statistics of batches",
-                found="it is cut as an exported graph, and could not be exported in training mode",
-                do=("give ", Setting("statistics", "running")),
-            )
         self.own = dict(self.model.named_parameters())
         where = judge.task
         self.prefixes = Prefixes(
@@ -298,6 +317,33 @@ class _Network:
         """Losses on the first batch, of the last evaluation."""
         self.changed: dict[str, Tensor] = {}
         """What the group in turn lies on, as it was."""
+        if judge.statistics == "batch" and isinstance(self.model, Exported):
+            self._steady(self.model)
+
+    def _steady(self, model: Exported) -> None:
+        """Refuse a graph that, in training mode as a whole, is none or says something else every time.
+
+        Raises:
+            InputError: it could not be exported so, or draws numbers there.
+        """
+        found = ""
+        if not model.trains:
+            found = "it is cut as an exported graph, and could not be exported in training mode"
+        else:
+            first, again = (self.losses(most=1) for _ in range(2))
+            apart = {task: abs(again[task] - loss) / max(abs(loss), CLOSE) for task, loss in first.items()}
+            worst = max(apart, key=apart.__getitem__)
+            if not apart[worst] <= SPREAD:
+                found = (
+                    "it is cut as an exported graph, which is in training mode as a whole then, and draws numbers "
+                    f"there, as dropout does: two evaluations of {worst} are {apart[worst]:.2g} of it apart"
+                )
+        if found:
+            raise InputError(
+                f"search in {type(self.judge.model).__name__} by statistics of batches",
+                found=found,
+                do=("give ", Setting("statistics", "running")),
+            )
 
     def _made(self, alive: np.ndarray) -> tuple[nn.Module, bool]:
         """The cut network under the names of the whole one; a copy of this with zeros where it can't be had."""
