@@ -118,6 +118,10 @@ class NothingChangedWarning(UserWarning):
     """A call that was valid but changed nothing."""
 
 
+class BudgetMissedWarning(UserWarning):
+    """A budget that was not met: the result is what was reached."""
+
+
 @contextmanager
 def making(folder: Path) -> Iterator[None]:
     """Inside, a folder is made; where the system refuses, the place is wrong.

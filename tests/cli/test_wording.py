@@ -24,6 +24,9 @@ SAID = {
     "one unit": (("--keep", "1"), "keep", "write --keep 1.0 for all of it"),
     "no data": (("--method", "taylor"), "Taylor without data", "do: give --data"),
     "a field": (("--set", "fold=true"), "Magnitude with --set fold=true without data", "do: give --data"),
+    "another method's flag": (("--method", "pagcp", "--rule", "uniform"), "--rule uniform with --method pagcp; ",
+                              "no setting rule", "leave --rule out"),
+    "its bits": (("--method", "pagcp", "--bits", "4"), "--bits 4 with --method pagcp; ", "leave --bits out"),
     "no target": (("--of", "latency"), "--of latency; ", "do: give --target onnxruntime"),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 import niwaki
 from niwaki.errors import (
     BudgetError,
+    BudgetMissedWarning,
     CannotCutError,
     FileDamagedError,
     InputError,
@@ -74,6 +75,8 @@ def run(method, keep=0.6, *, loss=losses, model=None, of="macs", **more):
     return niwaki.compress(model, given.example(), method=method, budget=niwaki.Budget(keep, of=of), task=given, **more)
 
 
+falls_short = pytest.mark.filterwarnings("ignore::niwaki.errors.BudgetMissedWarning")
+"""Of tests whose budget is out of reach, and that are about something else."""
 LOOSE = PAGCP(initial_rate=0.2, initial_thres=2.0, exp=True)
 
 
@@ -131,6 +134,7 @@ def test_it_reads_training_batches_and_leaves_the_model_alone():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()) and model.training
 
 
+@falls_short
 def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     method = PAGCP(initial_rate=0.05)
     whole = run(method, 0.3)
@@ -157,12 +161,24 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
     held = (tmp_path / SEARCH).read_text()
     other = task()
     other.splits["train"][1] = batch(7)
-    for more in ({"keep": 0.4}, {"task": other}, {"method": PAGCP(initial_rate=0.05, statistics="batch")}):
-        given = {"keep": 0.3, "task": task(), "method": method, **more}
-        with pytest.raises(FileDamagedError, match="another network's, budget's or data's"):
+    spoilt = made()
+    spoilt.two.bias.data[0] += 1
+    settings = (
+        r"it was begun with rounds=5, and is asked for with rounds=4; statistics='running', and is asked for with "
+        "statistics='batch';"
+    )
+    for more, said in (
+        ({"keep": 0.4}, "it is a search of another budget;"),
+        ({"task": other}, "it is a search of another set of batches;"),
+        ({"model": spoilt}, "it is a search of another network;"),
+        ({"protect": ["one"], "seed": 2}, "another list of protected layers; another seed"),
+        ({"method": PAGCP(initial_rate=0.05, statistics="batch", rounds=4)}, settings),
+    ):
+        given = {"keep": 0.3, "task": task(), "method": method, "model": made(), "protect": [], "seed": 0, **more}
+        with pytest.raises(FileDamagedError, match=f"go on with a search; found: .*{said}"):
             niwaki.compress(
-                made(), other.example(), method=given["method"], budget=niwaki.Budget(given["keep"]),
-                task=given["task"], partial=tmp_path,
+                given["model"], other.example(), method=given["method"], budget=niwaki.Budget(given["keep"]),
+                task=given["task"], partial=tmp_path, protect=given["protect"], seed=given["seed"],
             )  # fmt: skip
         assert (tmp_path / SEARCH).read_text() == held
 
@@ -173,6 +189,7 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, monkeypatch):
         assert (tmp_path / SEARCH).read_text() == broken
 
 
+@falls_short
 def test_rounds_of_search_and_training(tmp_path):
     method = PAGCP(initial_rate=0.03, rounds=3, rate_slope=0.02)
     how = Recovery(epochs=1, lr=0.01)
@@ -200,6 +217,7 @@ def test_rounds_of_search_and_training(tmp_path):
         assert torch.equal(one, two)
 
 
+@falls_short
 def test_floors_are_of_the_whole_network_in_every_round():
     method, given = PAGCP(initial_rate=3.0, initial_thres=99, rounds=2), task()
     outcome = niwaki.compress(
@@ -229,9 +247,11 @@ def test_what_was_cut_is_put_back_where_it_was():
     assert np.array_equal(alive_of(graph, plan), alive)
 
 
+@falls_short
 def test_the_best_share_of_groups():
     every = run(PAGCP(initial_rate=0.05), 0.1)
     best = run(PAGCP(initial_rate=0.05, topk=0.34), 0.1)
+    assert not best.details["search"]["rounds"][0]["reached"]
     told = best.details["search"]["rounds"][0]
     assert len(told["selected"]) == 1 and list(best.plan.kept) == list(told["selected"])
     (name,) = told["selected"]
@@ -241,7 +261,7 @@ def test_the_best_share_of_groups():
 def test_a_share_of_groups_ends_at_the_smallest_cut_that_is_enough():
     outcome = run(PAGCP(initial_rate=9.0, initial_thres=99, topk=0.99), 0.9)
     told = outcome.details["search"]["rounds"][0]
-    assert outcome.receipt.passed and len(told["selected"]) == 1
+    assert outcome.receipt.passed and len(told["selected"]) == 1 and told["reached"]
     ((name, count),) = told["selected"].items()
     (step,) = [one for one in told["steps"] if one["group"] == name]
     tried = [one["count"] for one in step["trials"]]
@@ -313,6 +333,7 @@ def test_losses_by_the_statistics_of_the_batch():
         PAGCP(statistics="mine")
 
 
+@falls_short
 def test_widths_are_multiples_and_floors_hold():
     outcome = run(PAGCP(initial_rate=0.5, round_to=4), 0.2)
     assert outcome.plan.kept and all(len(kept) % 4 == 0 for kept in outcome.plan.kept.values())
@@ -324,13 +345,87 @@ def test_widths_are_multiples_and_floors_hold():
     assert all(len(kept) >= 0.75 * outcome.plan.units[name] for name, kept in outcome.plan.kept.items())
 
 
-def test_allowances_that_end_before_the_budget(caplog):
-    with caplog.at_level(logging.WARNING):
+def test_allowances_that_end_before_the_budget():
+    said = r"the allowances ended before the budget: macs .*asked 0\.050; .*or give a recovery"
+    with pytest.warns(BudgetMissedWarning, match=said):
         outcome = run(PAGCP(initial_rate=0.02), 0.05)
-    assert "the allowances ended before the budget: macs" in caplog.text and "asked 0.050" in caplog.text
-    assert "or give a recovery" in caplog.text
     assert 0.05 < outcome.plan.promised["macs"] / outcome.plan.promised["macs_before"] < 1
     assert not outcome.details["search"]["rounds"][0]["reached"]
+    assert outcome.details["search"]["notes"][-1].startswith("the allowances ended before the budget")
+
+
+def test_floors_that_the_budget_can_not_bear_are_named(caplog):
+    """Of 20, 24 and 20 channels 15, 18 and 15 stay: no allowance changes that."""
+    given, loose = task(), PAGCP(initial_rate=9.0, initial_thres=99)
+
+    def short(budget, method=loose):
+        with pytest.warns(BudgetMissedWarning) as heard, caplog.at_level(logging.WARNING):
+            outcome = niwaki.compress(made(), given.example(), method=method, budget=budget, task=given)
+        (one,) = [str(w.message) for w in heard]
+        promised = outcome.plan.promised
+        assert f"macs {promised['macs'] / promised['macs_before']:.3f} of what they were" in one
+        return one, outcome.details["search"]["rounds"][0]["least"]
+
+    # taps of 6x6 pictures: 9 * (1*20 + 20*24) + 24*20, and 20*3 + 20*1 at the end
+    costs = [36 * (9 * (a + a * b) + b * c) + 4 * c for a, b, c in ((20, 24, 20), (15, 18, 15), (1, 2, 1))]
+    said, least = short(niwaki.Budget(0.05, floor=0.75))
+    assert (least["ever"]["macs"], least["round"]["macs"]) == (costs[1], costs[1])
+    assert said.startswith("what floors, multiples and protection leave is above the budget")
+    assert f"(macs {costs[1] / costs[0]:.3f} at least)" in said and "allowances ended" not in said
+    assert "no allowance will do" in caplog.text  # before anything is searched
+    caplog.clear()
+    said, least = short(niwaki.Budget(0.004))  # 22 of 24 and 19 of 20 may go in a round
+    assert least["round"]["macs"] == costs[2] and least["ever"]["macs"] < 0.004 * costs[0] < costs[2]
+    assert said.startswith("a round takes 19 of 20 of a group at most, which leaves macs 0.006: ")
+    assert "give a recovery, for further rounds" in said and "no allowance will do" not in caplog.text
+
+
+def test_what_a_search_has_to_say_of_itself(caplog):
+    """A loss alone says nothing of a balance; groups of 7 channels have no twentieths."""
+    net = nn.Sequential(nn.Conv2d(1, 7, 3), nn.ReLU(), nn.Conv2d(7, 20, 3), nn.ReLU(), nn.Conv2d(20, 2, 1))
+    given = Custom(
+        loss=lambda model, b: 0.1 + (model(b[0]) - 1).square().mean(),
+        metric=lambda model, batches: 1.0,
+        splits={"train": BATCHES, "test": BATCHES[:1]},
+    )
+    with caplog.at_level(logging.INFO, logger="niwaki"):
+        outcome = niwaki.compress(
+            net, given.example(), method=PAGCP(initial_rate=9.0), budget=niwaki.Budget(0.8), task=given
+        )
+    one, two = outcome.details["search"]["notes"]
+    assert one == "1 of 2 groups are cut by coarser shares than twentieths: 0 by 1 of 7"
+    assert two.startswith("one loss is judged (loss): balance between tasks is lost")
+    assert one in caplog.text and two in caplog.text
+    grains = {group["name"]: group["grain"] for group in outcome.details["search"]["rounds"][0]["groups"]}
+    assert grains == {"0": 1 / 7, "2": 1 / 20}
+    several = run(LOOSE).details["search"]
+    assert several["notes"] == []
+    wide = run(PAGCP(initial_rate=0.5, round_to=4), 0.7).details["search"]
+    assert {group["name"]: group["grain"] for group in wide["rounds"][0]["groups"]} == {
+        "one": 4 / 20, "two": 4 / 24, "three": 4 / 20
+    }  # fmt: skip
+    assert len(wide["notes"]) == 1 and "3 of 3 groups" in wide["notes"][0] and "two by 4 of 24" in wide["notes"][0]
+
+
+def test_losses_of_the_wrong_kind():
+    def of(change):
+        return lambda model, b: change(losses(model, b)["size"])
+
+    for change, said in (
+        (lambda loss: loss.item(), "found: float 0"),
+        (lambda loss: loss.expand(4), "found: loss, a tensor of 4 numbers"),
+        (lambda loss: [loss], "found: list"),
+        (lambda loss: {}, "found: no loss at all"),
+        (lambda loss: {"size": float(loss)}, "found: size, a float"),
+        (lambda loss: {"size": loss.expand(2, 3)}, "found: size, a tensor of 2x3 numbers"),
+        (lambda loss: {"size": loss.long()}, "found: size, of int64"),
+        (lambda loss: {3: loss}, "found: the name 3, no text"),
+    ):
+        wanted = rf"the losses of a network on a batch; {said}.*where: test_.*test_pagcp.py:\d+; do: return one scalar"
+        with pytest.raises(InputError, match=wanted):
+            run(LOOSE, loss=of(change))
+    with pytest.raises(InputError, match="search by the loss; found: it is 0 before"):
+        run(LOOSE, loss=of(lambda loss: loss * 0))
 
 
 def test_no_group_bears_any_cut(tmp_path):
@@ -370,6 +465,13 @@ def test_refusals():
         run(LOOSE, model=spoilt)
     for wrong in ({"topk": 0.0}, {"rounds": 0}, {"batches": 0}, {"memory": -1.0}, {"round_to": 0}, {"gate": "x"}):
         with pytest.raises(InputError):
+            PAGCP(**wrong)
+    for wrong in (
+        *({"exp": "yes"}, {"relative": 1}, {"exact_only": None}, {"rounds": 2.0}, {"batches": True}, {"round_to": "4"}),
+        *({"initial_rate": "0.05"}, {"topk": True}, {"scan": "by eye"}, {"memory": math.inf}, {"rounds": -1}),
+    ):
+        ((name, value),) = wrong.items()
+        with pytest.raises(InputError, match=rf"PAGCP.*{name}={value!r}.*found: .*do: "):
             PAGCP(**wrong)
     with pytest.raises(InputError, match=r"at least initial_thres=1.05"):
         PAGCP(initial_thres=0.05, exp=True)

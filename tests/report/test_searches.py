@@ -1,8 +1,10 @@
 """What a page shows of a search by losses."""
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 from test_page import Made, Save
 
 import niwaki.report
@@ -46,6 +48,22 @@ def test_every_group_that_was_tried(save: Save, made: Made) -> None:
     kept = {"rounds": [SEARCH["rounds"][0] | {"selected": {"<two>": 4}}]}
     (run,) = read(save("kept", made() | {"search": kept}))
     assert [one.gone for one in searched(run)] == [0, 4, 0]
+
+
+def test_what_the_search_has_to_say(save: Save, made: Made) -> None:
+    """On the page and in the terminal; and by what share each group's cuts grew."""
+    groups = [{"name": "layer.one", "grain": 0.125}, {"name": "three", "grain": 0.05}]
+    told = {"notes": ["one loss is judged (<a>)", "one of 8"], "rounds": [SEARCH["rounds"][0] | {"groups": groups}]}
+    folder = save(data=made() | {"search": told})
+    (run,) = read(folder)
+    assert [row[4] for row in table_of(searched(run)).rows] == ["12.5 %", "", "5 %"]
+    text = niwaki.report.html(folder)
+    assert "one loss is judged (&lt;a&gt;)" in text and "one of 8" in text and "12.5\u00a0%" in text
+    lines = Console(file=io.StringIO(), width=160)
+    lines.print(niwaki.report.terminal(folder))
+    assert "one loss is judged (<a>)" in lines.file.getvalue()  # type: ignore[attr-defined]
+    quiet = save("quiet", made() | {"search": SEARCH})
+    assert "To be known" in text and "To be known" not in niwaki.report.html(quiet)
 
 
 def test_runs_without_a_search(save: Save, made: Made) -> None:

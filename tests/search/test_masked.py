@@ -464,3 +464,13 @@ def test_every_trick_leaves_decisions_as_they_are(scan, gate):
                     assert (this.task, this.losses) == (that.task, pytest.approx(that.losses, rel=1e-5))
     assert not (asked["plain"] or asked["quick"] or asked["kept"])
     assert (asked["early"] == asked["all"]) and (asked["all"] > 0 or gate == "selected")
+
+
+def test_losses_that_are_no_scalars():
+    """Of a task of the user's own class, too: it is named."""
+    for wrong in ({"label": 0.5}, torch.ones(4), [torch.ones(())]):
+        task = SimpleNamespace(losses=lambda model, batch, wrong=wrong: wrong, inputs=lambda batch: batch[0])
+        with pytest.raises(
+            InputError, match=r"losses of a network on a batch.*where: SimpleNamespace.losses; do: return"
+        ):
+            judge_of(task=task)(Candidate({}))

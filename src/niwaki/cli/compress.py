@@ -317,9 +317,14 @@ def fields_of(method: Method, settings: list[str] | None, shortcuts: dict[str, A
     """
     given = pairs_of(settings, "--set")
     known = [field.name for field in method.fields]
-    for name in (*given, *shortcuts):
+    for name in given:
         if name not in known:
             raise UnknownNameError.of(f"setting of {method.name}", name, known)
+    for name, value in shortcuts.items():
+        if name not in known:
+            flag = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+            do = f"leave {flag.split()[0]} out; `niwaki methods {method.name}` lists what it has"
+            raise UnknownNameError(f"{flag} with --method {method.name}", found=f"it has no setting {name}", do=do)
     twice = sorted(set(given) & set(shortcuts))
     if twice:
         raise InputError(

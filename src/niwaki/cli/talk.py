@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from niwaki.errors import NiwakiError, NothingChangedWarning, OutOfMemoryError, Setting, joined
+from niwaki.errors import BudgetMissedWarning, NiwakiError, NothingChangedWarning, OutOfMemoryError, Setting, joined
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Usage: Any = typer.BadParameter.__mro__[1].__mro__[
     1
 ]  # ClickException: typer brings its own click, and names it nowhere
+
+
+OURS = (NothingChangedWarning, BudgetMissedWarning)
 
 
 class _Stderr(logging.Handler):
@@ -50,11 +53,12 @@ def warn(text: str) -> None:
 def warnings_said() -> Iterator[None]:
     """Inside, niwaki's own warnings are talk, each time; the others are shown as Python shows them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", NothingChangedWarning)
+        for kind in OURS:
+            warnings.simplefilter("always", kind)
         shown = warnings.showwarning
 
         def say_it(message: Any, category: Any, *where: Any, **more: Any) -> None:
-            if issubclass(category, NothingChangedWarning):
+            if issubclass(category, OURS):
                 warn(str(message))
             else:
                 shown(message, category, *where, **more)

@@ -1,25 +1,23 @@
 """Global channel pruning of networks with several tasks, judged by each task's own loss."""
 
 import hashlib
-import json
 import logging
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from niwaki import budgets
 from niwaki.budgets.atoms import Grids
 from niwaki.budgets.choose import priced
-from niwaki.errors import BudgetError, FileDamagedError, InputError, NothingChangedWarning, Setting
+from niwaki.errors import BudgetError, BudgetMissedWarning, InputError, NothingChangedWarning, Setting
 from niwaki.evidence import Need, collect
-from niwaki.files import SEARCH, first_process, write_json
+from niwaki.files import SEARCH
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import alive_of, plan_of
 from niwaki.graph.skeleton import copy_with, like, named_tensors
@@ -27,10 +25,11 @@ from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps, recovered
 from niwaki.plan import Plan, apply_cuts
 from niwaki.repair import BatchNormStatistics
-from niwaki.scores.score import describe, known
-from niwaki.search import Found, Geometric, Greedy, Masked, Step, best_share
-from niwaki.search.greedy import Choice, Gate, Scan
+from niwaki.scores.score import describe, fitting
+from niwaki.search import Found, Geometric, Greedy, Masked, best_share
+from niwaki.search.greedy import PARTS, Choice, Gate, Scan
 from niwaki.search.masked import Statistics
+from niwaki.search.state import State
 from niwaki.surgery import cut, surgery_of
 from niwaki.train.processes import told_by_first
 from niwaki.units import tensors_in
@@ -102,13 +101,13 @@ class PAGCP(Method):
     """GiB that may be held of what earlier layers put out, so that it is not computed again."""
 
     def __post_init__(self) -> None:
-        known(self, prunemethod=("L1", "L2"), grids=("rows", "columns"), statistics=("running", "batch"))
-        Greedy(gate=self.gate, scan=self.scan, multiple=self.round_to)
+        fitting(self)
         if not 0 < self.topk <= 1:
             raise InputError((Setting("topk", self.topk),), found="no share", do=("give e.g. ", Setting("topk", 0.8)))
-        for name in ("rounds", "batches"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise InputError(f"PAGCP({name}={getattr(self, name)!r})", do="give a whole number from 1")
+        for name, what in (("rounds", "no round"), ("batches", "no batch"), ("round_to", "no multiple")):
+            if getattr(self, name) < 1:
+                asked = ("PAGCP with ", Setting(name, getattr(self, name)))
+                raise InputError(asked, found=f"that is {what}", do="give a whole number from 1")
         self.allowances(0)
         try:  # a later round's are refused before the first is searched
             for number in range(1, self.rounds):
@@ -120,7 +119,8 @@ class PAGCP(Method):
                 slopes, found=found, do=("give smaller ones, or fewer ", Setting("rounds", number))
             ) from error
         if not 0 <= self.memory < math.inf:
-            raise InputError(f"PAGCP(memory={self.memory!r})", do="give GiB, 0 to hold nothing")
+            asked = ("PAGCP with ", Setting("memory", self.memory))
+            raise InputError(asked, found="that is no amount of GiB", do="give GiB, 0 to hold nothing")
 
     def allowances(self, number: int) -> Geometric:
         """Of a round, the first being 0."""
@@ -157,7 +157,7 @@ class PAGCP(Method):
         steps.done("trace")
         steps.look_before()
         batches = job.task.calibration(self.batches, job.seed)
-        state = _State.of(job, self, graph, batches)
+        state = self._state(job, graph, batches)
         model, plan = job.model, plan_of(graph, np.ones(graph.units.count, bool))
         for number in range(self.rounds):
             before = plan
@@ -178,7 +178,9 @@ class PAGCP(Method):
         if not plan.kept and not _fits(job, plan.promised):
             raise self._nothing(state)
         if not _fits(job, plan.promised):
-            log.warning("%s", _short(job, plan.promised, more=job.recovery is not None))
+            short = _short(job, plan.promised, state)
+            state.say(short, level=logging.DEBUG)  # the warning is what is heard
+            warnings.warn(short, BudgetMissedWarning, stacklevel=2)
         elif not plan.kept:
             warnings.warn("the whole model fits the budget: nothing was cut", NothingChangedWarning, stacklevel=2)
         small = steps.cut(job.model, plan)
@@ -203,7 +205,7 @@ class PAGCP(Method):
         graph: ChannelGraph,
         alive: np.ndarray,
         number: int,
-        state: "_State",
+        state: State,
     ) -> Plan:
         """Search on a network of the whole one's shapes of which `alive` is there."""
         assert job.task is not None
@@ -236,24 +238,40 @@ class PAGCP(Method):
         if how.factor(len(choices)) > 1:  # the most expensive groups get the largest allowances either way
             choices.reverse()
         limits = {budget.of: budget.limit(graph.cost(np.ones_like(alive))[budget.of]) for budget in job.budget}
+        multiple = math.lcm(self.round_to, *(budget.multiple for budget in job.budget))
+        greedy = Greedy(gate=self.gate, scan=self.scan, multiple=multiple)
+        leaves = {
+            name: judge.cost({one.name: greedy.most(one, size(one.size)) for one in choices})
+            for name, size in (("round", lambda n: n * (PARTS - 1) // PARTS), ("ever", lambda n: n))
+        }
+        told: dict[str, Any] = {
+            "allowances": {"first": how.initial_rate, "total": how.initial_thres, "factor": how.factor(len(choices))},
+            "groups": [{**asdict(one), "grain": greedy.grain(one)} for one in choices],
+            "least": leaves,
+            "selected": None,
+        }
 
         def enough(gone: Mapping[str, int]) -> bool:
             cost = graph.cost(judge.kept(gone))
             return all(cost[name] <= limit for name, limit in limits.items())
 
         def tell(found: Found) -> None:
-            state.note(number, found, choices, how)
+            state.note(number, found, told)
+            _say_alone(found, state)
             if job.steps is not None and found.steps:
                 words = f"search, round {number + 1}: {found.steps[-1].group}"
                 job.steps(len(found.steps), len(choices), words)
 
-        multiple = math.lcm(self.round_to, *(budget.multiple for budget in job.budget))
-        greedy = Greedy(gate=self.gate, scan=self.scan, multiple=multiple)
         done = state.found(number)
         if done is None:
             log.info("at most %d evaluations of %d batches", 19 * len(choices) + 2, len(judge.batches))
         else:
             judge.recall(done)
+            _say_alone(done, state)
+        if not number:
+            _say_coarse(greedy, choices, state)
+            for name in (name for name, limit in limits.items() if leaves["ever"][name] > limit):
+                log.warning("no allowance will do: what floors, multiples and protection leave is above the %s", name)
         early = enough if self.topk == 1 else lambda gone: False  # what is dropped again has to be cut first
         found = greedy(choices, judge, how(len(choices)), enough=early, done=done, tell=tell)
         kept = judge.kept(found.gone)
@@ -266,10 +284,23 @@ class PAGCP(Method):
                     tested = sorted(trial.count for trial in step.trials if trial.count <= step.count)
                     gone[step.group] = next((n for n in tested if enough({**gone, step.group: n})), step.count)
             kept = judge.kept(gone)
-            state.select(number, gone)
+            state.note(number, replace(found, reached=enough(gone)), told)
+            state.tell(number, selected=gone)
         decided = {**describe(self), "groups": {step.group: step.count for step in found.steps}}
         decided["left_whole"] = dict(sorted(judge.left_whole.items()))
         return plan_of(graph, kept, budgets=job.budget, decided_by=decided, grids=self.grids)
+
+    def _state(self, job: Job, graph: ChannelGraph, batches: list[Any]) -> State:
+        """What an earlier run found, if there was one of the same search."""
+        asked = {
+            "settings": asdict(self),
+            "network": [graph.fingerprint, digest_of(t for part in named_tensors(job.model) for _, t in part)],
+            "set of batches": digest_of(tensors_in(batches)),
+            "seed": job.seed,
+            "list of protected layers": list(job.protect),
+            "budget": [asdict(one) for one in job.budget],
+        }
+        return State(asked, None if job.partial is None else job.partial / SEARCH)
 
     @staticmethod
     def _saved(judge: Masked, found: Found) -> dict[str, float]:
@@ -294,7 +325,7 @@ class PAGCP(Method):
         recovered(replace(job, partial=partial), small, plan)
         return spread(model, small, plan)
 
-    def _nothing(self, state: "_State") -> BudgetError:
+    def _nothing(self, state: State) -> BudgetError:
         """The error where nothing was cut; what was found is of no use to another try."""
         if state.file is not None:
             state.file.unlink(missing_ok=True)
@@ -309,80 +340,6 @@ class PAGCP(Method):
             found=f"no group bears any cut ({found})",
             do=("allow more: ", Setting("initial_rate", 2 * self.initial_rate), ", or give more data"),
         )
-
-
-@final
-class _State:
-    """What was found so far, in a file where the job has a place for one.
-
-    Raises:
-        FileDamagedError: the file is no search's, or another search's.
-    """
-
-    def __init__(self, key: str, file: Path | None) -> None:
-        self.key, self.file = key, file
-        self.rounds: list[Found] = []
-        self.more: list[dict[str, Any]] = []
-        if file is None or not file.is_file():
-            return
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            same = data["key"] == key
-            for one in data["rounds"] if same else ():
-                self.rounds.append(
-                    Found(dict(one["base"]), tuple(Step.from_json(step) for step in one["steps"]), bool(one["reached"]))
-                )
-                self.more.append({name: one[name] for name in ("allowances", "groups", "selected")})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            do = "start again in another folder, or delete the file"
-            raise FileDamagedError("go on with a search", found=repr(error), where=str(file), do=do) from error
-        if not same:
-            do = "start again in another folder"
-            raise FileDamagedError(
-                "go on with a search", found="another network's, budget's or data's", where=str(file), do=do
-            )
-        log.info("going on with the search of %s", file)
-
-    @classmethod
-    def of(cls, job: Job, method: PAGCP, graph: ChannelGraph, batches: list[Any]) -> "_State":
-        asked = [asdict(method), graph.fingerprint, job.seed, list(job.protect), [asdict(one) for one in job.budget]]
-        code = hashlib.sha256(json.dumps(asked).encode())
-        for tensor in (*(tensor for part in named_tensors(job.model) for _, tensor in part), *tensors_in(batches)):
-            code.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return cls(code.hexdigest()[:16], None if job.partial is None else job.partial / SEARCH)
-
-    def found(self, number: int) -> Found | None:
-        return self.rounds[number] if number < len(self.rounds) else None
-
-    def note(self, number: int, found: Found, choices: list[Choice], how: Geometric) -> None:
-        told = {
-            "allowances": {"first": how.initial_rate, "total": how.initial_thres, "factor": how.factor(len(choices))},
-            "groups": [asdict(one) for one in choices],
-            "selected": None,
-        }
-        if number < len(self.rounds):
-            self.rounds[number] = found
-        else:
-            self.rounds.append(found)
-            self.more.append(told)
-        self._write()
-
-    def select(self, number: int, gone: dict[str, int]) -> None:
-        self.more[number]["selected"] = gone
-        self._write()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, a part of the report."""
-        rounds = [
-            {"base": one.base, "reached": one.reached, "steps": [step.to_json() for step in one.steps], **more}
-            for one, more in zip(self.rounds, self.more, strict=True)
-        ]
-        return {"key": self.key, "rounds": rounds}
-
-    def _write(self) -> None:
-        if self.file is not None and first_process():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.file, self.to_json())
 
 
 def spread(model: nn.Module, small: nn.Module, plan: Plan) -> nn.Module:
@@ -423,11 +380,64 @@ def _fits(job: Job, promised: Mapping[str, float]) -> bool:
     return all(promised[b.of] <= b.limit(promised[f"{b.of}_before"]) for b in job.budget)
 
 
-def _short(job: Job, promised: Mapping[str, float], *, more: bool) -> str:
-    parts = [
-        f"{b.of} {promised[b.of] / promised[f'{b.of}_before']:.3f} of what they were, asked "
-        f"{b.limit(promised[f'{b.of}_before']) / promised[f'{b.of}_before']:.3f}"
-        for b in job.budget
+def digest_of(tensors: Iterable[Tensor]) -> str:
+    """Of their bytes."""
+    code = hashlib.sha256()
+    for tensor in tensors:
+        code.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return code.hexdigest()[:16]
+
+
+def _say_alone(found: Found, state: State) -> None:
+    """Where one loss is all there is to judge by."""
+    if len(found.base) == 1:
+        state.say(
+            f"one loss is judged ({next(iter(found.base))}): balance between tasks is lost; name the losses of several "
+            "tasks, or the parts of one, to have each held to its allowance"
+        )
+
+
+def _say_coarse(greedy: Greedy, choices: Sequence[Choice], state: State) -> None:
+    """Which groups have too few channels for twentieths."""
+    coarse = [
+        f"{one.name} by {round(greedy.grain(one) * one.size)} of {one.size}"
+        for one in choices
+        if greedy.grain(one) > 1 / PARTS
     ]
-    way = "raise initial_rate, initial_thres" + (" or rounds" if more else ", or give a recovery, for further rounds")
-    return f"the allowances ended before the budget: {'; '.join(parts)}; {way}"
+    if coarse:
+        more = f" and {len(coarse) - SHOWN} more" if len(coarse) > SHOWN else ""
+        state.say(
+            f"{len(coarse)} of {len(choices)} groups are cut by coarser shares than twentieths: "
+            f"{', '.join(coarse[:SHOWN])}{more}"
+        )
+
+
+def _short(job: Job, promised: Mapping[str, float], state: State) -> str:
+    """Why the budget was not met, what was, and what to do."""
+    least = state.more[-1]["least"] if state.more else {"ever": {}, "round": {}}
+    whys, parts = [], []
+    for budget in job.budget:
+        name, before = budget.of, promised[f"{budget.of}_before"]
+        limit = budget.limit(before)
+        if promised[name] <= limit:
+            continue
+        parts.append(f"{name} {promised[name] / before:.3f} of what they were, asked {limit / before:.3f}")
+        for key in ("ever", "round"):
+            if least[key].get(name, 0) > limit:
+                whys.append((key, f"{name} {least[key][name] / before:.3f}"))
+                break
+    said = "; ".join(parts)
+    if any(key == "ever" for key, _ in whys):
+        left = ", ".join(words for key, words in whys if key == "ever")
+        return (
+            f"what floors, multiples and protection leave is above the budget, whatever is allowed ({left} at least): "
+            f"{said}; lower the floor, protect less, or ask for what can be met"
+        )
+    if whys:
+        way = "raise rounds" if job.recovery is not None else "give a recovery, for further rounds"
+        left = ", ".join(words for _, words in whys)
+        return f"a round takes {PARTS - 1} of {PARTS} of a group at most, which leaves {left}: {said}; {way}"
+    way = "raise initial_rate, initial_thres" + (
+        " or rounds" if job.recovery is not None else ", or give a recovery, for further rounds"
+    )
+    return f"the allowances ended before the budget: {said}; {way}"

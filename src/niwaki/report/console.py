@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from niwaki.report.reading import Run
+from niwaki.report.searches import notes as said
 from niwaki.report.tables import (
     Table,
     before_after,
@@ -44,7 +45,7 @@ def terminal_of(runs: Sequence[Run], *, left_out: Mapping[str, str] | None = Non
     if len(runs) == 1 and not left_out:
         run = runs[0]
         tables = [before_after(run), validation(run), stages(run), candidates(run), groups(run), repaired(run)]
-        tables += [receipt(run), promises(run), exports(run), uncounted(run), facts(run)]
+        tables += [said(run), receipt(run), promises(run), exports(run), uncounted(run), facts(run)]
         head = headline(run)
     else:
         tables, head = [comparison(runs), missing(left_out or {})], f"{len(runs)} run{'s' if len(runs) > 1 else ''}"

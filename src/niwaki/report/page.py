@@ -10,7 +10,7 @@ from niwaki.report.pictures import pictures
 from niwaki.report.points import cost_of, layer_widths, metric_of, points, runtimes
 from niwaki.report.reading import Run
 from niwaki.report.scatter import legend, scatter
-from niwaki.report.searches import searches
+from niwaki.report.searches import notes, searches
 from niwaki.report.tables import (
     before_after,
     candidates,
@@ -95,6 +95,7 @@ def page_of(runs: Sequence[Run], *, heading: str, left_out: Mapping[str, str] | 
             pictures(run),
             training(run),
             latencies(run),
+            drawn(notes(run)),
             searches(run),
             widths(run),
             drawn(candidates(run)),

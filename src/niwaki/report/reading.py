@@ -56,8 +56,10 @@ SHAPE: dict[str, Any] = {
     },
     "history": {"epochs": [dict]},
     "search": {
+        "notes": [str],
         "rounds": [
             {
+                "groups": [{"name": str, "grain": float}],
                 "base": dict,
                 "reached": bool,
                 "selected": dict,
@@ -71,7 +73,7 @@ SHAPE: dict[str, Any] = {
                     }
                 ],
             }
-        ]
+        ],
     },
     "exports": dict,
     "unknown": [{"operation": str, "module": str, "where": str}],

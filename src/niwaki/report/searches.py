@@ -36,12 +36,15 @@ class Searched:
     allowance: float
     tried: int
     losses: str
+    grain: float = 0.0
+    """By what share of the group its cuts grow; 0 where it was not said."""
 
 
 def searched(run: Run) -> list[Searched]:
     """Every group that was tried, round by round."""
     found = []
     for number, told in enumerate(run.get("search").get("rounds") or [], start=1):
+        grains = {one.get("name"): one.get("grain") for one in told.get("groups") or []}
         for step in told.get("steps") or []:
             trials, at = step.get("trials") or [], step.get("accepted")
             size = float(step.get("size") or 0)
@@ -66,6 +69,7 @@ def searched(run: Run) -> list[Searched]:
                     float(step.get("allowance") or 0),
                     len(trials),
                     losses,
+                    float(grains.get(step.get("group")) or 0),
                 )
             )
     return found
@@ -83,6 +87,7 @@ def table_of(found: Sequence[Searched]) -> Table:
             one.group,
             f"{one.gone:.0f} of {one.size:.0f}",
             f"{100 * one.gone / one.size:.0f} %",
+            f"{100 * one.grain:.3g} %" if one.grain else "",
             one.task,
             f"{plain(one.first)}",
             f"{100 * one.rise:.2f} %",
@@ -99,6 +104,7 @@ def table_of(found: Sequence[Searched]) -> Table:
             "group",
             "gone",
             "share",
+            "in steps of",
             "most sensitive",
             "sensitivity",
             "rise",
@@ -108,7 +114,12 @@ def table_of(found: Sequence[Searched]) -> Table:
         ),
         "losses after",
     )
-    return Table("The search, group after group", heads, rows, frozenset({0, 2, 3, 5, 6, 7, 8}), NOTE)
+    return Table("The search, group after group", heads, rows, frozenset({0, 2, 3, 4, 6, 7, 8, 9}), NOTE)
+
+
+def notes(run: Run) -> Table:
+    """What the search has to say of itself: what it could not judge, cut finely enough, or reach."""
+    return Table("To be known of the search", ("",), tuple((one,) for one in run.get("search").get("notes") or ()))
 
 
 def plot(found: Sequence[Searched]) -> str:

@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from niwaki.errors import InputError, NotFiniteError
+from niwaki.errors import InputError, NotFiniteError, Setting
 from niwaki.evidence import Checked, Evidence, GroupView, Need, need_numbers, views
 from niwaki.graph import ChannelGraph
 
@@ -100,6 +100,34 @@ def known(block: Any, **choices: tuple[str, ...]) -> None:
                 found=f"known: {', '.join(allowed)}",
                 do="use one",
             )
+
+
+KINDS: dict[Any, tuple[str, str]] = {
+    bool: ("neither True nor False", "give one of them"),
+    int: ("no whole number", "give one"),
+    float: ("no number", "give one"),
+}
+"""What is said of a setting that is of another type."""
+
+
+def fitting(block: Any) -> None:
+    """Refuse settings of another type than their field's, and those outside its known values.
+
+    Of types: `bool`, `int`, `float` (whole numbers fit) and `Literal`; others are not looked at.
+
+    Raises:
+        InputError: names the setting, and what it may be.
+    """
+    for name, kind in get_type_hints(type(block)).items():
+        value = getattr(block, name)
+        if get_origin(kind) is Literal:
+            known(block, **{name: get_args(kind)})
+        elif kind in KINDS:
+            kinds = (int, float) if kind is float else (kind,)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+                found, do = KINDS[kind]
+                said = Setting(name, value, "" if value is not None else f"{name}=None")
+                raise InputError((f"{type(block).__name__} with ", said), found=found, do=do)
 
 
 MERGES = ("joint", "sum", "mean", "max")

@@ -173,7 +173,9 @@ class Greedy:
     def __post_init__(self) -> None:
         known(self, gate=("all", "selected"), scan=("grid", "bisect"))
         if type(self.multiple) is not int or self.multiple < 1:
-            raise InputError(f"Greedy(multiple={self.multiple!r})", do="give a whole number from 1")
+            do = "give a whole number from 1"
+            found = "no whole number above 0"
+            raise InputError(("search with ", Setting("multiple", self.multiple)), found=found, do=do)
 
     def __call__(
         self,
@@ -224,12 +226,21 @@ class Greedy:
         """(twentieths, how many go) of every share that takes anything and leaves enough; each count once."""
         found: dict[int, int] = {}
         for part in range(1, PARTS):
-            count = min(choice.size * part // PARTS, choice.size - choice.least)
-            if choice.size >= self.multiple:
-                count = choice.size - math.ceil((choice.size - count) / self.multiple) * self.multiple
+            count = self.most(choice, choice.size * part // PARTS)
             if count > 0:
                 found.setdefault(count, part)
         return [(part, count) for count, part in found.items()]
+
+    def most(self, choice: Choice, count: int) -> int:
+        """How many of that many may go, as what has to stay and the multiple allow; 0 or less where none may."""
+        count = min(count, choice.size - choice.least)
+        if choice.size >= self.multiple:
+            count = choice.size - math.ceil((choice.size - count) / self.multiple) * self.multiple
+        return count
+
+    def grain(self, choice: Choice) -> float:
+        """By what share of the group its cuts grow: a twentieth, or more where it has too few for that."""
+        return max(1 / PARTS, (self.multiple if choice.size >= self.multiple else 1) / choice.size)
 
     def _step(self, step: Step, gone: dict[str, int], counts: list[tuple[int, int]], judge: Judge) -> Step:
         trials: list[Trial] = []
@@ -274,21 +285,21 @@ class Greedy:
         for task, loss in first.items():
             if not math.isfinite(loss):
                 raise NotFiniteError(
-                    f"search by the loss of {task}",
+                    f"search by {loss_of(task)}",
                     found=f"{loss} before anything is cut",
                     do="look for NaN in the weights, or for batches without a target of this task",
                 )
             if loss <= 0:
                 zero = "give data that the network does not fit perfectly, or leave this task out"
                 raise InputError(
-                    f"search by the loss of {task}",
+                    f"search by {loss_of(task)}",
                     found=f"it is {loss:g} before anything is cut: no rise is a share of that",
                     do=zero if loss == 0 else "give a loss that is above 0, say with a constant added",
                 )
             spread = abs(again.get(task, math.inf) - loss) / loss
             if not spread <= SPREAD:
                 raise InputError(
-                    f"search by the loss of {task}",
+                    f"search by {loss_of(task)}",
                     found=f"two evaluations of the same network are {spread:.2g} apart, in shares of the loss",
                     do="have the loss draw no numbers and keep no state in evaluation mode, on fixed batches",
                 )
@@ -322,6 +333,11 @@ def best_share(
             scores[step.group] = rise / max(saved[step.group], 1e-12)
     best = sorted(scores, key=scores.__getitem__)[: int(groups * share + 1e-9)]
     return {group: count for group, count in found.gone.items() if group in best}
+
+
+def loss_of(task: str) -> str:
+    """How messages call it."""
+    return "the loss" if task == "loss" else f"the loss of {task}"
 
 
 def _rise(loss: float, before: float) -> float:

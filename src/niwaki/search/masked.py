@@ -17,11 +17,12 @@ from niwaki.graph.skeleton import copy_with, identity, like
 from niwaki.measure.measurement import evaluating
 from niwaki.plan import apply_cuts
 from niwaki.scores import Scores
-from niwaki.search.greedy import SPREAD, Candidate, Choice, Found, Partial
+from niwaki.search.greedy import SPREAD, Candidate, Choice, Found, Partial, loss_of
 from niwaki.search.prefix import Prefixes
 from niwaki.surgery import cut
 from niwaki.surgery.exported import Exported
 from niwaki.surgery.mask import zero_
+from niwaki.tasks.scalars import scalars
 from niwaki.units import tensors_in
 
 CLOSE = 1e-3
@@ -76,8 +77,9 @@ class Masked:
             it is in training mode then.
 
     Raises:
-        InputError: no batches; later, a loss below 0 where none was to be; statistics of batches of a single value, or
-            of a network that is cut as an exported graph which can't train or draws numbers in training.
+        InputError: no batches; later, losses that are no scalars, or below 0 where none was to be; statistics of
+            batches of one value, or of a network that is cut as an exported graph which can't train, or then draws
+            numbers.
     """
 
     def __init__(
@@ -149,6 +151,14 @@ class Masked:
 
     def macs(self, alive: np.ndarray) -> float:
         return self.graph.cost(with_slabs(self.graph, alive.copy()))["macs"]
+
+    def cost(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """What the network costs with so many of each group gone, whichever these are; nothing is ranked."""
+        alive = self._start.copy()
+        for group, count in counts.items():
+            for units in self._atoms[group][: max(count, 0)]:
+                alive[units] = False
+        return dict(self.graph.cost(with_slabs(self.graph, alive)))
 
     def kept(self, gone: Mapping[str, int]) -> np.ndarray:
         """Which units are there when so many of each group are gone; bool `[units]`. Groups not ranked yet are ranked
@@ -222,12 +232,16 @@ class Masked:
             self._first[alive.tobytes()] = self._running.first
         return found
 
+    def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """What the task says of a network on a batch, as it may say it."""
+        return scalars(self.task.losses(model, batch), where=f"{type(self.task).__name__}.losses")
+
     def hold(self, losses: Mapping[str, float]) -> None:
         """Hold the task to what it promised of its losses."""
         for task, loss in losses.items() if self.nonnegative else ():
             if loss < 0:
                 do = "leave nonnegative out of the task: it promises that no loss is below 0"
-                raise InputError(f"search by the loss of {task}", found=f"it is {loss:g} on a batch, below 0", do=do)
+                raise InputError(f"search by {loss_of(task)}", found=f"it is {loss:g} on a batch, below 0", do=do)
 
     def weigh(self, sums: Mapping[int, Mapping[str, float]]) -> None:
         """See those batches first from now on that make up the most of any loss."""
@@ -304,9 +318,8 @@ class _Network:
         """Whether more of it can be zeroed, by the names of the whole one's tensors."""
         self.model, self.physical = self._made(alive)
         self.own = dict(self.model.named_parameters())
-        where = judge.task
         self.prefixes = Prefixes(
-            lambda batch: where.losses(self.model, batch),
+            lambda batch: judge.losses(self.model, batch),
             judge.batches,
             list(self.own.values()),
             judge.memory,
@@ -391,7 +404,7 @@ class _Network:
             for number in judge.heavy if most is None else range(most):
                 batch = judge.batches[number]
                 try:
-                    found = judge.task.losses(self.model, batch) if group is None else self.prefixes(number)
+                    found = judge.losses(self.model, batch) if group is None else self.prefixes(number)
                 except ValueError as error:
                     if judge.statistics == "running" or ALONE not in str(error):
                         raise

@@ -12,6 +12,7 @@ from niwaki.measure import Measurement
 from niwaki.measure.measurement import device_name, evaluating
 from niwaki.tasks import Task
 from niwaki.tasks.parts import SPLITS, known
+from niwaki.tasks.scalars import place_of, scalars
 from niwaki.units import device_of, map_tensors, tensors_in
 
 
@@ -36,7 +37,8 @@ class Custom(Task):
     Tensors of a batch are on the model's device before either function sees them; their precision is left alone.
 
     Raises:
-        InputError: no training batches, or a split without any.
+        InputError: no training batches, or a split without any; a loss that is neither a scalar tensor nor several by
+            name.
         NotFiniteError: the metric is NaN or infinite.
 
     Examples:
@@ -103,8 +105,7 @@ class Custom(Task):
 
     def losses(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
         """What the function gives: its parts by name, or all of it as "loss"."""
-        found = self._loss(model, self._moved(batch, model))
-        return {"loss": found} if isinstance(found, Tensor) else dict(found)
+        return scalars(self._loss(model, self._moved(batch, model)), where=place_of(self._loss))
 
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
         """The metric on a split, or on its first batches that together have `limit` samples (rows of first tensors)."""
