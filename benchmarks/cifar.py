@@ -30,8 +30,11 @@ METHODS: dict[str, tuple[niwaki.methods.Method, int]] = {
     "Magnitude L2, uniform": (niwaki.methods.Magnitude(p=2, rule="uniform"), 0),
     "Magnitude L2, global rank": (niwaki.methods.Magnitude(p=2, rule="global_rank"), 0),
     "Magnitude L2, uniform, inner widths": (niwaki.methods.Magnitude(p=2, rule="uniform"), 0),
+    "Magnitude L2, uniform, refitted": (niwaki.methods.Magnitude(p=2, rule="uniform", refit=True), 0),
+    "Magnitude L2, global rank, refitted": (niwaki.methods.Magnitude(p=2, rule="global_rank", refit=True), 0),
     "NormScale": (niwaki.methods.NormScale(), 0),
     "Taylor": (niwaki.methods.Taylor(), 0),
+    "Taylor, refitted": (niwaki.methods.Taylor(refit=True), 0),
     "Random, seed 0": (niwaki.methods.Random(), 0),
     "Random, seed 1": (niwaki.methods.Random(), 1),
     "Random, seed 2": (niwaki.methods.Random(), 2),
@@ -246,11 +249,10 @@ def page(rows: Rows) -> None:
         Accuracies in percent on the 10 000 test pictures, which nothing was chosen on but UDFC's choice of channels (on
         2000 of them and ResNet-20; [validation pictures](udfc.md) agree): scores, batch norm and
         recovery see the training split (45 000 pictures) alone, and settings not named are the library's defaults.
-        *Cut* is
-        the network as cut, *batch norm* after re-estimating its statistics on 16 batches of 128, *recovered*
-        after three passes of training from there (SGD, rate 0.01, cosine) with the number of steps of 128
-        pictures that each pass was limited to; a full pass has 351. The binomial standard error of an accuracy of
-        90 % is 0.3, of 50 % 0.5.
+        *Cut* is the network as cut (*refitted*: and its layers refitted by least squares on 16 batches of 128), *batch
+        norm* after re-estimating its statistics on them, *recovered* after three passes of training from
+        there (SGD, rate 0.01, cosine) with the number of steps of 128 pictures that each pass was limited to; a full
+        pass has 351. The binomial standard error of an accuracy of 90 % is 0.3, of 50 % 0.5.
     """)
     for name in NETWORKS:
         whole = rows.get(f"{name}, dense")

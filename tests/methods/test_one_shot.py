@@ -95,6 +95,28 @@ def test_folding_needs_data() -> None:
         small_by(Magnitude(fold=True), task=None)
 
 
+def test_refitting_needs_data_and_takes_the_place_of_folding() -> None:
+    with pytest.raises(niwaki.errors.InputError, match=r"Magnitude with refit=True without data.*give a task"):
+        small_by(Magnitude(refit=True), task=None)
+    with pytest.raises(niwaki.errors.InputError, match=r"Taylor with fold=True and refit=True.*leave fold out"):
+        Taylor(fold=True, refit=True)
+
+
+def test_a_refit_is_nearer_to_the_uncut_network() -> None:
+    """The same plan; without batch norm nothing else repairs it."""
+    model, x = plain(), torch.randn(256, 3)
+    apart = {}
+    for settings in ({}, {"fold": True}, {"refit": True}):
+        outcome = small_by(Magnitude(**settings), model, task=AnyTask(x))
+        with torch.no_grad():
+            apart[str(settings)] = float((outcome.model(x) - model(x)).square().mean())
+        stages = [stage.stage for stage in outcome.stages]
+    assert stages == ["cut", "refitted layers"]
+    bare, folded, refitted = apart.values()
+    assert refitted < 0.5 * folded < 0.5 * bare
+    assert outcome.method["refit"] is True
+
+
 def test_a_dead_channel_is_folded_as_by_hand() -> None:
     """gamma = 0 and beta = 0.5 in the last half: relu(beta) x their weights goes into the bias."""
     model = normed()

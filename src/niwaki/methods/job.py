@@ -156,7 +156,7 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict, repr=False)
     """What else the method has to say, as plain data: parts of the report by name."""
     unfolded: tuple[str, ...] = ()
-    """Layers that could not take the constants of removed units, where these were folded."""
+    """Layers that could not take the constants of removed units, or be refitted, where these were to be."""
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write plan.json, model.safetensors, surgery.json, report.json and settings.json; all or nothing.

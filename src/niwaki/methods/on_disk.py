@@ -89,12 +89,13 @@ def compress_stored(
             do="use a method that scores units by weights (magnitude, norm_scale, random), or load the whole model",
         )
     how = method.score(seed)
-    if method.fold:
-        raise InputError(
-            (f"{type(method).__name__} with ", Setting("fold", True), " on stored weights"),
-            found="it needs to run the network",
-            do="leave fold out, or load the whole model",
-        )
+    for name in ("fold", "refit"):
+        if getattr(method, name):
+            raise InputError(
+                (f"{type(method).__name__} with ", Setting(name, True), " on stored weights"),
+                found="it needs to run the network",
+                do=f"leave {name} out, or load the whole model",
+            )
     if Path(folder).exists() and not force:
         raise RunExistsError(
             f"write to {folder}", found="it exists", do=("choose another folder, or give ", Setting("force", True))

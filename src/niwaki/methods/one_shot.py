@@ -1,4 +1,4 @@
-"""The common body of one-shot methods: trace, collect, score, choose, cut, verify, fold, repair, recover, measure."""
+"""The common body of one-shot methods: from the trace over the cut and its repair to what is measured at the end."""
 
 import logging
 from abc import abstractmethod
@@ -15,7 +15,7 @@ from niwaki.graph import ChannelGraph, trace
 from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
-from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
+from niwaki.repair import BatchNormStatistics, FoldedConstants, LeastSquares, repair
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import known
 from niwaki.units import Budget
@@ -51,6 +51,10 @@ class OneShot(Method):
     """Move the mean that removed units put out, over the calibration batches, into the next layers' biases (needs a
     task). It saves what a network without batch norm loses at the cut; batch-norm re-estimation does the same where
     every reader has a batch norm behind it, so it is off unless asked for."""
+    refit: bool = False
+    """Refit what the next layers read, by least squares over the calibration batches, so that units that stay tell what
+    removed ones told (needs a task); it folds the constants, too. A pass over the batches more, and much of what the
+    cut costs before any training."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -68,6 +72,12 @@ class OneShot(Method):
                 found="uniform compares no groups, so there is nothing to weigh",
                 do=("use ", Setting("rule", "global_rank"), ", or leave ", Setting("per"), " out"),
             )
+        if self.fold and self.refit:
+            raise InputError(
+                (f"{type(self).__name__} with ", Setting("fold", True), " and ", Setting("refit", True)),
+                found="a refit folds the constants, too",
+                do=("leave ", Setting("fold"), " out"),
+            )
         self.score(0)  # its settings, too, are refused now
 
     def refuse(self, wanted: Request) -> None:
@@ -76,9 +86,9 @@ class OneShot(Method):
         if Need.GRADIENT in self.score(0).needs:
             asked: tuple[str | Setting, ...] = (f"{type(self).__name__} without data",)
             found = "its score needs gradients"
-        elif self.fold:
-            asked = (f"{type(self).__name__} with ", Setting("fold", True), " without data")
-            found = "it needs batches to take the constants from"
+        elif self.fold or self.refit:
+            asked = (f"{type(self).__name__} with ", Setting("fold" if self.fold else "refit", True), " without data")
+            found = f"it needs batches to {'take the constants from' if self.fold else 'refit layers to'}"
         if found and not wanted.data:
             raise InputError(asked, found=found, do=("give ", Setting("data", written="a task")))
 
@@ -110,7 +120,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
         batches: of training data, for scores that need gradients.
 
     Raises:
-        InputError: the score or the folding of constants needs data but the job has no task.
+        InputError: the score, the folding or the refit needs data but the job has no task.
         CannotCutError: the cut model does not compute what the plan promised.
     """
     steps = Steps(job, method)
@@ -135,13 +145,17 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     small = steps.cut(model, plan)
     steps.look("cut", small, "measure cut")
     unfolded: tuple[str, ...] = ()
-    if method.fold and task is not None:
+    if (method.fold or method.refit) and task is not None:
         inputs = (task.inputs(b) for b in task.calibration(job.calibration, job.seed))
-        unfolded = repair(small, inputs, how=FoldedConstants("mean"), model=model, plan=plan)
+        how_taken = FoldedConstants("mean") if method.fold else LeastSquares(seed=job.seed)
+        unfolded = repair(small, inputs, how=how_taken, model=model, plan=plan)
         if unfolded:
-            log.info("constants not folded into %s", ", ".join(unfolded))
-        steps.done("fold")
-        steps.look("folded constants", small, "measure folded")
+            log.info("%s: %s", "constants not folded into" if method.fold else "not refitted", ", ".join(unfolded))
+        steps.done("fold" if method.fold else "refit")
+        if method.fold:
+            steps.look("folded constants", small, "measure folded")
+        else:
+            steps.look("refitted layers", small, "measure refitted")
     if job.repair and task is not None:
         used = BatchNormStatistics()(small, (task.inputs(b) for b in task.calibration(job.calibration, job.seed)))
         steps.done("repair")

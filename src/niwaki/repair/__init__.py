@@ -18,6 +18,7 @@ from niwaki.repair.constants import FoldedConstants
 from niwaki.repair.diagonal import Diagonal
 from niwaki.repair.filter_space import FilterSpace
 from niwaki.repair.filters import Composite, Filters, InnerProducts, folded, inner_products, untrained
+from niwaki.repair.least_squares import LeastSquares
 from niwaki.repair.merge import Merge
 from niwaki.repair.mixing import Mixing, mix
 from niwaki.repair.moments import Gaussians
@@ -35,6 +36,7 @@ __all__ = [
     "FoldedConstants",
     "Gaussians",
     "InnerProducts",
+    "LeastSquares",
     "Merge",
     "Mixing",
     "NeuronMerging",
@@ -52,40 +54,45 @@ _DEFAULT = BatchNormStatistics()
 def repair(small: nn.Module, batches: Iterable[Any], *, how: BatchNormStatistics = ...) -> int: ...
 @overload
 def repair(
-    small: nn.Module, batches: Iterable[Any], *, how: FoldedConstants, model: nn.Module | None, plan: Plan | None
+    small: nn.Module,
+    batches: Iterable[Any],
+    *,
+    how: FoldedConstants | LeastSquares,
+    model: nn.Module | None,
+    plan: Plan | None,
 ) -> tuple[str, ...]: ...
 def repair(
     small: nn.Module,
     batches: Iterable[Any],
     *,
-    how: BatchNormStatistics | FoldedConstants = _DEFAULT,
+    how: BatchNormStatistics | FoldedConstants | LeastSquares = _DEFAULT,
     model: nn.Module | None = None,
     plan: Plan | None = None,
 ) -> int | tuple[str, ...]:
     """Repair a cut model in place from batches of inputs.
 
     Args:
-        model, plan: what `small` was cut from and by, for `FoldedConstants`; batch norm needs neither.
+        model, plan: what `small` was cut from and by; batch norm needs neither.
 
     Returns:
-        How many batches were used; of `FoldedConstants` the layers that could not take their constant.
+        How many batches were used; of `FoldedConstants` and `LeastSquares` the layers that could not be changed.
 
     Raises:
         InputError: `how` needs the model and the plan and they are missing, or it is no repair.
     """
     if isinstance(how, BatchNormStatistics):
         return how(small, batches)
-    if not isinstance(how, FoldedConstants):
+    if not isinstance(how, FoldedConstants | LeastSquares):
         raise InputError(
             f"repair(how={how!r})",
-            found=f"{type(how).__name__}; known: BatchNormStatistics, FoldedConstants",
+            found=f"{type(how).__name__}; known: BatchNormStatistics, FoldedConstants, LeastSquares",
             do="pass an instance from niwaki.repair",
         )
     if model is None or plan is None:
         raise InputError(
-            "fold constants",
+            "fold constants" if isinstance(how, FoldedConstants) else "refit layers",
             found="no model" if model is None else "no plan",
-            do="niwaki.repair(small, batches, how=FoldedConstants(), model=model, plan=plan)",
+            do=f"niwaki.repair(small, batches, how={type(how).__name__}(), model=model, plan=plan)",
         )
     return how(model, small, plan, batches=batches)
 

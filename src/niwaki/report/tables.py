@@ -215,7 +215,10 @@ def uncounted(run: Run) -> Table:
     rows += [
         ("read out of data", _pairs(one), "a branch that other data take was not seen") for one in run.get("data_reads")
     ]
-    rows += [("constants not folded", name, "its reader could not take them") for name in run.get("unfolded")]
+    rows += [
+        ("constants not folded", name, "it reads removed units and could not take them over")
+        for name in run.get("unfolded")
+    ]
     seen: dict[str, list[str]] = {}
     for side in ("before", "after"):
         for name, record in run.get(side).items():

@@ -1,0 +1,154 @@
+"""What removed channels told, predicted from those that stay, in the weights of the layers that read them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from niwaki.errors import InputError, NotFiniteError
+from niwaki.plan import Plan
+from niwaki.repair.readers import Readers, listen
+
+
+@final
+@dataclass(frozen=True)
+class LeastSquares:
+    """Layers that lose inputs are refitted to what they put out before, over given batches.
+
+    Of a layer `W x + b` with inputs x (of a convolution: patches), of which z stay, the weights and constant that
+    minimise the mean square of `W x - W' z - c`, with a price on leaving the weights it had. Inputs are the uncut
+    model's. By a large ridge nothing is left but the constants: `FoldedConstants("mean")`.
+
+    Readers are linear layers and plain convolutions; others are left alone and returned by name.
+
+    Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (the weights for given channels). Differs: a ridge, a constant,
+    and no inputs of the network as it is cut so far.
+    """
+
+    ridge: float = 1e-2
+    """Price of leaving the weights, as a share of the mean variance of an input that stays."""
+    samples: int = 4096
+    """Positions (tokens, pixels) that are drawn from a batch for a layer; where it has fewer, all are taken."""
+    largest: int = 8192
+    """Most inputs (channels times places of the kernel) of a layer that is refitted, as all of them are set against
+    each other: 0.5 GiB for 8192. A larger one takes the constants alone."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        if not self.ridge > 0:
+            raise InputError(f"LeastSquares(ridge={self.ridge!r})", found="not above 0", do="give a positive number")
+        for name in ("samples", "largest"):
+            if (count := getattr(self, name)) < 1:
+                raise InputError(f"LeastSquares({name}={count!r})", found="fewer than 1", do="give 1 or more")
+
+    def __call__(
+        self,
+        model: nn.Module,
+        small: nn.Module,
+        plan: Plan,
+        *,
+        batches: Iterable[Any],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> tuple[str, ...]:
+        """Refit `small` in place; returns the layers that lose inputs and could not be refitted.
+
+        Args:
+            batches: inputs of the model; a thousand pictures will do.
+            optimizer: one in use for `small`; biases that are added join the group of their layer's weight.
+
+        Raises:
+            InputError: no batches, a model that was not cut through the eager door, or another model's optimiser.
+            NotFiniteError: an input of a layer is NaN or infinite.
+        """
+        readers = Readers(model, small, plan, optimizer, what="refit layers")
+        seen: dict[str, _Moments] = {}
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def hear(name: str, module: nn.Module, x: Tensor) -> None:
+            rows = patches(module, x, self.samples, generator)
+            seen.setdefault(name, _Moments(rows, self.largest)).add(rows)
+
+        listen(model, readers.gone, batches, hear, what="refit layers")
+        for name, gone in readers.gone.items():
+            if name not in seen:  # its weight is read without a call of the layer, as attention does with its output
+                readers.skipped.append(name)
+                continue
+            weight = readers.weight(name)  # [outputs, inputs, ...]
+            stay = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+            stay[gone] = False
+            each = weight[0, 0].numel()
+            places = stay.repeat_interleave(each)
+            predicted, constant = seen.pop(name).predicted(places, self.ridge, name)
+            taken = weight.flatten(1).double()[:, ~places]
+            with torch.no_grad():
+                now: Tensor = readers.modules[name].weight  # type: ignore[assignment, union-attr]
+                now.add_((taken @ predicted).reshape(now.shape).to(now.dtype))
+            readers.shift(name, taken @ constant)
+        return tuple(dict.fromkeys(readers.skipped))
+
+
+def patches(
+    layer: nn.Module, x: Float[Tensor, "..."], most: int, generator: torch.Generator
+) -> Float[Tensor, "positions inputs"]:
+    """What a linear layer or plain convolution multiplies its weight by, a row for each position that it puts out.
+
+    Args:
+        most: rows at most; of more, so many are drawn.
+
+    Returns:
+        Inputs in the order of the flattened weight: channels, then places of the kernel.
+    """
+    if isinstance(layer, nn.Linear):
+        rows = x.flatten(0, -2)
+        return rows[_drawn(len(rows), most, generator).to(x.device)]
+    spatial = layer.weight.dim() - 2  # type: ignore[operator, union-attr]
+    x = x if x.dim() == spatial + 2 else x[None]
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
+    shapes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)  # type: ignore[arg-type]
+    for axis, (kernel, stride, dilation) in enumerate(shapes, start=2):
+        x = x.unfold(axis, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
+    places = (x.shape[0], *x.shape[2 : 2 + spatial])
+    index = torch.unravel_index(_drawn(torch.Size(places).numel(), most, generator).to(x.device), places)
+    return x.movedim(1, spatial + 1)[index].flatten(1)
+
+
+def _drawn(of: int, most: int, generator: torch.Generator) -> Tensor:
+    return torch.arange(of) if of <= most else torch.randperm(of, generator=generator)[:most]
+
+
+class _Moments:
+    """Sums over rows of inputs, float64; of products only where there are few enough inputs."""
+
+    def __init__(self, rows: Float[Tensor, "positions inputs"], largest: int) -> None:
+        inputs = rows.shape[1]
+        self.total = torch.zeros(inputs, dtype=torch.float64, device=rows.device)
+        self.products = self.total.new_zeros(inputs, inputs) if inputs <= largest else None
+        self.count = 0
+
+    def add(self, rows: Float[Tensor, "positions inputs"]) -> None:
+        rows = rows.double()
+        self.total += rows.sum(0)
+        if self.products is not None:
+            self.products.addmm_(rows.T, rows)
+        self.count += len(rows)
+
+    def predicted(self, stay: Bool[Tensor, " inputs"], ridge: float, name: str) -> tuple[Tensor, Tensor]:
+        """What does not stay as `P z + c` of what does: `[gone, stay]` and `[gone]`."""
+        mean = self.total / self.count
+        if not bool(mean.isfinite().all()):
+            do = "look for it in the batches and in the weights"
+            raise NotFiniteError("refit layers", found="an input that is NaN or infinite", where=name, do=do)
+        if self.products is None:
+            return mean.new_zeros(int((~stay).sum()), int(stay.sum())), mean[~stay]
+        moments = self.products / self.count - mean[:, None] * mean
+        own, cross = moments[stay][:, stay], moments[stay][:, ~stay]
+        level = own.diagonal().mean()
+        own.diagonal().add_(ridge * level if level > 0 else 1.0)
+        predicted = torch.cholesky_solve(cross, torch.linalg.cholesky(own)).T
+        return predicted, mean[~stay] - predicted @ mean[stay]

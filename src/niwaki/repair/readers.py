@@ -1,0 +1,161 @@
+"""Layers that read what a plan removes: which they are, what they read, and how they take a constant."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from niwaki.errors import InputError
+from niwaki.graph import ChannelGraph, trace
+from niwaki.plan import Plan, decode_example
+from niwaki.surgery.record import add_bias, surgery_of
+from niwaki.surgery.verify import scale_slices
+from niwaki.units import device_of, map_tensors, run
+
+
+@final
+class Readers:
+    """Linear layers and plain convolutions that lose inputs by a plan, and how they take a constant.
+
+    Raises:
+        InputError: a model that was not cut through the eager door, or another model's optimiser.
+    """
+
+    def __init__(
+        self, model: nn.Module, small: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None, *, what: str
+    ) -> None:
+        if surgery_of(small).door != "eager":
+            raise InputError(what, found="a model cut through the exported door", do="repair batch norm instead")
+        if optimizer is not None:
+            trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if trained.isdisjoint(map(id, small.parameters())):
+                raise InputError(
+                    f"{what} with an optimiser",
+                    found="it holds no parameter of the small model",
+                    do="call niwaki.cut_optimizer_ first",
+                )
+        graph = (
+            plan.graph if plan.graph is not None else trace(model, decode_example(plan.example, str(device_of(model))))
+        )
+        self.small, self.plan, self.optimizer = small, plan, optimizer
+        self.whole, self.modules = dict(model.named_modules()), dict(small.named_modules())
+        self.gone, self.skipped = _consumers(model, plan, graph)
+        """Layer -> the removed positions of its input; and what reads some and can't be changed."""
+        self.follows = _norm_after(graph)
+        self.scaled = {str(entry["tensor"]): entry for entry in surgery_of(small).scaled if entry["axis"] == 0}
+
+    def weight(self, name: str) -> Tensor:
+        """What the layer's weight was, `[outputs that stay, all inputs, ...]`, as its rows are scaled now."""
+        weight: Tensor = self.whole[name].weight.detach()  # type: ignore[assignment, operator, union-attr]
+        rows = next((c["keep"] for c in self.plan.by_tensor().get(f"{name}.weight", ()) if c["axis"] == 0), None)
+        if rows is not None:
+            weight = weight.index_select(0, torch.tensor(rows, device=weight.device))
+        entry = self.scaled.get(f"{name}.weight")
+        return weight if entry is None else scale_slices(weight.double(), entry)
+
+    @torch.no_grad()
+    def shift(self, name: str, delta: Float[Tensor, " outputs"]) -> None:
+        """Add a constant to what the layer puts out."""
+        layer: Any = self.modules[name]
+        norm = self.follows.get(name)
+        if layer.bias is not None:
+            layer.bias.add_(delta.to(layer.bias.dtype))
+        elif norm is not None:
+            mean = self.modules[norm].running_mean
+            if mean is not None:  # else the norm takes off the batch's own mean, whatever constant is in it
+                mean.sub_(delta.to(mean.dtype))  # type: ignore[operator, union-attr, arg-type]
+        else:
+            bias = add_bias(self.small, name)
+            bias.copy_(delta.to(bias.dtype))
+            if self.optimizer is not None:
+                _join(self.optimizer, layer.weight, bias)
+
+
+def listen(
+    model: nn.Module,
+    layers: Iterable[str],
+    batches: Iterable[Any],
+    hear: Callable[[str, nn.Module, Tensor], None],
+    *,
+    what: str,
+) -> None:
+    """Run the model on batches of inputs in evaluation mode; `hear` gets each of the layers that is called, by name and
+    module, and its input.
+
+    Raises:
+        InputError: no batches.
+    """
+    modules = dict(model.named_modules())
+    handles = []
+
+    def watch(name: str) -> Any:
+        return lambda module, args: hear(name, module, args[0].detach())
+
+    modes = {module: module.training for module in model.modules()}
+    device, seen = device_of(model), 0
+    try:
+        for name in layers:
+            handles.append(modules[name].register_forward_pre_hook(watch(name)))
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                run(model, map_tensors(batch, lambda t: t.to(device)))
+                seen += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    if seen == 0:
+        raise InputError(what, found="no batches", do="give at least one batch of inputs")
+
+
+STOCK = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+"""What adds its bias to weight times input, and nothing else."""
+
+
+def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[str, Tensor], list[str]]:
+    """Layers that lose input channels -> the removed positions; and whatever else reads some and can't take a bias."""
+    modules = dict(model.named_modules())
+    cuts = {(str(cut["tensor"]), cut["axis"]): cut for cut in plan.cuts}
+    found: dict[str, Tensor] = {}
+    skipped = []
+    for axis in graph.axes:
+        for tensor in graph.names[axis.tensor] if axis.role == "in" else ():
+            cut = cuts.get((tensor, axis.axis))
+            if cut is None or plan.drops(tensor):
+                continue
+            path, _, leaf = tensor.rpartition(".")
+            module = modules.get(path)
+            stock = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and type(module).forward in STOCK
+            if not stock or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
+                skipped.append(tensor if leaf != "weight" or module is None else path)
+                continue
+            gone = torch.ones(module.weight.shape[1], dtype=torch.bool)  # type: ignore[index, operator, union-attr]
+            gone[torch.tensor(cut["keep"])] = False
+            found[path] = torch.nonzero(gone).ravel().to(module.weight.device)  # type: ignore[operator, union-attr]
+    return found, skipped
+
+
+def _join(optimizer: torch.optim.Optimizer, weight: Tensor, bias: nn.Parameter) -> None:
+    """Put `bias` into the group that holds `weight`; a weight that is not trained has none."""
+    for group in optimizer.param_groups:
+        if any(parameter is weight for parameter in group["params"]):
+            group["params"].append(bias)
+
+
+def _norm_after(graph: ChannelGraph) -> dict[str, str]:
+    """Layer -> the batch norm that reads its output directly, by the trace."""
+    made: dict[int, str] = {}
+    readers: dict[int, int] = {}
+    found: dict[str, str] = {}
+    for record in graph.records:
+        for value in record.args:
+            readers[id(value)] = readers.get(id(value), 0) + 1
+        if record.name in ("convolution", "addmm", "mm", "_unsafe_view", "view") and record.outputs:
+            made[id(record.outputs[0])] = record.module
+        if "batch_norm" in record.name and id(record.args[0]) in made and readers[id(record.args[0])] == 1:
+            found[made[id(record.args[0])]] = record.module
+    return {layer: norm for layer, norm in found.items() if layer != norm}
