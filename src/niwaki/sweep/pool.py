@@ -2,12 +2,15 @@
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, final
 
 from niwaki.errors import InputError, MissingExtraError
+from niwaki.sweep import guard
 from niwaki.sweep.attempt import Attempt, attempt
 from niwaki.sweep.trials import Trial
 
@@ -58,17 +61,25 @@ class RayPool:
         self.workers, self.common, self.places = workers, dict(common), dict(places)
         self._running: dict[Any, Trial] = {}
         self._own = False
+        self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "RayPool":
         ray = self._ray = _ray()
         if not ray.is_initialized():
             self._own = True
+            if self.workers.address == LOCAL:  # before Ray: its start may be cut short, too; and out of Ctrl-C's reach
+                words = [sys.executable, "-IS", str(guard.__file__), str(os.getpid())]
+                nothing = subprocess.DEVNULL
+                self._guard = subprocess.Popen(
+                    words, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True
+                )
             try:
                 ray.init(
                     address=self.workers.address, logging_level=logging.ERROR, log_to_driver=False,
                     **({"include_dashboard": False} if self.workers.address == LOCAL else {}),
                 )  # fmt: skip
             except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+                self._unguarded()
                 raise InputError(
                     f"--address {self.workers.address}",
                     found=_line(error),
@@ -117,6 +128,14 @@ class RayPool:
         self._running.clear()
         if self._own:
             self._ray.shutdown()
+        self._unguarded()
+
+    def _unguarded(self) -> None:
+        """Ray has ended by itself, or is another's."""
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
+            self._guard = None
 
 
 def _on_ray(*words: Any, **more: Any) -> dict[str, Any]:
