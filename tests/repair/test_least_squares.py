@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.graph.plans import plan_of
 from niwaki.repair import FoldedConstants, LeastSquares
 from niwaki.repair.least_squares import patches
 from repair.test_constants import keeping
@@ -46,6 +48,19 @@ def test_the_ridge_by_hand() -> None:
     model, x = echo()
     small, _ = refitted(model, {"0": [0, 1]}, x, ridge=1.0)
     assert small[1].weight.tolist()[0] == pytest.approx([10.0, 5.0], abs=1e-5)
+
+
+def test_of_a_units_copies_the_first_takes_it_over() -> None:
+    """h1 twice, its copy unread, h3 gone: 17 for the first one."""
+    model, x = echo()
+    graph = niwaki.trace(model, x)
+    times = np.ones(graph.units.count, np.int64)
+    times[next(g for g in graph.groups if g.fixed is None).ids] = [2, 1, 0]
+    plan = plan_of(graph, times)
+    wide = niwaki.cut(model, plan)
+    LeastSquares(ridge=1e-9)(model, wide, plan, batches=[x])
+    assert wide[1].weight.tolist()[0] == pytest.approx([17.0, 0.0, 5.0], abs=1e-5)
+    assert torch.allclose(wide(x), model(x), atol=1e-5)
 
 
 def test_a_large_ridge_leaves_the_constants() -> None:

@@ -87,7 +87,8 @@ class LeastSquares:
             taken = weight.flatten(1).double()[:, ~places]
             with torch.no_grad():
                 now: Tensor = readers.modules[name].weight  # type: ignore[assignment, union-attr]
-                now.add_((taken @ predicted).reshape(now.shape).to(now.dtype))
+                change = (taken @ predicted).reshape(len(now), -1, *now.shape[2:])
+                now.index_add_(1, readers.first(name), change.to(now.dtype))  # of a unit's copies the first one
             readers.shift(name, taken @ constant)
         return tuple(dict.fromkeys(readers.skipped))
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from niwaki.errors import InputError
@@ -54,6 +55,11 @@ class Readers:
             weight = weight.index_select(0, torch.tensor(rows, device=weight.device))
         entry = self.scaled.get(f"{name}.weight")
         return weight if entry is None else scale_slices(weight.double(), entry)
+
+    def first(self, name: str) -> Int[Tensor, " inputs"]:
+        """Where in the small layer's input each one that stays is, in order; of several copies the first."""
+        keep = next(c["keep"] for c in self.plan.by_tensor()[f"{name}.weight"] if c["axis"] == 1)
+        return torch.from_numpy(np.unique(keep, return_index=True)[1]).to(device_of(self.small))
 
     @torch.no_grad()
     def shift(self, name: str, delta: Float[Tensor, " outputs"]) -> None:
