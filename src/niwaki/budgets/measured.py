@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from torch import nn
 
-from niwaki.budgets.networks import Networks, Progress
+from niwaki.budgets.networks import RUNS, Networks, Progress
 from niwaki.budgets.tables import Times
 from niwaki.errors import BudgetError, NothingChangedWarning
 from niwaki.graph import ChannelGraph
@@ -75,6 +75,7 @@ class Measured:
         return {
             "of": self.target.of,
             "unit": self.target.unit,
+            "definition": definition(self.target),
             "limit": self.limit,
             "uncut": self.uncut,
             **best.to_json(),
@@ -194,6 +195,14 @@ def _as_asked(records: Sequence[Mapping[str, Any]], budgets: tuple[Budget, ...])
         said = {name: value for name, value in record.items() if name != "absolute"}
         found.append({**said, "keep": budget.keep, **({"absolute": True} if budget.absolute else {})})
     return tuple(found)
+
+
+def definition(target: Target) -> str:
+    """What is measured of a whole network."""
+    clock = {"cpu": "processor time", "wall": "wall-clock time"}[target.clock]
+    what = f"shortest {clock} of {RUNS} forward passes" if target.of == "latency" else "least energy of a forward pass"
+    where = f"{target.runtime}, float32, batch {target.batch}, {target.threads} CPU threads"
+    return f"{what} in {where}, in turns with the uncut network"
 
 
 def line(points: Sequence[tuple[float, float]], limit: float) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from niwaki.report.aimed import sides
 from niwaki.report.numbers import title
 from niwaki.report.reading import Run
 
@@ -101,10 +102,10 @@ def runtimes(run: Run) -> list[tuple[str, dict[str, Any]]]:
         for name, record in run.get("after").items()
         if name.startswith("latency") and record.get("unit") == "ms"
     ]
-    aimed = run.get("after").get("runtime_latency")
-    if aimed is not None:
+    there = sides(run)[1].get("runtime_latency")
+    if there is not None:
         found.append(
-            (f"{(run.settings.get('target') or {}).get('runtime') or 'a runtime'}, the budget's target", aimed)
+            (f"{(run.settings.get('target') or {}).get('runtime') or 'a runtime'}, the budget's target", there)
         )
     return found + [one for kind, taken in run.get("exports").items() for one in _times(str(kind), taken)]
 

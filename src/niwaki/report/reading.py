@@ -49,9 +49,13 @@ SHAPE: dict[str, Any] = {
     "measured": {
         "of": str,
         "unit": str,
+        "definition": str,
         "limit": float,
+        "uncut": float,
+        "measured": float,
         "off": float,
         "tolerance": float,
+        "met": bool,
         "rounds": [{"promised": float, "measured": float}],
     },
     "history": {"epochs": [dict]},

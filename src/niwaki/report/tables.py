@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+from niwaki.report.aimed import aimed, called, sides
 from niwaki.report.numbers import budget, change, noisy, plain, short, title, with_spread
 from niwaki.report.points import candidates_of, layer_widths, metric_of
 from niwaki.report.reading import Run
 
 EXPORTED = ("bytes", "difference", "float_difference", "agreement", "integer_layers", "latency", "pytorch_latency")
-COSTS = ("params", "macs", "bytes", "latency")
+COSTS = ("params", "macs", "bytes", "latency", "runtime_latency", "runtime_energy")
 
 
 @final
@@ -34,10 +35,10 @@ def names_of(*sides: dict[str, Any]) -> list[str]:
 
 def before_after(run: Run) -> Table:
     """Every measurement before and after."""
-    before, after = run.get("before"), run.get("after")
+    before, after = sides(run)
     rows = tuple(
         (
-            title(name),
+            called(run, name),
             with_spread(before.get(name)),
             with_spread(after.get(name)),
             change(before.get(name), after.get(name)),
@@ -233,17 +234,16 @@ def uncounted(run: Run) -> Table:
 def promises(run: Run) -> Table:
     """What the plan promised before anything was cut, beside what was measured afterwards."""
     rows = []
+    after, alone = sides(run)[1], run.get("after")
     for name, value in run.get("promised").items():
-        after = run.get("after")
         there = f"runtime_{name}" if f"runtime_{name}" in after else name  # of the budget's target
         record = after.get(there)
         if record is None or not isinstance(value, (int, float)) or isinstance(value, bool):
             continue
-        unit, found = record.get("unit") or "", float(record["value"])
-        apart = "equal" if found == value else f"{100 * (found - value) / value:+.2f} %" if value else ""
-        whole = unit in ("MACs", "parameters", "bytes")
-        said = (f"{value:,}", f"{found:,.0f}") if whole else (short(value, unit), with_spread(record))
-        rows.append((title(name), *said, apart))
+        label = called(run, there) if there != name else title(name)
+        rows.append((label, *_promise(value, record)))
+        if there in alone and alone[there] is not record:
+            rows.append(("the same, measured again by itself", *_promise(value, alone[there])))
     heads = ("", "promised by the plan", "measured", "difference")
     chosen = run.get("measured")
     what, unit = chosen.get("of") or "latency", chosen.get("unit") or "ms"
@@ -258,7 +258,17 @@ def promises(run: Run) -> Table:
             f"Asked for: {short(chosen['limit'], unit)} of {what}. Plans were chosen, cut and measured until one was "
         )
         note += f"near enough: {len(rounds)}; that of this run is off by {100 * chosen['off']:+.1f} %."
+        note += " The result is what was measured in turns with the uncut network, in the budget's runtime."
     return Table("Promised and measured", heads, tuple(rows), frozenset({1, 2, 3}), note=note)
+
+
+def _promise(value: float, record: dict[str, Any]) -> tuple[str, str, str]:
+    """What was promised, what was measured, and how far they are apart."""
+    unit, found = record.get("unit") or "", float(record["value"])
+    apart = "equal" if found == value else f"{100 * (found - value) / value:+.2f} %" if value else ""
+    whole = unit in ("MACs", "parameters", "bytes")
+    said = (f"{value:,}", f"{found:,.0f}") if whole else (short(value, unit), with_spread(record))
+    return *said, apart
 
 
 def widths_beside(runs: Sequence[Run]) -> Table:
@@ -329,12 +339,11 @@ def definitions(runs: Sequence[Run]) -> Table:
     """What every number means, where it was taken, and what it leaves out."""
     seen: dict[str, tuple[str, ...]] = {}
     for run in runs:
-        for side in ("after", "before"):
-            for name, record in run.get(side).items():
+        for side in reversed(sides(run)):
+            for name, record in side.items():
                 uncounted = ", ".join(record.get("uncounted") or ()) or "-"
-                seen.setdefault(
-                    name, (title(name), record.get("definition") or "", record.get("device") or "", uncounted)
-                )
+                words = called(run, name) if len(runs) == 1 else title(name)
+                seen.setdefault(name, (words, record.get("definition") or "", record.get("device") or "", uncounted))
     return Table("What the numbers mean", ("", "definition", "measured on", "not counted"), tuple(seen.values()))
 
 
@@ -348,9 +357,9 @@ def headline(run: Run) -> str:
     new = sum(bool(group.get("new")) for group in run.get("groups"))
     if new:
         said.append(f"{new} group{'s' if new > 1 else ''} grew")
-    timed = run.get("measured")
-    if timed.get("uncut") and timed.get("measured"):
-        said.append(f"{100 * timed['measured'] / timed['uncut']:.1f} % of the {timed.get('of') or 'latency'}")
+    timed = aimed(run)
+    if timed is not None:
+        said.append(timed.words)
     before, after = run.number("before", run.metric), run.number("after", run.metric)
     if before is not None and after is not None:
         said.append(f"{title(run.metric)} {before:.2f} → {after:.2f} %")
