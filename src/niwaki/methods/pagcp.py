@@ -270,8 +270,12 @@ class PAGCP(Method):
             _say_alone(done, state)
         if not number:
             _say_coarse(greedy, choices, state)
+            whole = graph.cost(np.ones_like(alive))
             for name in (name for name, limit in limits.items() if leaves["ever"][name] > limit):
-                log.warning("no allowance will do: what floors, multiples and protection leave is above the %s", name)
+                log.warning(
+                    "no allowance will do: floors, multiples and protection leave %s %.3f of what they were at least, "
+                    "asked %.3f", name, leaves["ever"][name] / whole[name], limits[name] / whole[name],
+                )  # fmt: skip
         early = enough if self.topk == 1 else lambda gone: False  # what is dropped again has to be cut first
         found = greedy(choices, judge, how(len(choices)), enough=early, done=done, tell=tell)
         kept = judge.kept(found.gone)
