@@ -264,7 +264,7 @@ def test_warnings_of_scales(caplog):
         (YOLOv8CWD, {"alpha": -1.0}, "alpha=-1.0"),
         (YOLOv8CWD, {"share": 1.5}, "what every layer keeps"),
         (YOLOv8CWD, {"multiple": 0}, "a whole number from 1"),
-        (YOLOv8CWD, {"fold": "sum"}, "known: shift, mean, none"),
+        (YOLOv8CWD, {"fold": "sum"}, "known: shift, mean, refit, none"),
         (GroupChannelPruning, {"quantile": 1.0}, "quantile=1.0"),
         (GroupChannelPruning, {"pressing": "soft"}, "known: local, groups, global, constant"),
         (GroupChannelPruning, {"meet": "vote"}, "known: majority, union, least, mean"),

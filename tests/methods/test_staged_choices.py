@@ -57,3 +57,19 @@ def test_constants_by_shift_need_one_batch(task, fold, batches, monkeypatch):  #
     method = replace(METHODS[1], dense_epochs=0, sparse_epochs=0, tune_epochs=0, distil_epochs=0, fold=fold)
     found = made(method, task, recovery=None, calibration=3)
     assert heard == [[(32, 1, 8, 8)] * batches] and found.stages[1].stage == "folded constants"
+
+
+def test_a_refit_is_nearer_to_the_dense_network_than_means(task):  # noqa: F811
+    """The same cut; its scores on test pictures, before any training."""
+    model, apart, told = net(), {}, {}
+    pictures = next(iter(task.splits.test.batches(200)))[0]
+    for batch in task.calibration(3, 0):
+        model.train()(task.inputs(batch))
+    for fold in ("mean", "refit"):
+        bare = replace(METHODS[1], dense_epochs=0, sparse_epochs=0, tune_epochs=0, distil_epochs=0, fold=fold)
+        found = made(bare, task, model=model.eval(), recovery=None, repair=False)
+        with torch.no_grad():
+            apart[fold] = float((found.model.eval()(pictures) - model(pictures)).square().mean())
+        told[fold] = [stage.stage for stage in found.stages]
+    assert told == {"mean": ["cut", "folded constants"], "refit": ["cut", "refitted layers"]}
+    assert apart["refit"] < 0.8 * apart["mean"]

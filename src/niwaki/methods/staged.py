@@ -22,7 +22,7 @@ from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.pressure import Pressure
-from niwaki.repair import BatchNormStatistics, FoldedConstants, repair
+from niwaki.repair import BatchNormStatistics, FoldedConstants, LeastSquares, repair
 from niwaki.scores.score import known
 from niwaki.surgery import surgery_of
 from niwaki.surgery.cut import eager_door
@@ -61,16 +61,16 @@ class Staged(Method):
     """Of ordinary training after the cut."""
     distil_epochs: int = 100
     """Of training after that in which the dense network teaches."""
-    fold: Literal["shift", "mean", "none"] = "shift"
+    fold: Literal["shift", "mean", "refit", "none"] = "shift"
     """What removed channels still put out goes into what reads them: as if their scales were zero (shift), by their
-    mean over the calibration batches (mean), or not at all."""
+    mean over the calibration batches (mean), as far as channels that stay tell it there (refit), or not at all."""
     grids: Literal["rows", "columns"] = "rows"
     """Where an axis is a grid: whole rows or equally many columns of every row."""
     exact_only: bool = False
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __post_init__(self) -> None:
-        known(self, fold=("shift", "mean", "none"), grids=("rows", "columns"))
+        known(self, fold=("shift", "mean", "refit", "none"), grids=("rows", "columns"))
         for name in ("dense_epochs", "sparse_epochs", "tune_epochs", "distil_epochs"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
@@ -233,11 +233,12 @@ class Staged(Method):
             log.warning("cut as a rewritten graph: constants are not folded, and places inside can't be compared")
         elif self.fold != "none":
             batches = inputs()[:1] if self.fold == "shift" else inputs()
-            unfolded = repair(small, batches, how=FoldedConstants(self.fold), model=sparse, plan=plan)
+            how = LeastSquares(seed=job.seed) if self.fold == "refit" else FoldedConstants(self.fold)
+            unfolded = repair(small, batches, how=how, model=sparse, plan=plan)
             if unfolded:
                 log.info("constants not folded into %s", ", ".join(unfolded))
             steps.done("fold")
-            steps.look("folded constants", small, "measure folded")
+            steps.look("refitted layers" if self.fold == "refit" else "folded constants", small, "measure folded")
         if job.repair:
             BatchNormStatistics()(small, inputs())
             steps.done("repair")
