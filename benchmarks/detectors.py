@@ -13,7 +13,6 @@ is chosen on test pictures.
 
 import argparse
 import copy
-import itertools
 import os
 import statistics
 import tempfile
@@ -32,12 +31,11 @@ from niwaki.distill import Distilled
 from niwaki.measure.target import Target, in_turns
 from niwaki.methods import GroupChannelPruning, YOLOv8CWD
 from niwaki.methods.staged import shares_of
-from niwaki.models.darknet_cfg import parse
 from niwaki.tasks import Detection
 from niwaki.train import Checkpoints, Recovery, Speed
 
 DATA = ROOT.parent / "shared" / "data"
-FASTEST = "darknet:{data}/weights/coco-yolo-fastest-darknet/yolo-fastest-1.1{more}.cfg"
+FASTEST = "darknet:{data}/weights/coco-yolo-fastest-darknet/yolo-fastest-1.1{more}.cfg?classes={{classes}}"
 NETWORKS = {
     **{f"yolov8{size}": f"ultralytics:yolov8{size}.yaml?nc={{classes}}" for size in "nsm"},
     "yolov4-tiny": "cfg:yolov4_tiny",
@@ -96,29 +94,9 @@ def network_of(name: str, classes: int, options: argparse.Namespace, seed: int) 
         file.write_text(getattr(darknet_cfgs, source[4:])(options.size, classes=classes), encoding="utf-8")
         return niwaki.models.load(f"darknet:{file}", seed=seed)
     source = source.format(data=DATA, classes=classes)
-    if not name.startswith("yolo-f"):
-        return niwaki.models.load(source, seed=seed, shape=shape)
-    cfg = Path(source.removeprefix("darknet:"))
-    whole = niwaki.models.load(source, seed=seed, checkpoint=str(cfg.with_suffix(".weights")))
-    return whole if whole.detector.classes == classes else with_new_heads(cfg, whole.model, classes, options.size, seed)
-
-
-def with_new_heads(cfg: Path, trained: nn.Module, classes: int, size: int, seed: int) -> Any:
-    """The network for other classes: trained, but for the convolutions that end in a number a class."""
-    parts = parse(cfg.read_text(encoding="utf-8"), str(cfg))
-    for before, section in itertools.pairwise(parts):
-        if section.kind == "yolo":
-            section.options["classes"] = str(classes)
-            before.options["filters"] = str(len(section.numbers("mask")) * (5 + classes))
-    parts[0].options.update(width=str(size), height=str(size))
-    file = ROOT / "runs" / f"{cfg.stem}-{size}-{classes}.cfg"
-    lines = ["\n".join((f"[{one.kind}]", *(f"{k}={v}" for k, v in one.options.items()), "")) for one in parts]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    made = niwaki.models.load(f"darknet:{file}", seed=seed)
-    known = trained.state_dict()
-    own = made.model.state_dict()
-    made.model.load_state_dict({n: known[n] if known[n].shape == t.shape else t for n, t in own.items()})
-    return made
+    weights = source.removeprefix("darknet:").partition("?")[0].replace(".cfg", ".weights")
+    beside = weights if name.startswith("yolo-f") else None
+    return niwaki.models.load(source, seed=seed, shape=shape, checkpoint=beside)
 
 
 def recovery(options: argparse.Namespace, seed: int, epochs: int, folder: Path | None = None) -> Recovery:
@@ -134,7 +112,7 @@ def recovery(options: argparse.Namespace, seed: int, epochs: int, folder: Path |
 def dense_of(loaded: Any, task: Detection, options: argparse.Namespace, key: str, seed: int) -> nn.Module:
     """The trained network; its training goes on where it was stopped."""
     model: nn.Module = loaded.model.to(options.device)
-    if loaded.weights == "random" and options.epochs[0]:
+    if (loaded.weights == "random" or loaded.drawn) and options.epochs[0]:
         how = recovery(options, seed, options.epochs[0], ROOT / "runs" / "detectors" / named(key))
         how(model.train(), task, resume=True, progress=said(f"{key}: dense"))
     return model.eval()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from niwaki.errors import InputError
@@ -39,6 +39,23 @@ class Boxes:
     def areas(self) -> Float[Tensor, " n"]:
         """Square pixels of each box."""
         return areas_of(self.corners)
+
+    def covered(self, size: tuple[int, int], cells: tuple[int, int]) -> Bool[Tensor, "rows columns"]:
+        """Which cells of a grid over a picture of `size` (rows, columns) pixels some box reaches into; boxes without
+        area reach into none.
+
+        Examples:
+            >>> boxes = Boxes(torch.tensor([[10.0, 0.0, 30.0, 5.0]]), torch.tensor([0]))
+            >>> boxes.covered((40, 40), (2, 4)).int().tolist()  # cells of 20 rows and 10 columns
+            [[0, 1, 1, 0], [0, 0, 0, 0]]
+        """
+        inside = [
+            (torch.arange(count).to(self.corners) * step < self.corners[:, at + 2, None])
+            & ((torch.arange(count).to(self.corners) + 1) * step > self.corners[:, at, None])
+            for at, count, step in ((0, cells[1], size[1] / cells[1]), (1, cells[0], size[0] / cells[0]))
+        ]
+        real = (self.corners[:, 2:] > self.corners[:, :2]).all(1)
+        return (inside[1][real, :, None] & inside[0][real, None, :]).any(0)
 
     def to(self, device: torch.device | str) -> "Boxes":
         """The same boxes on another device."""

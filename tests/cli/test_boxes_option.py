@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import niwaki
+from niwaki.cli.verify import _made_from
 from niwaki.data import open_boxes
+from niwaki.models.darknet_files import save_darknet
 
 pytest.importorskip("pycocotools")
 pytest.importorskip("torchvision")
@@ -123,6 +126,31 @@ def test_random_detectors_are_built_for_the_classes_of_the_data(run, folder):
     assert found.data["AP50"]["value"] < 100 and "64 x 64 (letterbox)" in found.data["AP50"]["definition"]
     found = run("measure", f"{ssd}?num_classes=5", *DATA, "--input", "1x3x64x64", "--runs", "0")
     assert found.code == 2 and "the network tells 4, the data have 2" in " ".join(found.err.split())
+
+
+def test_weights_for_other_classes_are_taken_where_the_number_is_said(run, folder):
+    """Trained for 3 classes, wanted for 2: the method trains the new heads before it presses and cuts."""
+    _, weights = save_darknet(niwaki.models.load("darknet:other.cfg", seed=4).model, "trained")
+    small = [word for s in ("dense", "sparse", "tune", "distil") for word in ("--set", f"{s}_epochs=1")]
+    words = (
+        *DATA, "--checkpoint", str(weights), "--batch", "8", "--augment", "none", "--runs", "0",
+        "--method", "group_channel_pruning", *small, "--recover", "1", "--recovery-set", "limit=1", "--recovery-set",
+        "clip=10", "--keep", "0.7", "--of", "params", "--limit-test", "2", "--seed", "3", "--out", "c",
+    )  # fmt: skip
+    said = run("compress", "darknet:other.cfg", *words)
+    told = " ".join(said.err.split())
+    assert said.code == 2 and "the network tells 3, the data have 2" in told and "FILE.cfg?classes=2" in told, said.err
+    said = run("compress", "darknet:net.cfg", *words)
+    assert said.code == 2 and "?classes=N after its name" in " ".join(said.err.split()), said.err
+    said = run("compress", "darknet:other.cfg?classes=2", *words, "--json")
+    assert said.code == 0, said.err
+    assert "drawn anew, to be trained: layers.3.conv.weight, layers.3.conv.bias" in " ".join(said.err.split())
+    report, settings = said.data["report"], json.loads((folder / "c" / "settings.json").read_text())
+    assert report["stages"][0]["stage"] == "dense training" and report["receipt"]["passed"]
+    assert settings["drawn"] == ["layers.3.conv.weight", "layers.3.conv.bias"] and settings["weights"] == str(weights)
+    judged = run("verify", "c", "--json")
+    assert judged.code == 0 and judged.data["passed"], judged.err
+    assert _made_from(folder / "c", None, 0) == ("darknet:other.cfg?classes=2", str(weights), 3)  # draws the same heads
 
 
 @pytest.mark.parametrize(

@@ -443,3 +443,43 @@ def test_compress_makes_the_uncut_model_the_teacher(monkeypatch):
     assert plain.history["epochs"][0]["loss"] < outcome.history["epochs"][0]["loss"] and len(made) == 1
     with pytest.raises(InputError, match="distil without a recovery"):
         niwaki.compress(model, TASK.example(), distill=losses, **common)
+
+
+class Placed(Pixels):
+    """Says where things lie: in the left half of the first picture, and nowhere else."""
+
+    def covered(self, batch, cells):
+        there = torch.zeros(len(batch[0]), *cells, dtype=torch.bool)
+        there[0, :, : cells[1] // 2] = True
+        return there
+
+
+def test_attention_where_things_lie():
+    """The distance of the same maps, of the covered cells alone, over all cells; around other tasks, too."""
+    teacher, student, task = network(), network(1), Placed()
+    batch = task.batches[0]
+    with tapped(student, {"stem"}) as mine, tapped(teacher, {"stem"}) as theirs:
+        student(batch[0]), teacher(batch[0])
+    maps = [
+        nn.functional.normalize(heard.feature("stem", "").square().mean(1).flatten(1)).view(4, 5, 5)
+        for heard in (mine, theirs)
+    ]
+    apart = (maps[0] - maps[1]).square()
+    there = Weighted(SpatialAttention(things=True), 2.0, taps=("stem",))
+    everywhere = Weighted(SpatialAttention(), 2.0, taps=("stem",))
+    inner = Distilled(task, teacher, (everywhere,), student=student)
+    for around in (task, inner):
+        parts = Distilled(around, teacher, (there,), student=student).parts(student, batch)
+        assert parts["spatial_attention"].item() == pytest.approx(2 * apart[0, :, :2].sum().item() / 100)
+    assert inner.parts(student, batch)["spatial_attention"].item() == pytest.approx(2 * apart.mean().item())
+
+
+def test_attention_where_things_lie_needs_to_know_where():
+    there = (Weighted(SpatialAttention(things=True), taps=("stem",)),)
+    with pytest.raises(
+        InputError, match=r"spatial_attention where things lie; found: a Pixels, whose batches do not say"
+    ):
+        Distilled(TASK, network(), there, student=network(1))
+    tokens = (Weighted(SpatialAttention(things=True), taps=("head",)),)
+    with pytest.raises(InputError, match=r"shape \(1, 3\).*where: student's head.*\[batch, channels, rows, columns\]"):
+        Distilled(Placed(), network(), tokens, student=network(1))

@@ -81,6 +81,31 @@ def test_spatial_attention_cares_for_no_widths():
     assert SpatialAttention()(torch.zeros_like(student), teacher).item() == pytest.approx(0.25)  # one of four is 1
 
 
+def test_spatial_attention_where_things_lie_by_hand():
+    """Maps are as before; of the four squared distances only those of the covered cells count, still over four."""
+    teacher, student = torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]]), torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])
+    long = math.sqrt(9**2 + 16**2)
+    first, last = (9 / long) ** 2, (16 / long - 1) ** 2
+    for covered, by_hand in (
+        ([[True, False], [False, False]], first / 4),
+        ([[False, True], [True, True]], last / 4),
+        ([[True, True], [True, True]], (first + last) / 4),
+        ([[False, False], [False, False]], 0.0),
+    ):
+        there = torch.tensor([covered])
+        assert SpatialAttention(things=True).among(student, teacher, there).item() == pytest.approx(by_hand)
+        summed = SpatialAttention(over="sum", things=True).among(student, teacher, there).item()
+        assert summed == pytest.approx(4 * by_hand)
+    last_axis = SpatialAttention(axis=-1, things=True)  # [batch, rows, columns, channels]
+    there = torch.tensor([[[True, False], [False, False]]])
+    assert last_axis.among(student.movedim(1, -1), teacher.movedim(1, -1), there).item() == pytest.approx(first / 4)
+    two = [torch.cat([one, one]) for one in (student, teacher)]  # the second picture has no things
+    there = torch.cat([there, torch.zeros(1, 2, 2, dtype=torch.bool)])
+    assert SpatialAttention(things=True).among(*two, there).item() == pytest.approx(first / 8)
+    with pytest.raises(InputError, match=r"SpatialAttention\(things='yes'\); do: give true or false"):
+        SpatialAttention(things="yes")
+
+
 def test_features_by_hand():
     student, teacher = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     assert Features()(student, teacher).item() == pytest.approx((4 + 9) / 4)

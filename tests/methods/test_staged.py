@@ -448,3 +448,15 @@ def test_outputs_are_taught_where_heads_are_known(task):
     assert isinstance(taught, OutputTaught) and taught.how == BoxOutputs(3.0, 0.5, 0.5)
     plain = SimpleNamespace(detector=heads)
     assert METHODS[0].taught(plain, model) is plain
+
+
+def test_maps_are_compared_where_things_lie_in_detections_only(task):
+    method, heard = replace(METHODS[0], things=True), []
+    with pytest.raises(InputError, match=r"things=True.*a Classification, whose batches do not say.*or things=False"):
+        made(method, task, steps=lambda *words: heard.append(words))
+    assert heard == []
+    graph = niwaki.trace(net(), task.example())
+    assert all(one.loss.things for one in method.losses(graph)) and len(method.losses(graph)) > 0
+    assert not any(one.loss.things for one in METHODS[0].losses(graph))
+    placed = SimpleNamespace(covered=lambda batch, cells: None)
+    assert method.taught(placed, net()) is placed

@@ -311,14 +311,108 @@ def test_layers_that_cannot_be_built_say_where(text, found):
 
 
 def test_arguments_and_other_shapes(cfg):
-    with pytest.raises(InputError, match="change the cfg"):
-        niwaki.models.load(f"darknet:{cfg}?classes=3")
+    with pytest.raises(InputError, match=r"found: filters; do: change the cfg; classes=N is all"):
+        niwaki.models.load(f"darknet:{cfg}?filters=3")
     with pytest.raises(InputError, match="no such file"):
         niwaki.models.load("darknet:nowhere.cfg")
     with pytest.raises(InputError, match="the cfg says 3"):
         niwaki.models.load(f"darknet:{cfg}", shape=(1, 8, 8))
     wide = niwaki.models.load(f"darknet:{cfg}", shape=(3, 8, 6))
     assert wide.example.shape == (1, 3, 8, 6) and wide.model(wide.example)[0].shape == (1, 7, 8, 6)
+
+
+# -- other classes ---------------------------------------------------------------------------------------------
+
+
+def test_a_number_of_classes_in_place_of_the_cfg_s(cfg, tmp_path):
+    """One box a cell: 5 numbers and one a class, in the section and in the convolution before it."""
+    loaded = niwaki.models.load(f"darknet:{cfg}?classes=3")
+    assert loaded.detector is not None and loaded.detector.classes == 3 and loaded.drawn == ()
+    assert loaded.model(loaded.example)[0].shape == (1, 8, 4, 4)
+    written, weights = save_darknet(loaded.model, tmp_path / "three")  # a cfg of its own says three
+    again = niwaki.models.load(f"darknet:{written}", checkpoint=str(weights))
+    assert again.detector is not None and again.detector.classes == 3
+    without_mask = cfg.with_name("plain.cfg")
+    without_mask.write_text(DETECTOR.replace("mask=1\n", "").replace("filters=7", "filters=14"))  # both anchors
+    assert niwaki.models.load(f"darknet:{without_mask}?classes=3").model.layers[4].conv.out_channels == 16
+
+
+def test_weights_for_other_classes_bring_all_but_the_heads(cfg, tmp_path, caplog):
+    path = tmp_path / "tiny.weights"
+    path.write_bytes(weights_of(COUNT))
+    drawn = ("layers.4.conv.weight", "layers.4.conv.bias")
+    untrained = niwaki.models.load(f"darknet:{cfg}?classes=3", seed=5).model
+    torch.save(niwaki.models.load(f"darknet:{cfg}", checkpoint=str(path)).model.state_dict(), tmp_path / "names.pth")
+    for file in (path, tmp_path / "names.pth"):
+        caplog.clear()
+        loaded = niwaki.models.load(f"darknet:{cfg}?classes=3", checkpoint=str(file), seed=5)
+        assert set(loaded.drawn) == set(drawn) and loaded.weights == str(file)
+        net = loaded.model
+        assert net.layers[0].bn.bias.tolist() == [1, 2, 3, 4] and net.layers[2].conv.weight.flatten()[0] == 133
+        assert all(net.get_parameter(name).equal(untrained.get_parameter(name)) for name in drawn)
+        (told,) = [record.getMessage() for record in caplog.records if "drawn anew" in record.getMessage()]
+        assert "classes=3" in told and all(name in told for name in drawn) and str(file) in told
+
+
+def test_weights_for_as_many_classes_are_taken_whole(cfg, tmp_path, caplog):
+    path = tmp_path / "tiny.weights"
+    path.write_bytes(weights_of(COUNT + 7))  # a bias and 6 numbers of the kernel more for the third class
+    loaded = niwaki.models.load(f"darknet:{cfg}?classes=3", checkpoint=str(path))
+    assert loaded.model.layers[4].conv.weight.flatten()[-1] == COUNT + 7
+    assert loaded.drawn == () and not caplog.records
+
+
+@pytest.mark.parametrize(
+    "asked, more, found",
+    [
+        ("", 7, r"found: 768 bytes after the header, the network has 740; 3 classes would be as long; where: .*"
+                r"do: give the cfg that these weights were trained with, and \?classes=N after its name"),
+        ("?classes=3", 21, "824 bytes after the header, the network has 768; 5 classes would be as long"),
+        ("?classes=3", 3, r"752 bytes after the header, the network has 768; where: .*do: get the file again, or give"),
+        ("?classes=3", -14, r"684 bytes after the header, the network has 768; where"),  # less than one class
+    ],
+)  # fmt: skip
+def test_weights_of_another_length_say_for_how_many_classes_they_would_be(cfg, tmp_path, asked, more, found):
+    path = tmp_path / "tiny.weights"
+    path.write_bytes(weights_of(COUNT + more))
+    with pytest.raises(FileDamagedError, match=found):
+        niwaki.models.load(f"darknet:{cfg}{asked}", checkpoint=str(path))
+
+
+def test_other_networks_with_names_stay_refused(cfg, tmp_path):
+    other = cfg.with_name("other.cfg")
+    other.write_text(DETECTOR.replace("filters=4 ", "filters=6 "))
+    torch.save(niwaki.models.load(f"darknet:{other}").model.state_dict(), tmp_path / "other.pth")
+    with pytest.raises(
+        InputError, match=r"of another shape: layers\.0\.conv\.weight .*the checkpoint of this very model"
+    ):
+        niwaki.models.load(f"darknet:{cfg}?classes=3", checkpoint=str(tmp_path / "other.pth"))
+    torch.save(niwaki.models.load(f"darknet:{cfg}?classes=9").model.state_dict(), tmp_path / "nine.pth")
+    with pytest.raises(InputError, match=r"2 of another shape.*another number of classes: write \?classes=N after"):
+        niwaki.models.load(f"darknet:{cfg}", checkpoint=str(tmp_path / "nine.pth"))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "2.0", "true", "null", '"3"'])
+def test_numbers_of_classes_that_are_none(cfg, value):
+    with pytest.raises(InputError, match=r"found: classes=.*; do: give a whole number from 1 on"):
+        niwaki.models.load(f"darknet:{cfg}?classes={value}")
+
+
+def test_cfgs_whose_classes_are_elsewhere(tmp_path):
+    for name, text, found in (
+        ("plain", "[convolutional]\nfilters=7\n", r"no \[yolo\] section"),
+        (
+            "apart",
+            "[convolutional]\nfilters=7\n[dropout]\n[yolo]\nclasses=2\nanchors=1,1\n",
+            r"a \[dropout\] before it",
+        ),
+    ):
+        (tmp_path / f"{name}.cfg").write_text(NET.format(3) + text)
+        with pytest.raises(InputError, match=found):
+            niwaki.models.load(f"darknet:{tmp_path / name}.cfg?classes=3")
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "foreign.pth")
+    with pytest.raises(InputError, match="missing"):
+        niwaki.models.load(f"darknet:{tmp_path / 'plain'}.cfg", checkpoint=str(tmp_path / "foreign.pth"))
 
 
 # -- published networks ----------------------------------------------------------------------------------------

@@ -80,6 +80,39 @@ def test_checkpoints_as_the_package_saves_them_and_plain_ones(ultralytics, tmp_p
         niwaki.models.load("ultralytics:yolov8n-cls.yaml", checkpoint=str(tmp_path / "cut.pt"))
 
 
+def test_weights_for_other_classes_bring_all_but_the_heads(ultralytics, tmp_path, caplog):
+    """Of 80 classes the branch that tells them apart is 80 channels wide, of 3 it is 64: all of it is drawn anew, and
+    nothing else."""
+    trained = niwaki.models.load("ultralytics:yolov8n.yaml", shape=(3, 64, 64)).model
+    torch.save({"model": trained}, tmp_path / "best.pt")
+    torch.save(trained.state_dict(), tmp_path / "plain.pt")
+    untrained = niwaki.models.load("ultralytics:yolov8n.yaml?nc=3", seed=7, shape=(3, 64, 64)).model.state_dict()
+    asked = [("ultralytics:yolov8n.yaml?nc=3", str(tmp_path / name)) for name in ("best.pt", "plain.pt")]
+    for source, checkpoint in (*asked, (f"ultralytics:{tmp_path / 'best.pt'}?nc=3", None)):
+        caplog.clear()
+        loaded = niwaki.models.load(source, checkpoint=checkpoint, seed=7, shape=(3, 64, 64))
+        own, before = loaded.model.state_dict(), trained.state_dict()
+        assert loaded.detector is not None and loaded.detector.classes == 3 and loaded.weights != "random"
+        assert {name.rpartition(".")[0] for name in loaded.drawn if name.endswith("conv.weight")} == {
+            f"model.22.cv3.{scale}.{layer}.conv" for scale in range(3) for layer in range(2)
+        }
+        assert all(name.startswith("model.22.cv3.") for name in loaded.drawn)
+        for name, tensor in own.items():
+            assert tensor.equal(untrained[name] if name in loaded.drawn else before[name]), name
+        (told,) = [r.getMessage() for r in caplog.records if "drawn anew" in r.getMessage()]
+        assert "nc=3" in told and "model.22.cv3.0.0.conv.weight" in told and f"({len(loaded.drawn)} in all)" in told
+
+
+def test_weights_of_other_networks_stay_refused(ultralytics, tmp_path):
+    trained = niwaki.models.load("ultralytics:yolov8n.yaml?nc=20", shape=(3, 64, 64)).model
+    torch.save({"model": trained}, tmp_path / "best.pt")
+    with pytest.raises(InputError, match=r"another number of classes: write \?nc=N after the model's name"):
+        niwaki.models.load("ultralytics:yolov8n.yaml", checkpoint=str(tmp_path / "best.pt"))
+    for name in ("yolov8s.yaml?nc=3", "yolov8n-seg.yaml?nc=3", "yolo11n.yaml?nc=3"):
+        with pytest.raises(InputError, match=r"do: give the yaml of these weights .*ultralytics:FILE\.pt"):
+            niwaki.models.load(f"ultralytics:{name}", checkpoint=str(tmp_path / "best.pt"))
+
+
 def test_a_detector_is_halved(ultralytics):
     loaded = niwaki.models.load("ultralytics:yolov8n.yaml", shape=(3, 64, 64))
     half = niwaki.Budget(keep=0.5, of="units")

@@ -253,7 +253,9 @@ def test_a_file_of_the_package_is_the_same_network(ultralytics, tmp_path):
     filled = niwaki.models.load("ultralytics:yolov8n.yaml", checkpoint=str(tmp_path / "best.pt"), shape=SMALL).model
     assert filled(pictures).equal(loaded.model(pictures))
     with pytest.raises(InputError, match=r"of another shape.*widths that are not those of its structure"):
-        niwaki.models.load(f"ultralytics:{tmp_path / 'best.pt'}?nc=3")
+        niwaki.models.load(f"ultralytics:{tmp_path / 'best.pt'}?ch=1")
+    three = niwaki.models.load(f"ultralytics:{tmp_path / 'best.pt'}?nc=3")  # its names are those of 80
+    assert three.drawn and three.weights == "stored with the model" and three.model.names[0] == "0"
     yolo.model.fuse(verbose=False)
     yolo.save(tmp_path / "fused.pt")
     with pytest.raises(InputError, match="save it before the package fuses it"):

@@ -167,6 +167,11 @@ def test_batches_and_losses():
     assert set(parts) == {"box", "class"} and parts["box"].item() == sum(map(len, targets))
     loss = task.loss(model, (pictures, targets))
     assert loss.item() == pytest.approx(sum(part.item() for part in parts.values())) and loss.requires_grad
+    for boxes, there in zip(targets, task.covered((pictures, targets), (6, 10)), strict=True):  # cells of 10 x 10
+        cells = torch.zeros(6, 10, dtype=torch.bool)
+        for left, top, right, bottom in boxes.corners.tolist():
+            cells[int(top // 10) : math.ceil(bottom / 10), int(left // 10) : math.ceil(right / 10)] = True
+        assert there.equal(cells) and (cells.any() or not len(boxes))
     everything = [label for _, boxes in batches for one in boxes for label in one.labels]
     assert len(everything) <= 5  # the ignored one is never learned
 

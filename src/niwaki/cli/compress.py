@@ -243,6 +243,7 @@ def compress(
             partial=partial if lasting else None,
             source=asked.loaded.source,
             weights=asked.loaded.weights,
+            drawn=asked.loaded.drawn,
             command=context.obj,
         )
     if not first_process():

@@ -80,11 +80,13 @@ def _made_from(folder: Path, checkpoint: str | None, seed: int) -> tuple[str, st
         do = "niwaki verify MODEL FOLDER"
         raise InputError(f"the model of {folder}", found="the run does not name it", do=do)
     weights = str(run.settings.get("weights") or "")
+    own = run.settings.get("seed")
+    if (weights == "random" or run.settings.get("drawn")) and isinstance(own, int):
+        seed = own
     if checkpoint is not None or weights in ("", "stored with the model"):
         return run.source, checkpoint, seed
     if weights == "random":
-        drawn = run.settings.get("seed")
-        return run.source, None, drawn if isinstance(drawn, int) else seed
+        return run.source, None, seed
     return (weights, None, seed) if Path(weights).is_dir() else (run.source, weights, seed)
 
 

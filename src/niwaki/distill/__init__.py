@@ -9,11 +9,12 @@ from niwaki.distill.distilled import Distilled, Tap, Weighted
 from niwaki.distill.features import Features
 from niwaki.distill.logits import Logits
 from niwaki.distill.spatial_attention import SpatialAttention
-from niwaki.distill.taught import Taught
+from niwaki.distill.taught import Covering, Taught, covering
 
 __all__ = [
     "BoxOutputs",
     "ChannelWise",
+    "Covering",
     "Distilled",
     "Features",
     "HeadOutputs",
@@ -25,4 +26,5 @@ __all__ = [
     "Tap",
     "Taught",
     "Weighted",
+    "covering",
 ]

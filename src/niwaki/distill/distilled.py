@@ -1,6 +1,7 @@
 """A task whose loss also pulls the student towards its teacher, the uncut network."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -8,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill.alignment import Kept, kept_at
-from niwaki.distill.loss import Loss, channel_axis
+from niwaki.distill.loss import Located, Loss, cells_of, channel_axis
 from niwaki.distill.taps import OUTPUT, Heard, module_at, tapped, unwrapped
-from niwaki.distill.taught import Around, Taught
+from niwaki.distill.taught import Around, Taught, covering
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.graph.skeleton import copy_with, shared
 from niwaki.plan import Plan
@@ -114,6 +115,12 @@ class Distilled(Around):
             )
         for _, path in self._pairs:
             module_at(teacher, path)
+        if (masked := next((one for one in self.losses if _on_things(one.loss)), None)) and covering(self.task) is None:
+            raise InputError(
+                f"distil by {_name(masked.loss)} where things lie",
+                found=f"a {type(self.task).__name__}, whose batches do not say where",
+                do="use it in a detection, or leave things=True out",
+            )
         frozen = copy_with(teacher, shared).eval().requires_grad_(False)
         object.__setattr__(self, "_frozen", frozen)
         equal = {
@@ -151,7 +158,7 @@ class Distilled(Around):
                 where=type(self.task).__name__,
                 do="use a task whose loss calls the model it is given once",
             )
-        return {"task": own, **self._distances(student, self._taught(model, *student.calls[0]))}
+        return {"task": own, **self._distances(student, self._taught(model, *student.calls[0]), batch)}
 
     @property
     def _pairs(self) -> list[tuple[str, str]]:
@@ -166,7 +173,8 @@ class Distilled(Around):
             self._frozen(*args, **kwargs)
         return heard
 
-    def _distances(self, student: Heard, teacher: Heard) -> dict[str, Tensor]:
+    def _distances(self, student: Heard, teacher: Heard, batch: Any = None) -> dict[str, Tensor]:
+        """By name; without a batch, of which nothing is known where, everywhere."""
         found: dict[str, Tensor] = {}
         for number, one in enumerate(self.losses):
             name = _name(one.loss)
@@ -178,10 +186,25 @@ class Distilled(Around):
                 if one.loss.widths == "adapted":
                     assert self.extra is not None
                     mine = _mapped(mine, self.extra.get_submodule(_key(number, ours)), one.loss.channels)
-                distances.append(_told(one.loss, mine, target, ours, theirs))
+                distances.append(_told(self._over(one.loss, batch), mine, target, ours, theirs))
             label = name if name not in found else f"{name} {number + 1}"
             found[label] = one.weight * torch.stack(distances).sum()
         return found
+
+    def _over(self, loss: Loss, batch: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """The distance, at the cells where things of the batch lie if that is asked."""
+        if not _on_things(loss):
+            return loss
+        assert isinstance(loss, Located)
+        known = covering(self.task)
+
+        def among(mine: Tensor, target: Tensor) -> Tensor:
+            cells = cells_of(mine, loss.channels)
+            if batch is None or known is None:
+                return loss(mine, target)
+            return loss.among(mine, target, known.covered(batch, cells).to(mine.device))
+
+        return among
 
     def _tried(self, student: nn.Module) -> nn.Module | None:
         """The adapters; every tap of student and teacher is reached once and every loss computed, on an example."""
@@ -223,6 +246,10 @@ def _key(number: int, path: str) -> str:
     return f"{number}:{path.replace('.', '/')}"
 
 
+def _on_things(loss: Loss) -> bool:
+    return isinstance(loss, Located) and loss.on_things
+
+
 def _name(loss: Loss) -> str:
     return type(loss).__module__.rpartition(".")[2]
 
@@ -233,7 +260,7 @@ def _mapped(feature: Tensor, adapter: nn.Module, axis: int | None) -> Tensor:
     return adapter(feature.movedim(at, -1)).movedim(-1, at)
 
 
-def _told(loss: Loss, mine: Tensor, target: Tensor, ours: str, theirs: str) -> Tensor:
+def _told(loss: Callable[[Tensor, Tensor], Tensor], mine: Tensor, target: Tensor, ours: str, theirs: str) -> Tensor:
     """The distance; an error names the place."""
     try:
         return loss(mine, target)

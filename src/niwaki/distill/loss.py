@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -34,6 +34,39 @@ class Loss(ABC):
     @abstractmethod
     def __call__(self, student: Float[Tensor, "batch ..."], teacher: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
         """The distance, in float32 at least."""
+
+
+class Located(Loss):
+    """A loss that can count where things lie only."""
+
+    @property
+    @abstractmethod
+    def on_things(self) -> bool:
+        """Whether it shall."""
+
+    @abstractmethod
+    def among(
+        self,
+        student: Float[Tensor, "batch ..."],
+        teacher: Float[Tensor, "batch ..."],
+        covered: Bool[Tensor, "batch rows columns"],
+    ) -> Float[Tensor, ""]:
+        """The distance at the cells that things cover, in the size of the distance everywhere."""
+
+
+def cells_of(feature: Tensor, asked: int | None) -> tuple[int, int]:
+    """Rows and columns of a feature.
+
+    Raises:
+        InputError: it has none, as tokens.
+    """
+    shape = tuple(feature.shape)
+    at = channel_axis(shape, asked)
+    rest = shape[1:at] + shape[at + 1 :]
+    if len(rest) != 2:
+        found, do = f"a feature of shape {shape}", "tap a place that puts out [batch, channels, rows, columns]"
+        raise InputError("distil where things lie", found=found, do=do)
+    return rest
 
 
 def channel_axis(shape: tuple[int, ...], asked: int | None) -> int:

@@ -1,8 +1,9 @@
 """What is asked of a task that is taught, and what tasks around another one leave to it."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from niwaki.measure import Measurement
@@ -25,6 +26,14 @@ class Taught(Protocol):
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement: ...
+
+
+@runtime_checkable
+class Covering(Protocol):
+    """A task whose batches say where things lie; `niwaki.tasks.Detection` is one."""
+
+    def covered(self, batch: Any, cells: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
+        """Which cells of a grid of (rows, columns) over each picture some thing lies on."""
 
 
 class Around:
@@ -56,3 +65,10 @@ class Around:
     def evaluate(self, model: nn.Module, *, split: str = "test", limit: int | None = None) -> Measurement:
         """The task's own metric of `model`; the teacher has no part in it."""
         return self.task.evaluate(model, split=split, limit=limit)
+
+
+def covering(task: Taught) -> Covering | None:
+    """The task itself, or the one inside, if it says where things lie."""
+    while isinstance(task, Around):
+        task = task.task
+    return task if isinstance(task, Covering) else None

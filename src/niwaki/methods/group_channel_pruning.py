@@ -21,7 +21,7 @@ from niwaki.budgets import (
     scaled_layers,
 )
 from niwaki.budgets.group_threshold import Meet
-from niwaki.distill import BoxOutputs, Heads, OutputTaught, SpatialAttention, Weighted
+from niwaki.distill import BoxOutputs, Heads, OutputTaught, SpatialAttention, Weighted, covering
 from niwaki.errors import BudgetError, InputError, Setting
 from niwaki.graph import ChannelGraph
 from niwaki.graph.stages import stages_of, stride_at
@@ -103,6 +103,8 @@ class GroupChannelPruning(Staged):
     """Module paths."""
     pyramid_places: tuple[str, ...] = ()
     """Module paths."""
+    things: bool = False
+    """Compare the maps where things lie only, in detections (an option of the authors' code)."""
     outputs: float = 0.0
     """Weight of what the dense detector's heads put out, classes and boxes alike (an option of the authors' code, with
     1e-3 for YOLOv4 and 1e-2 for YOLOv3); 0 leaves it out."""
@@ -139,7 +141,7 @@ class GroupChannelPruning(Staged):
         return LocalDecay(self.rate, self.switch, quantile, self.protected, (names,))
 
     def losses(self, graph: ChannelGraph) -> tuple[Weighted, ...]:
-        how = SpatialAttention(over="sum" if self.resolution_free else "mean")
+        how = SpatialAttention(over="sum" if self.resolution_free else "mean", things=self.things)
         found = []
         for weight, places in zip((self.backbone, self.coarsest, self.pyramid), self.places(graph), strict=True):
             if weight and self.resolution_free:
@@ -155,6 +157,12 @@ class GroupChannelPruning(Staged):
                         "compare with sparse_epochs=0", FEW, classes)  # fmt: skip
 
     def taught(self, task: Task, dense: nn.Module) -> Task | OutputTaught:
+        if self.things and covering(task) is None:
+            raise InputError(
+                "GroupChannelPruning(things=True)",
+                found=f"a {type(task).__name__}, whose batches do not say where things lie",
+                do=("use it in a detection, or ", Setting("things", False)),
+            )
         if not self.outputs:
             return task
         heads = getattr(task, "detector", None)

@@ -70,6 +70,8 @@ class Job:
     """Where the model came from, for the report."""
     weights: str = ""
     """Where its weights came from, for the settings."""
+    drawn: tuple[str, ...] = ()
+    """Tensors that are as they were drawn, where the others have weights: heads for other classes."""
     command: str | None = None
 
     @property
@@ -187,6 +189,7 @@ class Outcome:
         return {
             "source": job.source,
             "weights": job.weights,
+            **({"drawn": list(job.drawn)} if job.drawn else {}),
             "example": describe_example(job.example),
             "device": str(device_of(job.model)),
             "threads": torch.get_num_threads(),

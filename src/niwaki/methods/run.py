@@ -57,6 +57,7 @@ def compress(
     partial: str | Path | None = None,
     source: str = "",
     weights: str = "",
+    drawn: Sequence[str] = (),
     command: str | None = None,
 ) -> Outcome:
     """Trace, score, choose, cut, verify, repair, recover, measure. `model` itself is left alone.
@@ -76,6 +77,7 @@ def compress(
         partial: a folder for the plan and the recovery's checkpoints; where there are some (the same call was killed),
             the recovery goes on from the newest, and the plan is not chosen again.
         source, weights, command: where the model and its weights came from, and what was typed; kept with the run.
+        drawn: tensors that the weights did not bring (`models.load(...).drawn`): methods that train begin with these.
         steps: called after each training step with its number, the number of steps and the epoch in words.
 
     Raises:
@@ -126,6 +128,7 @@ def compress(
             partial=None if partial is None else Path(partial),
             source=source,
             weights=weights,
+            drawn=tuple(drawn),
             command=command,
         )
     )

@@ -158,7 +158,7 @@ class Staged(Method):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NothingChangedWarning)
                 self._refuse_rewritten(job, graph, self.choose(graph, job.model, None, job)(graph, job.budget))
-        why = trained(job)
+        why = None if job.drawn else trained(job)
         if job.recovery is not None and not any(self.after) and (why is not None or not self.dense_epochs):
             raise InputError(
                 f"{type(self).__name__} with settings of training",

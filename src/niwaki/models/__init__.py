@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, final
 
@@ -75,6 +75,8 @@ class Loaded:
     """How it is trained and read, if it finds boxes and its family is known here; for `tasks.Detection`."""
     protect: tuple[str, ...] = ()
     """Modules whose outputs have to keep their width, for `compress`: nothing in a forward shows why."""
+    drawn: tuple[str, ...] = ()
+    """Tensors that the weights have for another number of classes: they are as they were drawn, to be trained."""
 
 
 def load(
@@ -91,7 +93,9 @@ def load(
     "ultralytics:NAME.yaml" (or FILE.pt), "darknet:FILE.cfg", "llama2c:FILE", and "python:package.module:factory" or
     "python:file.py:factory". Arguments follow a question mark, "&" between them, values in JSON
     ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without the batch, where
-    the usual one (3 x 224 x 224 for pictures) does not fit.
+    the usual one (3 x 224 x 224 for pictures) does not fit. Where "darknet:FILE.cfg?classes=3" or
+    "ultralytics:NAME?nc=3" says the number of classes, weights of another number are taken, with heads that are drawn
+    anew (`drawn`).
 
     Raises:
         UnknownNameError: an unknown source or model.
@@ -109,7 +113,7 @@ def load(
         file_of(checkpoint)  # before a large network is built for it
     built = _seeded(made, seed=seed, stored=checkpoint is None)
     if checkpoint is not None:
-        made.fill_(built.model, checkpoint)
+        built = replace(built, drawn=_filled_(made, built.model, checkpoint))
     elif built.stored:
         names = {name for name, _ in built.model.named_parameters(remove_duplicate=False)}
         refuse_not_finite(built.model.state_dict(), names, where=source)
@@ -167,6 +171,7 @@ def _loaded(built: Built, source: str, factory: Callable[[], nn.Module], weights
         assumed=built.assumed,
         detector=built.detector,
         protect=built.protect,
+        drawn=built.drawn,
     )
 
 
@@ -220,6 +225,12 @@ def _outlined(made: ModelSource, seed: int) -> Built:
                 gone = on_meta.setdefault(id(one), nn.Parameter(one.detach().to("meta"), one.requires_grad))
                 module._parameters[name] = gone
     return built
+
+
+def _filled_(made: ModelSource, model: nn.Module, checkpoint: str) -> tuple[str, ...]:
+    """What stays drawn; networks that are built to compare with take no random numbers."""
+    with torch.random.fork_rng(devices=[]):
+        return made.fill_(model, checkpoint)
 
 
 def _untrained(made: ModelSource, seed: int) -> nn.Module:

@@ -18,6 +18,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # left by data-parallel wrappers and by torch.compile
 UNPICKLED = re.compile(r"(Unsupported [a-z]+:? [^\n]+?)(?: was not an allowed| Please|\n|$)")
 SHOWN = 6
+COUNTERS = "num_batches_tracked"
+"""Of batch norms; old files have none."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """Files of weights that folders usually have."""
 
@@ -94,7 +96,7 @@ def fit_state_(model: nn.Module, state: dict[str, Tensor], *, where: str) -> Non
     missing = [
         name
         for name, tensor in own.items()
-        if name not in state and not name.endswith("num_batches_tracked") and _memory(tensor) not in present
+        if name not in state and not name.endswith(COUNTERS) and _memory(tensor) not in present
     ]
     unexpected = [name for name in state if name not in own]
     shapes = [

@@ -1,7 +1,7 @@
 """The cfg files of darknet: sections with options, one for each layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 from niwaki.errors import FileDamagedError, InputError
@@ -74,6 +74,29 @@ class Section:
 
     def _no_number(self, name: str) -> InputError:
         return self.refused(f"{name}={self.options[name]}", "write a number")
+
+
+def with_classes(sections: tuple[Section, ...], classes: int) -> tuple[Section, ...]:
+    """The same network for another number of classes: so many in each [yolo], and the filters that each of them reads.
+
+    Raises:
+        InputError: no [yolo] section, or one after something else than a convolution.
+    """
+    if all(section.kind != "yolo" for section in sections):
+        do = "leave classes out: the filters of the last layer say them"
+        raise sections[0].refused("no [yolo] section that tells classes apart", do)
+    changed = list(sections)
+    for at, section in enumerate(sections):
+        if section.kind != "yolo":
+            continue
+        if sections[at - 1].kind != "convolutional":
+            do = "put the convolution with boxes * (5 + classes) filters before it"
+            raise section.refused(f"a [{sections[at - 1].kind}] before it", do)
+        boxes = len(section.numbers("mask")) or section.options.get("anchors", "").count(",") // 2 + 1
+        filters = str(boxes * (5 + classes))
+        changed[at] = replace(section, options={**section.options, "classes": str(classes)})
+        changed[at - 1] = replace(sections[at - 1], options={**sections[at - 1].options, "filters": filters})
+    return tuple(changed)
 
 
 def unused(sections: tuple[Section, ...]) -> dict[str, list[int]]:

@@ -19,40 +19,64 @@ VERSION = (0, 2, 5)
 def load_weights_(model: nn.Module, file: str | Path) -> None:
     """Puts a darknet weights file into `model`; all of it or, with an error, nothing.
 
+    Raises:
+        InputError, FileDamagedError: see `read_weights`.
+        NotFiniteError: NaN in it, or infinite parameters.
+    """
+    state = read_weights(model, file)
+    refuse_not_finite(state, {name for name, _ in model.named_parameters()}, where=str(file))
+    model.load_state_dict({**model.state_dict(), **state})
+
+
+def read_weights(model: nn.Module, file: str | Path) -> dict[str, Tensor]:
+    """Names and tensors of a darknet weights file, as the layers of `model` take them up.
+
     The file has three whole numbers (version), how many pictures were seen, and for every convolution in order its
     bias, then with a batch norm scale, mean and variance, then its kernel; 32-bit numbers, lowest byte first.
 
     Raises:
         InputError: no such file, or a network that is none of a cfg.
         FileDamagedError: shorter or longer than the network.
-        NotFiniteError: NaN in it, or infinite parameters.
     """
     path = Path(file).expanduser()
     if not isinstance(model, Darknet):
         found, do = f"a {type(model).__name__}", "give a checkpoint with names"
         raise InputError("read darknet weights", found=found, where=str(path), do=do)
-    if not path.is_file():
-        raise InputError("read darknet weights", found="no such file", where=str(path), do="name a .weights file")
-    data = path.read_bytes()
-    slots = list(_slots(model))
-    needed = 4 * sum(tensor.numel() for _, tensor in slots)
-    if len(data) < 16:
-        raise _damaged(path, f"{len(data)} bytes, not even a header", "get the file again")
-    major, minor, _ = np.frombuffer(data, "<i4", 3).tolist()
-    header = 12 + (8 if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else 4)
-    if len(data) - header != needed:
-        less = len(data) - header < needed
-        found = f"{len(data) - header} bytes after the header, the network has {needed}"
-        do = "get the file again, or give the cfg" if less else "give the cfg"
+    there, needed = weights_bytes(path), needed_bytes(model)
+    if there != needed:
+        found = f"{there} bytes after the header, the network has {needed}"
+        do = "get the file again, or give the cfg" if there < needed else "give the cfg"
         raise _damaged(path, found, f"{do} that these weights were trained with")
-    flat = np.frombuffer(data, "<f4", needed // 4, header).astype(np.float32)
+    flat = np.frombuffer(path.read_bytes()[-needed:], "<f4").astype(np.float32)
     state: dict[str, Tensor] = {}
     at = 0
-    for name, tensor in slots:
+    for name, tensor in _slots(model):
         state[name] = torch.from_numpy(flat[at : at + tensor.numel()]).view(tensor.shape)
         at += tensor.numel()
-    refuse_not_finite(state, {name for name, _ in model.named_parameters()}, where=str(path))
-    model.load_state_dict({**model.state_dict(), **state})
+    return state
+
+
+def weights_bytes(file: str | Path) -> int:
+    """Bytes of a weights file after its header.
+
+    Raises:
+        InputError: no such file.
+        FileDamagedError: not even a header.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError("read darknet weights", found="no such file", where=str(path), do="name a .weights file")
+    length = path.stat().st_size
+    if length < 16:
+        raise _damaged(path, f"{length} bytes, not even a header", "get the file again")
+    with path.open("rb") as opened:
+        major, minor, _ = np.frombuffer(opened.read(12), "<i4").tolist()
+    return length - (20 if major * 10 + minor >= 2 and major < 1000 and minor < 1000 else 16)
+
+
+def needed_bytes(model: Darknet) -> int:
+    """Bytes of a network's weights in such a file."""
+    return 4 * sum(tensor.numel() for _, tensor in _slots(model))
 
 
 def save_darknet(model: nn.Module, file: str | Path) -> tuple[Path, Path]:

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from niwaki.errors import FileDamagedError, InputError, MissingExtraError, NotFiniteError, UnknownNameError
+from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
 from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
-from niwaki.models.checkpoint import fit_state_
 from niwaki.models.ultralytics_detector import UltralyticsDetector, pattern_of
-from niwaki.models.ultralytics_file import Pickled, damaged, read_pickled, refuse_unsafe
+from niwaki.models.ultralytics_file import damaged, read_pickled, refuse_unsafe
 
 SIZE = 320  # a multiple of every stride, and a quarter of the work of the usual 640
 LARGEST = 4096  # pixels; what a file says beyond that is no size of pictures
@@ -54,6 +53,7 @@ class Ultralytics(ModelSource):
 
     runs: ClassVar[bool] = True
     """The package looks for the strides of a network by running it."""
+    counting: ClassVar[str] = "nc"
 
     def build(self, *, stored: bool) -> Built:
         tasks, folder = package()
@@ -82,6 +82,7 @@ class Ultralytics(ModelSource):
             if hasattr(type(module), "export"):
                 module.export = True
         size, assumed = SIZE, USUAL
+        drawn: tuple[str, ...] = ()
         if pickled is not None:
             trained_on = pickled.settings.get("imgsz")
             if type(trained_on) is int and 0 < trained_on <= LARGEST:
@@ -89,7 +90,7 @@ class Ultralytics(ModelSource):
             if len(pickled.names) == getattr(model.model[-1], "nc", None):
                 model.names = pickled.names
             if stored:
-                self._fit_(model, pickled)
+                drawn = self.fit_(model, pickled.state, where=self.name)
         detector = None
         if kind == "DetectionModel":
             model.args = default_settings(pickled.settings if pickled is not None else {})
@@ -103,28 +104,24 @@ class Ultralytics(ModelSource):
             assumed="" if self.shape else assumed,
             detector=detector,
             protect=bins_of_distance(model),
+            drawn=drawn,
         )
 
-    def fill_(self, model: nn.Module, file: str | Path) -> None:
+    def read(self, model: nn.Module, file: str | Path) -> dict[str, Tensor]:
         try:
-            super().fill_(model, file)
+            return super().read(model, file)
         except FileDamagedError:
             if Path(file).suffix != ".pt":
                 raise
-            self._fit_(model, read_pickled(file), file)
+            return read_pickled(file).state
 
-    def _fit_(self, model: nn.Module, pickled: Pickled, file: str | Path = "") -> None:
-        try:
-            fit_state_(model, pickled.state, where=str(file or self.name))
-        except NotFiniteError:
-            raise
-        except InputError as cause:
-            told = set(pickled.state)
-            if any(".bn." in n for n in model.state_dict()) and not any(".bn." in n for n in told):
-                do = "save it before the package fuses it (after val, predict and export it is)"
-            else:
-                do = "widths that are not those of its structure were cut: open the run that cut it, or a factory"
-            raise InputError(cause.asked, found=cause.found, where=cause.where, do=do) from cause
+    def advice(self, model: nn.Module, state: dict[str, Tensor]) -> str:
+        if any(".bn." in name for name in model.state_dict()) and not any(".bn." in name for name in state):
+            return "save it before the package fuses it (after val, predict and export it is)"
+        if Path(self.name).suffix != ".pt":
+            of_yaml = "give the yaml of these weights, with their size and task (yolov8s-seg)"
+            return f"{of_yaml}, or open the file itself: ultralytics:FILE.pt"
+        return "widths that are not those of its structure were cut: open the run that cut it, or a factory"
 
     def _settings(self, folder: Path) -> dict[str, Any]:
         """What the named yaml says, with its size."""

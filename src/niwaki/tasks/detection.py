@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from niwaki.boxes import Boxes, Found
@@ -118,8 +118,10 @@ class Detection(Task):
             raise InputError("train a detector", found="an empty training split", do="give some training pictures")
         if self.detector.classes != len(self.splits.classes):
             found = f"the network tells {self.detector.classes}, the data have {len(self.splits.classes)}"
+            count = len(self.splits.classes)
             do = (
-                "build the network for them: ultralytics:NAME?nc=N, torchvision:NAME?num_classes=N+1, classes= of a cfg"
+                f"build the network for them: ultralytics:NAME?nc={count} or darknet:FILE.cfg?classes={count} (weights "
+                f"for others are taken but for the heads), torchvision:NAME?num_classes={count + 1}"
             )
             raise InputError("detect as many classes as there are", found=found, do=do)
         assert self.frame.height  # refuses sizes and fits that are none
@@ -183,6 +185,12 @@ class Detection(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """The sum of the parts."""
         return torch.stack([part.reshape(()) for part in self.losses(model, batch).values()]).sum()
+
+    def covered(self, batch: Batch, cells: tuple[int, int]) -> Bool[Tensor, "batch rows columns"]:
+        """Which cells of a grid over each picture a box reaches into, however little."""
+        pictures, targets = batch
+        size = (pictures.shape[2], pictures.shape[3])
+        return torch.stack([boxes.covered(size, cells) for boxes in targets])
 
     def found(self, model: nn.Module, pictures: BoxPictures, numbers: Sequence[int]) -> Iterator[Found]:
         """What the model sees on some pictures, in pixels of the originals; the model stays as it was.
