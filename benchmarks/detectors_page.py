@@ -110,8 +110,8 @@ def of_teachers(rows: Rows) -> dict[str, dict[str, list[float]]]:
 
 def share_taught(rows: Rows, case: str, name: str) -> str:
     """How much of the loss was the teacher's before the first step."""
-    parts = next((row["losses_at_first"] for row in rows.rows if f", {name}, seed " in row["key"] and "last" in row
-                  and row["key"].startswith(case.partition(", seed ")[0])), {})  # fmt: skip
+    begins = f"{case}, {name}, seed "
+    parts = next((row["losses_at_first"] for row in rows.rows if "last" in row and row["key"].startswith(begins)), {})
     return f"{100 * (1 - parts['task'] / sum(parts.values())):.1f} %" if parts else "-"
 
 

@@ -150,6 +150,19 @@ def test_votes(meet, masks, wanted):
     assert voted(meet, masks) == wanted
 
 
+@pytest.mark.parametrize("unit", [0.01, 1.0, 100.0])
+def test_the_layer_that_loses_most_does_not_depend_on_the_unit_of_the_loss(unit):
+    """Channels of the second layer cost a tenth of the first's: by the median it loses all four, in its own order."""
+    net = Coupled(2)
+    net.norms[0].weight.data = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    net.norms[1].weight.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    graph = niwaki.trace(net.eval(), PICTURE)
+    layers = scaled_layers(graph, net)
+    how = GroupThreshold(rises=((0.4 * unit,), (0.04 * unit,)), meet="least")
+    (paces,) = how(graph, layers, groups_given(["norms.0", "norms.1"], layers)).values.values()
+    assert paces.tolist() == pytest.approx([0.01 * unit, 0.02 * unit, 0.03 * unit, 0.04 * unit], rel=1e-5)
+
+
 def test_the_mean_of_coupled_scales_is_ranked_once():
     """Means 0.5, 0.5, 0.5, 0.125: the last goes first, then of the equal ones the later."""
     net = Coupled(2)

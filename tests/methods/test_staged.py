@@ -351,6 +351,14 @@ def test_the_share_is_what_stays():
     assert choosing(even, net(), niwaki.Budget(keep=1.0)) == {"d.0": 12}
 
 
+def test_a_budget_too_is_met_in_multiples():
+    """At most half of the units: 8, 12 and 16 channels stay as multiples of 8, or whole."""
+    plan = planned(YOLOv8CWD(), net(), niwaki.Budget(keep=0.6, of="params"))
+    assert plan.kept and all(len(kept) % 8 == 0 for kept in plan.kept.values())
+    free = planned(YOLOv8CWD(multiple=1), net(), niwaki.Budget(keep=0.6, of="params"))
+    assert any(len(kept) % 8 for kept in free.kept.values())
+
+
 def test_coupled_layers_are_scored_by_the_mean_of_their_scales():
     """Of 0.6 and 0.6 the mean is above that of 0.8 and 0.1, the highest below."""
     model = net()

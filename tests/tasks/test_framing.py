@@ -124,7 +124,8 @@ def test_a_mosaic_holds_four_pictures_around_a_point(seed):
     squares = Squares((64, 64), (64, 48), (48, 64))
     canvas, boxes = mosaic(squares, 1, frame, torch.Generator().manual_seed(seed))
     assert canvas.shape == (3, 128, 128) and boxes.labels[0] == 1 and len(boxes) == 4
-    inside = boxes.corners.clamp(0, 128)
+    inside = boxes.corners
+    assert inside.min() >= 0 and inside.max() <= 128
     for corners in inside[((inside[:, 2:] - inside[:, :2]) > 4).all(dim=1)]:
         left, top, right, bottom = corners.round().int().tolist()
         assert canvas[:, top + 1 : bottom - 1, left + 1 : right - 1].float().mean() > 250
@@ -132,6 +133,51 @@ def test_a_mosaic_holds_four_pictures_around_a_point(seed):
     for left, top, right, bottom in inside.round().int().tolist():
         covered[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = True
     assert canvas[:, ~covered].amax() < 200  # nothing white outside of the boxes
+
+
+def test_what_the_canvas_cuts_off_is_no_box():
+    """Frames of 64 by 48 hold the last picture to 59: beyond 128, or 96, nothing is labelled."""
+    frame, squares, cut = Framing(48, 64), Squares((64, 48), (45, 48), (64, 34)), 0
+    for seed in range(60):
+        canvas, boxes = mosaic(squares, 0, frame, torch.Generator().manual_seed(seed))
+        left, top, right, bottom = boxes.corners.unbind(1)
+        assert left.min() >= 0 and top.min() >= 0 and right.max() <= 128 and bottom.max() <= 96
+        assert bool((right > left).all() and (bottom > top).all())
+        for corners in boxes.corners.round().int().tolist():  # what is labelled is white, however little of it is left
+            seen = canvas[:, corners[1] : max(corners[3], corners[1] + 1), corners[0] : max(corners[2], corners[0] + 1)]
+            assert seen.float().mean() > 120
+        cut += len(boxes) < 4 or bool((boxes.corners[:, 3] == 96).any() or (boxes.corners[:, 2] == 128).any())
+    assert cut  # the case was there
+
+
+def test_the_point_of_a_mosaic_lies_in_the_middle_half():
+    """Pictures of 64 around a point from 32 to 96 cover at least 96 of 128 columns and rows."""
+    squares, covered = Squares((64, 64)), []
+    for seed in range(60):
+        canvas, _ = mosaic(squares, 0, Framing(64, 64), torch.Generator().manual_seed(seed))
+        there = canvas.ne(GREY).all(0)
+        covered += [int(there.any(0).sum()), int(there.any(1).sum())]
+    assert 96 <= min(covered) < 104 and max(covered) > 120
+
+
+def test_zoom_and_shift_are_drawn_both_ways():
+    """Of a square of 24: zooms from 0.5 to 1.5, shifts of a tenth of 64 to all sides."""
+    still = {"mosaic": 0.0, "flip": 0.0, **PLAIN}
+    frame, squares = Framing(64, 64), Squares((64, 64))
+    sides, middles = [], []
+    for seed in range(80):
+        for settings, found in (({"translate": 0.0}, sides), ({"scale": 0.0}, middles)):
+            change = Augmentation(**still, **settings)  # type: ignore[arg-type]
+            _, boxes = change(squares, 0, frame, torch.Generator().manual_seed(seed))
+            left, top, right, bottom = boxes.corners[0].tolist()
+            if settings == {"scale": 0.0}:
+                found.append((left + right, top + bottom))
+            else:  # its left and right stay inside
+                found.append((right - left) / 24)
+    assert 0.5 <= min(sides) < 0.6 and 1.4 < max(sides) <= 1.5
+    for shifts, still_at in zip(zip(*middles, strict=True), (48, 40), strict=True):
+        apart = [(one - still_at) / 2 for one in shifts]
+        assert -6.5 <= min(apart) < -5 and 5 < max(apart) <= 6.5
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "squash"])

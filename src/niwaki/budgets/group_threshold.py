@@ -47,7 +47,8 @@ class GroupThreshold:
     """p of each group: the share that goes at pace 1; 0 leaves a group whole."""
     meet: Meet = "majority"
     """How coupled layers agree: a channel goes where more than half of them let it go (majority, ties stay), where all
-    do (union of what is kept), as the layer says that loses most at pace 1 (least), or by the mean of their scales
+    do (union of what is kept), as the layer says that loses most at pace 1, or by the median of
+    all rises (least), or by the mean of their scales
     (mean; it is then ranked in the group that most of them are in)."""
     strict: bool = False
     """As the authors' code compares: only what is above the floor(n p)-th smallest stays, one less than said above."""
@@ -127,7 +128,8 @@ class GroupThreshold:
     def _agreed(self, ids: np.ndarray, unit: np.ndarray, when: np.ndarray, owner: np.ndarray) -> np.ndarray:
         """One pace for each unit of a group from what its layers say; float64 `[units]`."""
         if self.meet == "least":
-            losses = {one: int((when[owner == one] <= 1).sum()) for one in dict.fromkeys(owner.tolist())}
+            level = 1.0 if self.fractions else float(np.median(when))  # rises have the units of a loss: no pace is 1
+            losses = {one: int((when[owner == one] <= level).sum()) for one in dict.fromkeys(owner.tolist())}
             whole = [one for one in losses if np.isin(ids, unit[owner == one]).all()]
             chosen = max(whole or losses, key=lambda one: losses[one])
             keep = owner == chosen

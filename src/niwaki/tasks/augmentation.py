@@ -24,7 +24,8 @@ class Augmentation:
     """How training pictures are changed; the defaults are those of ultralytics' YOLO.
 
     Source: mosaic of Bochkovskiy et al. 2020, arXiv:2004.10934, sec. 3.3; ranges of ultralytics' default settings.
-    Differs: saturation and brightness are scaled by torchvision's operations, not in HSV; no rotation, shear or mixup.
+    Differs: saturation and brightness are scaled by torchvision's operations, not in HSV; no rotation, shear or mixup;
+    boxes that were small before stay as long as nothing of them is cut off, and thin ones stay; short trainings.
 
     Raises:
         InputError: a share out of [0, 1], a hue above 0.5, or epochs below 0.
@@ -46,7 +47,7 @@ class Augmentation:
     """Factor of the brightness, drawn alike."""
     close_mosaic: int = 10
     """Epochs at the end of a training without mosaics, so that it ends on pictures as they will be seen; a training
-    that is not longer than that has mosaics throughout (ultralytics)."""
+    that is not longer than that has mosaics throughout (in ultralytics it has none)."""
 
     def __post_init__(self) -> None:
         if type(self.close_mosaic) is not int or self.close_mosaic < 0:
@@ -96,8 +97,8 @@ def mosaic(
 ) -> tuple[UInt8[Tensor, "3 h2 w2"], Boxes]:
     """Picture `number` and three drawn ones around a point, on twice the frame's width and height.
 
-    Each is fitted to the frame's size first; what lies beyond the edge is cut off. The point is drawn from the middle
-    half of either side.
+    Each is fitted to the frame's size first; what lies beyond the edge is cut off, boxes too. The point is drawn from
+    the middle half of either side.
     """
     others = torch.randint(len(pictures), (TILES - 1,), generator=generator).tolist()
     at = 0.5 + torch.rand(2, generator=generator, dtype=torch.float64)  # of a side of the frame
@@ -118,8 +119,10 @@ def mosaic(
         ]
         shift = boxes.corners.new_tensor([left - place.left, top - place.top] * 2)
         found.append(Boxes(boxes.corners + shift, boxes.labels))
-    joined = Boxes(torch.cat([one.corners for one in found]), torch.cat([one.labels for one in found]))
-    return canvas, joined
+    limits = found[0].corners.new_tensor([2 * frame.width, 2 * frame.height] * 2)
+    corners = torch.cat([one.corners for one in found]).clamp(min=0).minimum(limits)
+    seen = (corners[:, 2:] > corners[:, :2]).all(dim=1)
+    return canvas, Boxes(corners[seen], torch.cat([one.labels for one in found])[seen])
 
 
 def zoomed(
