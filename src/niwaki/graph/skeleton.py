@@ -16,10 +16,18 @@ from niwaki.errors import CannotCutError
 ATOMS = frozenset({int, float, bool, str, bytes, complex, type(None), type, torch.dtype, torch.device})
 """Types whose values are copies of themselves."""
 META = torch.device("meta")
+USUAL = frozenset({Tensor, nn.Parameter})
 TABLES = frozenset({dict, OrderedDict, set, list})
 TENSORS = frozenset({"_parameters", "_buffers"})
 OWNED = frozenset({*TENSORS, "_modules"})
 """Tables of every module, from names to tensors and modules."""
+HOOKS = frozenset(vars(nn.Module())) - OWNED
+"""Torch's own tables of a module, which are nobody else's."""
+ADDED = {
+    nn.Module.__setstate__: frozenset(vars(nn.Module())) - {"training"},
+    nn.modules.conv._ConvNd.__setstate__: frozenset(vars(nn.Module())) - {"training"} | {"padding_mode"},
+}
+"""Ways of torch's to set a module's attributes that only add those that are not there, and which these may be."""
 
 
 def walk(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Module]]:
@@ -58,32 +66,91 @@ def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module
         CannotCutError: the model's Python objects can't be copied.
     """
     memo: dict[int, Any] = {}
-    note = _twins(memo, change)
-    for _, module in walk(model):
+    twin_of = _twins(memo, change)
+    modules = [module for _, module in walk(model)]
+    if all(map(_leaves_copying, {type(module) for module in modules})) and not any(map(_says_how, modules)):
+        return _copied_plainly(model, modules, memo, twin_of)
+    for module in modules:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                note(tensor)
+                twin_of(tensor)
         for name, value in list(vars(module).items()):
             kind = type(value)
             if kind in ATOMS or (kind in TABLES and not value) or name in OWNED or _flat(value):
                 continue
             for tensor in _loose(value, 3):
-                note(tensor)
+                twin_of(tensor)
     try:
         return _copied(model, memo)
     except Exception as error:
         raise _uncopied(model, error) from error
 
 
+def _copied_plainly(
+    model: nn.Module, modules: list[nn.Module], memo: dict[int, Any], twin_of: Callable[[Tensor], Tensor]
+) -> nn.Module:
+    """`copy.deepcopy` of modules that all leave copying to Python, in one pass through their attributes."""
+    plain: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in modules:
+        twin = memo[id(module)] = object.__new__(type(module))
+        plain.append((twin, vars(twin) if type(module).__setstate__ in ADDED else {}))
+    odd: list[tuple[dict[str, Any], str, Any]] = []
+    for module, (_, state) in zip(modules, plain, strict=True):
+        odd += _fill(state, vars(module), memo, twin_of)
+        parts = state["_modules"]
+        for name, part in parts.items():
+            parts[name] = None if part is None else memo[id(part)]
+    for _, _, value in odd:
+        for tensor in _loose(value, 3):
+            twin_of(tensor)
+    try:
+        for state, name, value in odd:
+            state[name] = copy.deepcopy(value, memo)
+        for twin, state in reversed(plain):
+            added = ADDED.get(type(twin).__setstate__)
+            if added is None or not added <= state.keys():
+                twin.__setstate__(state)  # type: ignore[operator]
+    except Exception as error:
+        raise _uncopied(model, error) from error
+    made: nn.Module = memo[id(model)]
+    return made
+
+
+def _fill(
+    state: dict[str, Any], own: dict[str, Any], memo: dict[int, Any], twin_of: Callable[[Tensor], Tensor]
+) -> list[tuple[dict[str, Any], str, Any]]:
+    """Put a module's attributes into `state`: what is plain as a copy, tensors as their twins, the table of modules as
+    a new table of the same modules. Gives back where the rest lies, which is there as it was.
+    """
+    odd = []
+    state.update(own)
+    for name, value in own.items():
+        kind = type(value)
+        if kind in ATOMS:
+            continue
+        if kind not in TABLES:
+            if not _flat(value):
+                odd.append((state, name, value))
+        elif not value:
+            state[name] = kind() if name in HOOKS else memo.setdefault(id(value), kind())
+        elif name in TENSORS:
+            state[name] = memo[id(value)] = kind((k, None if t is None else twin_of(t)) for k, t in value.items())
+        elif name == "_modules" or (kind is list and id(value) not in memo and ATOMS.issuperset(map(type, value))):
+            state[name] = memo[id(value)] = kind(value)
+        else:
+            odd.append((state, name, value))
+    state.pop("_compiled_call_impl", None)
+    return odd
+
+
 def _twins(memo: dict[int, Any], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What gives the twin of a tensor, made by `change`, one for all names of it, and puts it into `memo`."""
     made: dict[Any, Tensor] = {}
-    kept: list[Tensor] = []  # as long as they live, no other object has their id
+    ties = Ties()
 
     def twin(tensor: Tensor) -> Tensor:
         if id(tensor) not in memo:
-            kept.append(tensor)
-            key = identity(tensor)
+            key = ties.key(tensor)
             if key not in made:
                 made[key] = change(tensor)
             memo[id(tensor)] = made[key]
@@ -93,13 +160,15 @@ def _twins(memo: dict[int, Any], change: Callable[[Tensor], Tensor]) -> Callable
     return twin
 
 
-def readied(model: nn.Module) -> nn.Module:
-    """`model` (a copy) without hooks and caches, in evaluation mode: what is looked at."""
-    modules = [module for _, module in walk(model)]
+def readied(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> nn.Module:
+    """`model` (a copy) without hooks and caches, in evaluation mode: what is looked at. `modules` are its modules,
+    where somebody has them already.
+    """
+    modules = modules or [module for _, module in walk(model)]
     return evaluating(without_caches(without_hooks(model, modules), modules), modules)
 
 
-def evaluating(model: nn.Module, modules: list[nn.Module]) -> nn.Module:
+def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> nn.Module:
     """`model.eval()`, at once where no module has ways of its own."""
     kinds = {type(module) for module in modules}
     own = any(kind.train is not nn.Module.train or kind.eval is not nn.Module.eval for kind in kinds)
@@ -134,19 +203,7 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
     try:
         for module, state in own:
             lease: dict[str, Any] = {}
-            for name, value in state.items():
-                kind = type(value)
-                if kind in ATOMS or _flat(value):
-                    lease[name] = value
-                elif name in TENSORS and kind in TABLES:
-                    lease[name] = kind((k, None if t is None else stand_in(t)) for k, t in value.items())
-                elif kind in TABLES and (not value or name == "_modules"):
-                    lease[name] = kind(value)
-                elif kind is list and id(value) not in memo and ATOMS.issuperset(map(type, value)):
-                    lease[name] = memo[id(value)] = list(value)
-                else:
-                    lease[name] = value
-                    odd.append((lease, name, value))
+            odd += _fill(lease, state, memo, stand_in)
             object.__setattr__(module, "__dict__", lease)
         for _, _, value in odd:
             for tensor in _loose(value, 3):
@@ -156,7 +213,7 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
                 lease[name] = copy.deepcopy(value, memo)
         except Exception as error:
             raise _uncopied(model, error) from error
-        yield readied(model)
+        yield readied(model, modules)
     finally:
         for module, state in own:
             object.__setattr__(module, "__dict__", state)
@@ -221,15 +278,50 @@ def _copies_itself(module: nn.Module) -> bool:
     return hasattr(kind, "__deepcopy__") or "__deepcopy__" in vars(module)
 
 
+def _leaves_copying(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class leave copying to Python, which makes an empty one and copies attribute by
+    attribute.
+    """
+    usual = (
+        kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__reduce__ is object.__reduce__
+        and kind.__new__ is object.__new__
+        and kind.__getattribute__ is object.__getattribute__
+        and kind.__getattr__ is nn.Module.__getattr__
+        and kind.__getstate__ is nn.Module.__getstate__  # type: ignore[attr-defined]
+    )
+    own = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+    more = issubclass(kind, (list, dict)) or copyreg._slotnames(kind)  # type: ignore[attr-defined]
+    return usual and not own and not more and kind not in copyreg.dispatch_table
+
+
+def _says_how(module: nn.Module) -> bool:
+    """Whether a module itself says how it is copied, or keeps its parts in a table of its own kind."""
+    state = vars(module)
+    return "__deepcopy__" in state or "__reduce_ex__" in state or type(state["_modules"]) not in TABLES
+
+
 def named_tensors(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]]]:
     """Parameters and buffers under every name they have, as torch lists them, in one walk through the modules."""
+    return listed(model)[:2]
+
+
+def listed(model: nn.Module) -> tuple[list[tuple[str, Tensor]], list[tuple[str, Tensor]], set[str]]:
+    """`named_tensors`, and the names of the buffers that no state dict holds (`persistent=False`)."""
     parameters: list[tuple[str, Tensor]] = []
     buffers: list[tuple[str, Tensor]] = []
+    passing: set[str] = set()
     for path, module in walk(model, every_name=True):
         prefix = f"{path}." if path else ""
-        parameters += [(prefix + name, tensor) for name, tensor in module._parameters.items() if tensor is not None]
-        buffers += [(prefix + name, tensor) for name, tensor in module._buffers.items() if tensor is not None]
-    return parameters, buffers
+        for name, tensor in module._parameters.items():
+            if tensor is not None:
+                parameters.append((prefix + name, tensor))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                buffers.append((prefix + name, buffer))
+        for name in module._non_persistent_buffers_set:
+            passing.add(prefix + name)
+    return parameters, buffers, passing
 
 
 def identity(tensor: Tensor) -> Any:
@@ -245,6 +337,25 @@ def identity(tensor: Tensor) -> Any:
         tensor.dtype,
         is_parameter(tensor),
     )
+
+
+class Ties:
+    """Keys of tensors, equal where `identity` is: only of what lies in one memory is more than that looked at."""
+
+    def __init__(self) -> None:
+        self.first: dict[int, Tensor] = {}
+        self.kept: list[Tensor] = []  # as long as they live, no other object has their id
+
+    def key(self, tensor: Tensor) -> Any:
+        self.kept.append(tensor)
+        if tensor.layout is not torch.strided or not tensor.numel():
+            return "alone", id(tensor)
+        memory = tensor.untyped_storage()._cdata
+        first = self.first.setdefault(memory, tensor)
+        if first is tensor:
+            return memory
+        mine = identity(tensor)
+        return memory if mine == identity(first) else mine
 
 
 def is_parameter(tensor: Tensor) -> bool:
@@ -273,8 +384,8 @@ def like(tensor: Tensor, data: Tensor) -> Tensor:
 
 def to_meta(tensor: Tensor) -> Tensor:
     """A stand-in without memory; tensor subclasses (quantised, sharded) are refused by torch itself."""
-    data = tensor.detach()
-    return like(tensor, torch.empty_strided(data.size(), data.stride(), dtype=data.dtype, device=META))
+    data = tensor if type(tensor) in USUAL else tensor.detach()
+    return like(tensor, torch.empty_strided(data.shape, data.stride(), dtype=data.dtype, device=META))
 
 
 def shared(tensor: Tensor) -> Tensor:

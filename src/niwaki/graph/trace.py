@@ -26,11 +26,11 @@ from niwaki.graph.recorder import Heard, Record, Recorder, countable
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
 from niwaki.graph.skeleton import (
+    Ties,
     copy_with,
-    identity,
     is_parameter,
     like,
-    named_tensors,
+    listed,
     readied,
     to_meta,
     walk,
@@ -41,7 +41,7 @@ from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run
 
 log = logging.getLogger(__name__)
 
-Listings = tuple[list[tuple[str, Tensor]], ...]
+Listings = Sequence[list[tuple[str, Tensor]]]
 """Registered tensors under all their names: parameters, buffers."""
 
 
@@ -271,7 +271,7 @@ def _trace_once(
     reads = tuple(recorder.reads)
     fixed = np.concatenate([np.zeros(0, np.int32), *(labels for labels, _ in space.fixed)])
     fix_unread(recorder, output, parameters)
-    listings = named_tensors(model)
+    *listings, passing = listed(model)
     names = _all_names(listings)
     results = [recorder.value(tensor) for tensor in tensors_in(output)]
     blocks = find_blocks(
@@ -331,7 +331,7 @@ def _trace_once(
             if name in names and name not in parameters
         },
         inputs=None if attempt == "meta" else map_tensors(example, lambda t: t.detach().clone()),
-        fingerprint=fingerprint(model),
+        fingerprint=_digest(model, listings, passing),
         model=type(model).__qualname__,
         macs=macs_of(recorder.terms),
         params=sum(math.prod(p.shape) for p in parameters.values() if not p.buffer),
@@ -444,19 +444,16 @@ def _parameter_terms(
 def _all_names(listings: Listings) -> dict[str, tuple[str, ...]]:
     first: dict[Any, str] = {}
     names: dict[str, list[str]] = {}
+    ties = Ties()
     for listing in listings:
         for name, tensor in listing:
-            names.setdefault(first.setdefault(identity(tensor), name), []).append(name)
+            names.setdefault(first.setdefault(ties.key(tensor), name), []).append(name)
     return {name: tuple(every) for name, every in names.items()}
 
 
 def passing_buffers(model: nn.Module) -> set[str]:
     """Names of the buffers that no state dict holds (`register_buffer(..., persistent=False)`)."""
-    return {
-        f"{path}.{name}" if path else name
-        for path, module in walk(model, every_name=True)
-        for name in module._non_persistent_buffers_set
-    }
+    return listed(model)[2]
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -468,8 +465,12 @@ def fingerprint(model: nn.Module) -> str:
         InputError: `model` is not an nn.Module.
     """
     need_module(model, "look at the tensors of a model")
+    *listings, passing = listed(model)
+    return _digest(model, listings, passing)
+
+
+def _digest(model: nn.Module, listings: Listings, passing: set[str]) -> str:
     listing = [type(model).__qualname__]
-    passing = passing_buffers(model)
-    for tensors in named_tensors(model):
+    for tensors in listings:
         listing += [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors if name not in passing]
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]

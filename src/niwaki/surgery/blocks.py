@@ -34,6 +34,8 @@ def leave_out_(model: nn.Module, dropped: Mapping[str, str]) -> None:
     Raises:
         AttributeError: there is no such module.
     """
+    if not dropped:
+        return
     stand_ins = {
         model.get_submodule(path): PassThrough(model.get_submodule(path), out) for path, out in dropped.items()
     }

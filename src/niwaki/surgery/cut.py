@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from niwaki.errors import CannotCutError, PlanMismatchError, Setting
 from niwaki.graph import ChannelGraph, trace
 from niwaki.graph.plans import plan_of, times_of
-from niwaki.graph.skeleton import copy_with, identity, like, named_tensors, walk, without_caches
+from niwaki.graph.skeleton import Ties, copy_with, like, named_tensors, walk, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
 from niwaki.plan import Plan, apply_cuts, decode_example, read_once
 from niwaki.surgery.attention import adapt_attention, apply_classes
@@ -147,10 +147,11 @@ def sliced(model: nn.Module, plan: Plan) -> nn.Module:
             f"cut {strange[0]}", found="the model has no such tensor", do="use the model of the plan"
         )
     names: dict[Any, str] = {}
-    first = {id(tensor): names.setdefault(identity(tensor), name) for name, tensor in own}
+    ties = Ties()
+    first = {id(tensor): names.setdefault(ties.key(tensor), name) for name, tensor in own}
 
     def change(tensor: Tensor) -> Tensor:
-        name = first[id(tensor)] if id(tensor) in first else names.get(identity(tensor))
+        name = first[id(tensor)] if id(tensor) in first else names.get(ties.key(tensor))
         data = tensor.detach()
         if name in cuts:
             return like(tensor, apply_cuts(data, cuts[name], name).contiguous())
