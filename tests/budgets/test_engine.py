@@ -47,7 +47,7 @@ def test_counts_savings_and_additions_are_exact(name: str, size: int) -> None:
             for i, price in zip(out, added, strict=True):
                 less = gone.copy()
                 less[i] = False
-                assert price == anew(less)[cost] - now[cost]
+                assert price == anew(less)[cost] - now[cost] == ledger.addition(cost, int(i), counts)
             saved = ledger.savings(cost, counts)
             for i in np.flatnonzero(~gone):
                 more = gone.copy()

@@ -69,6 +69,14 @@ class Ledger:
         kinds, place = np.unique(self.kind[chunks], return_inverse=True)
         return self._change(name, kinds, counts, 1)[place]
 
+    def addition(self, name: str, chunk: int, counts: np.ndarray) -> float:
+        """The same for one chunk."""
+        cost, pairs, kind = self.costs[name], self._pairs(name), int(self.kind[chunk])
+        run = slice(pairs.starts[kind], pairs.starts[kind + 1])
+        now, items = np.append(counts, 1).astype(np.float64)[pairs.factors[run]], pairs.items[run]
+        change = cost.values(items, now + pairs.moved[run]) - cost.values(items, now)
+        return float(cost.changes(change, items, np.zeros(items.size, np.int64), size=1, counts=counts)[0])
+
     def savings(self, name: str, counts: np.ndarray) -> np.ndarray:
         """What removing each chunk alone would save at these counts; exact; float64 `[chunks]`."""
         return self._change(name, np.arange(self.first.size), counts, -1)[self.kind]
@@ -178,8 +186,7 @@ def refill(
                 if chained[i] >= 0:
                     blocked.add(int(chained[i]))
                 continue
-            one = np.array([i])
-            price = {name: float(ledger.additions(name, one, counts)[0]) for name in slack}
+            price = {name: ledger.addition(name, i, counts) for name in slack}
             if all(price[name] <= slack[name] for name in slack):
                 gone[i] = False
                 held = slice(ledger.takes.indptr[i], ledger.takes.indptr[i + 1])

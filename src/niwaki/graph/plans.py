@@ -75,12 +75,13 @@ def plan_of(
     whole: dict[bytes, bool] = {}  # many axes have the same units: a layer's outputs, its norm's scale and shift
     for axis in graph.axes:
         key = axis.units.tobytes()
-        if key not in whole:
-            whole[key] = bool((padded[axis.units] == 1).all())
-        if whole[key] or axis.tensor in gone_with:
+        stays = whole.get(key)
+        if stays is None:
+            stays = whole[key] = bool((padded[axis.units] == 1).all())
+        if stays or axis.tensor in gone_with:
             continue
         for name in graph.names[axis.tensor]:
-            cuts.append(_entry(axis, name, padded, same))
+            cuts.append(_entry(axis, name, padded, same, key))
     for name, source, values in graph.tables:
         stays = padded[source] > 0
         if not stays.all():
@@ -124,14 +125,16 @@ Same = dict[tuple[str, bytes], Any]
 """What was found for the units of an axis, and lists of positions."""
 
 
-def _entry(axis: Axis, name: str, times: np.ndarray, same: Same | None = None) -> dict[str, Any]:
+def _entry(
+    axis: Axis, name: str, times: np.ndarray, same: Same | None = None, key: bytes | None = None
+) -> dict[str, Any]:
     """The cut of one axis of a tensor; `times` has a number for each unit, and 1 behind them. Equal lists of `same` are
-    one list.
+    one list; `key` are the bytes of the axis's units, where somebody has them.
     """
     entry: dict[str, Any] = {"tensor": name, "axis": axis.axis}
     if axis.blocks == 1:
         same = {} if same is None else same
-        units = "units", axis.units.tobytes()
+        units = "units", axis.units.tobytes() if key is None else key
         if units not in same:
             positions, copies = along(axis.units, times)
             keep = same.setdefault(("positions", positions.tobytes()), positions.tolist())
