@@ -127,12 +127,20 @@ def _owned(
     wanted = set(paths)
     owned: dict[str, list[str]] = {}
     shared: set[str] = set()
+    above: dict[str, frozenset[str]] = {}  # a module -> the paths of all that hold what is in it
+
+    def holding(name: str) -> frozenset[str]:
+        home = name.rpartition(".")[0]
+        if home not in above:
+            above[home] = frozenset(_above(name))
+        return above[home]
+
     for name, parameter in parameters.items():
         if parameter.buffer:
             continue
-        places = [set(_above(every)) for every in names.get(name, (name,))]
-        inside = set.intersection(*places) & wanted
-        shared |= set.union(*places) - inside
+        places = [holding(every) for every in names.get(name, (name,))]
+        inside = frozenset.intersection(*places) & wanted
+        shared |= frozenset.union(*places) - inside
         for path in inside:
             owned.setdefault(path, []).append(name)
     return {path: held for path, held in owned.items() if path not in shared}

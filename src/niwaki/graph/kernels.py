@@ -10,6 +10,8 @@ from niwaki.graph.layouts import META, TENSORS, Unnamed, guessed
 
 PLAIN = frozenset({float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 
+EMPTY = torch.Size([0]), (1,)
+"""Shape and steps of a tensor of nothing."""
 Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
@@ -22,12 +24,17 @@ class Kernels:
 
     def __init__(self) -> None:
         self.known: dict[Any, Layout | tuple[Layout, ...]] = {}
+        self.pure: dict[int, tuple[Any, bool]] = {}
+        """Operators by their ids, which are found sooner than they are, and whether each is pure."""
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = _call(func, args, kwargs) if is_pure(func) else None
+        number = id(func)
+        if number not in self.pure:
+            self.pure[number] = func, is_pure(func)
+        key = _call(number, args, kwargs) if self.pure[number][1] else None
         layout = None if key is None else self.known.get(key)
         if layout is not None:
-            return _made(layout) if isinstance(layout[0], torch.Size) else tuple(map(_made, layout))  # type: ignore[arg-type]
+            return _made(layout) if type(layout[0]) is torch.Size else tuple(map(_made, layout))  # type: ignore[arg-type]
         result = guessed(func, args, kwargs)
         if result is None:
             result = func(*args, **kwargs)
@@ -43,8 +50,13 @@ def _made(layout: Layout) -> Tensor:
 
 def like_input(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a batch normalisation gives outside training: a tensor like its contiguous input, and two empty ones."""
-    empty = torch.Size([0]), (1,), x.dtype
-    return _made((x.shape, x.stride(), x.dtype)), _made(empty), _made(empty)
+    kind = x.dtype
+    like = torch.empty_strided(x.shape, x.stride(), dtype=kind, device=META)
+    return (
+        like,
+        torch.empty_strided(*EMPTY, dtype=kind, device=META),
+        torch.empty_strided(*EMPTY, dtype=kind, device=META),
+    )
 
 
 @cache
@@ -61,10 +73,10 @@ def is_pure(func: Any) -> bool:
     )
 
 
-def _call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _call(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         named = tuple([(name, _argument(value)) for name, value in kwargs.items()]) if kwargs else ()
-        return func, tuple([_argument(value) for value in args]), named
+        return number, tuple([_argument(value) for value in args]), named
     except Unnamed:
         return None
 
@@ -76,21 +88,23 @@ def _argument(value: Any) -> Any:
         if not value.is_meta or value.layout is not torch.strided or not value.shape:
             raise Unnamed
         return value.shape, value.stride(), value.dtype
-    if kind is int:
+    if kind is int or value is None:
         return value
+    if kind is list or kind is tuple:
+        for item in value:
+            if type(item) is not int:
+                return tuple([_argument(item) for item in value])
+        return tuple(value)
     if kind in PLAIN:
         return kind, value  # 1, 1.0 and True are equal, and give results of different types
-    if kind is list or kind is tuple:
-        return tuple([_argument(item) for item in value])
     raise Unnamed
 
 
 def _layouts(result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout | tuple[Layout, ...] | None:
     tensors = [result] if isinstance(result, Tensor) else list(result)
-    if any(
-        type(tensor) is not Tensor or not tensor.is_meta or tensor.layout is not torch.strided for tensor in tensors
-    ):
-        return None
+    for tensor in tensors:
+        if type(tensor) is not Tensor or not tensor.is_meta or tensor.layout is not torch.strided:
+            return None
     given = [
         item
         for value in (*args, *kwargs.values())

@@ -7,7 +7,7 @@ whether its result has the shape worked out here as well; where it has not, it i
 from collections.abc import Callable
 from functools import cache, lru_cache
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,29 +31,44 @@ class Unnamed(Exception):
 
 def guessed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What `func` makes of these tensors on the meta device, or None where only the operator can tell."""
-    guess = guess_of(func)
-    if guess is None or any(isinstance(value, Tensor) for value in kwargs.values()):
+    known = _facts.get(id(func))
+    if known is None:
+        known = _facts[id(func)] = Facts(func, guess_of(func), in_place(func), {})
+    guess, types_of = known.guess, known.types
+    if guess is None or (kwargs and any(isinstance(value, Tensor) for value in kwargs.values())):
         return None
     shapes = guess(*args)
     if shapes is None:
         return None
     try:
-        key = func, tuple([_kind(value) for value in args]), tuple([(k, _kind(v)) for k, v in kwargs.items()])
+        key = tuple([_kind(value) for value in args]), tuple([(k, _kind(v)) for k, v in kwargs.items()])
     except Unnamed:
         return None
-    if key not in _types:
-        _types[key] = _asked(func, args, kwargs, shapes)
-    types = _types[key]
+    if key not in types_of:
+        types_of[key] = _asked(func, args, kwargs, shapes)
+    types = types_of[key]
     if types is None:
         return None
-    if in_place(func):
+    if known.in_place:
         return args[0] if args[0].shape == shapes[0] else None
+    if len(types) == 1:
+        return torch.empty(shapes[0], dtype=types[0], device=META)
     made = [torch.empty(shape, dtype=dtype, device=META) for shape, dtype in zip(shapes, types, strict=True)]
-    return made[0] if len(made) == 1 else tuple(made)
+    return tuple(made)
 
 
-_types: dict[Any, Types | None] = {}
-"""Operator and the types of its arguments -> the types of its results, or None where their shapes are other ones."""
+class Facts(NamedTuple):
+    """What is known of an operator."""
+
+    func: Any
+    guess: Guess | None
+    in_place: bool
+    types: dict[Any, Types | None]
+    """Types of its arguments -> types of its results, or None where their shapes are other ones."""
+
+
+_facts: dict[int, Facts] = {}
+"""By the ids of operators, which live as long as this does: those are found sooner."""
 
 
 def _asked(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: tuple[Shape, ...]) -> Types | None:
@@ -74,7 +89,7 @@ def _kind(value: Any) -> Any:
     if kind in SETTINGS:
         return value
     if kind is list or kind is tuple:
-        return frozenset([_kind(item) for item in value])
+        return frozenset(map(_kind, value))
     raise Unnamed
 
 

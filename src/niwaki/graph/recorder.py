@@ -29,6 +29,7 @@ NUMBERS_LIMIT = 1 << 12
 """Real tensors that no parameter has a part in are computed along up to this size, so that forwards may read them."""
 
 UNREGISTERED = "a constant tensor that the model does not register"
+UNSPANNED = "an axis that no parameter spans"
 MADE = frozenset({"arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"})
 """Operators that make a tensor of nothing but numbers."""
 
@@ -82,16 +83,23 @@ class Record:
 class Operator(NamedTuple):
     """What calls of an operator have in common."""
 
+    func: Any
+    name: str
     rule: Any
     kind: str
     """The module that its rule is from, or nothing where there is none."""
+    norm: bool
+    """Whether it is a norm whose result is like its input."""
+    reads: bool
+    """Whether its answer is a number."""
     view: bool
     """Whether a result shares the memory of the first tensor given."""
     slots: tuple[tuple[int | None, str], ...]
     """Place and name of every argument that it writes to; no place where it is given by name only."""
 
     @classmethod
-    def of(cls, func: Any, name: str) -> "Operator":
+    def of(cls, func: Any) -> "Operator":
+        name = func.overloadpacket.__name__
         rule = find_rule(func, name)
         view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
         slots = tuple(
@@ -99,7 +107,7 @@ class Operator(NamedTuple):
             for i, argument in enumerate(func._schema.arguments)
             if argument.alias_info is not None and argument.alias_info.is_write
         )
-        return cls(rule, "" if rule is None else rule.__module__, view, slots)
+        return cls(func, name, rule, "" if rule is None else rule.__module__, name in NORMS, name in READS, view, slots)
 
 
 @dataclass(eq=False, slots=True)
@@ -138,7 +146,8 @@ class Recorder(TorchDispatchMode):
         self.ran: set[str] = set()
         self.tables: list[tuple[str, Any, Any]] = []
         self.kernels = Kernels()
-        self.operators: dict[Any, Operator] = {}
+        self.operators: dict[int, Operator] = {}
+        """By the ids of operators, which live as long as this does: those are found sooner."""
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
         self.open: list[ModuleCall] = []
@@ -155,22 +164,25 @@ class Recorder(TorchDispatchMode):
     # -- which module is running -------------------------------------------------------------------------------
     def __enter__(self) -> "Recorder":
         def before(module: nn.Module, args: Any) -> None:
-            self.stack.append(self.names.get(id(module), self.stack[-1]))
+            here = self.names.get(id(module))
+            self.stack.append(self.stack[-1] if here is None else here)
             self.ran.add(self.stack[-1])
             given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
-            here = self.names.get(id(module), "")
-            start = range(len(self.records), len(self.records)), range(len(self.terms), len(self.terms))
-            self.open.append(ModuleCall(here, given, *start))
+            at, term = len(self.records), len(self.terms)
+            self.open.append(ModuleCall(here or "", given, range(at, at), range(term, term)))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if len(self.stack) > 1:
                 self.stack.pop()
             call = self.open.pop()
-            single = output[0] if type(output) is tuple and len(output) == 1 else output
-            call.output = self.seen(single) if isinstance(single, Tensor) else None
-            call.puts_out = "tensor" if single is output else "tuple"
-            found = tensors_in(output)
-            call.first = self.seen(found[0]) if found else None
+            if type(output) is Tensor:
+                call.output = call.first = self.seen(output)
+            else:
+                single = output[0] if type(output) is tuple and len(output) == 1 else output
+                call.output = self.seen(single) if isinstance(single, Tensor) else None
+                call.puts_out = "tensor" if single is output else "tuple"
+                found = tensors_in(output)
+                call.first = self.seen(found[0]) if found else None
             call.records = range(call.records.start, len(self.records))
             call.terms = range(call.terms.start, len(self.terms))
             self.calls.append(call)
@@ -211,9 +223,10 @@ class Recorder(TorchDispatchMode):
             storage = tensor.untyped_storage()
             known = self.memory.get(storage._cdata)
             if known is None:
-                self._follow(storage, Memory(value, tensor.dtype.itemsize, len(self.records)))
-                known = self.memory[storage._cdata]
-            value.memory = known[0]
+                value.memory = Memory(value, tensor.dtype.itemsize, len(self.records))
+                self._follow(storage, value.memory)
+            else:
+                value.memory = known[0]
 
     def seen(self, tensor: Tensor) -> Value | None:
         entry = self.values.get(id(tensor))
@@ -276,53 +289,53 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
-        if name == "_local_scalar_dense":
+        operator = self.operators.get(id(func))
+        if operator is None:
+            operator = self.operators[id(func)] = Operator.of(func)
+        name = operator.name
+        if operator.reads and name == "_local_scalar_dense":
             known = self.value(args[0]).constant
             if known is not None:  # a constant of the model's own making: its number is known without data
                 return known.item()
-        trains = name in TRAINED and len(args) > 5 and args[5]
-        if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains:
+        if operator.norm and args[0].is_meta and args[0].is_contiguous() and not trains(name, args):
             result: Any = like_input(args[0])  # torch decomposes these in Python, slowly
-        elif name in READS and not args[0].is_meta:
+        elif operator.reads and not args[0].is_meta:
             result = self.hear(name, lambda: func(*args, **kwargs))
         else:
             result = self.kernels(func, args, kwargs)
-        outputs = tensors_of(result)
+        outputs = [result] if type(result) is Tensor else tensors_of(result)
         given = tensors_of((*args, *kwargs.values())) if kwargs else tensors_of(args)
-        inputs = [self.value(tensor) for tensor in given]
+        inputs = []
+        for tensor in given:
+            entry = self.values.get(id(tensor))
+            inputs.append(entry[1] if entry is not None and entry[0]() is tensor else self.value(tensor))
         if not outputs:
             if name in RULES:
-                RULES[name](Call(func, args, kwargs, result, self))
+                RULES[name](Call(name, func, args, kwargs, result, self))
             elif name not in SILENT and any(value.fields or value.parameter for value in inputs):
                 self._give_up(f"{func.namespace}::{name}", inputs)
             return result
-        call = Call(func, args, kwargs, result, self)
+        call = Call(name, func, args, kwargs, result, self)
         self.why = ""
-        operator = self.operators.get(func)
-        if operator is None:
-            operator = self.operators[func] = Operator.of(func, name)
         kind = operator.kind
         labels = self._apply(call, name, inputs, operator.rule)
         constants = self._constants(call, outputs, inputs)
         # anything computed from bare tensors alone keeps their reason
-        why = self.why or next(
-            (v.why for v in inputs if v.parameter is None and not v.fields), "an axis that no parameter spans"
-        )
+        why = self.why or next((v.why for v in inputs if v.parameter is None and not v.fields), UNSPANNED)
         moved = kind in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(operator.slots, args, kwargs) if operator.slots else []
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
-            old = self.seen(tensor) if _among(tensor, given) else None
+            old = self.seen(tensor) if any(tensor is one for one in given) else None
             if old is not None:  # in place: the tensor stays the tensor it was
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
                 old.zero = call.zero
                 made.append(old)
                 continue
-            value = Value(tuple(tensor.shape), fields, why=why, zero=call.zero, direct=direct)
+            value = Value(tuple(tensor.shape), fields, why, call.zero, None, direct)
             self._place(tensor, value)
             if constants is not None:
                 self.hold(tensor, value, constants[i])
@@ -330,7 +343,7 @@ class Recorder(TorchDispatchMode):
                 value.picked = (*inputs[0].picked, *(call.picked[i] if i < len(call.picked) else ()))
             if given and operator.view:
                 value.shares(inputs[0])
-            self.know(tensor, value)
+            self.values[id(tensor)] = weakref.ref(tensor), value  # its memory is known by now
             made.append(value)
         self.terms.extend(call.terms)
         swap = iter(inputs).__next__
@@ -386,6 +399,11 @@ class Recorder(TorchDispatchMode):
         return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
 
 
+def trains(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a norm takes the statistics of what comes in."""
+    return name in TRAINED and len(args) > 5 and bool(args[5])
+
+
 def countable(tensor: Tensor) -> bool:
     """Whether a tensor that is known may be computed along."""
     if tensor.dtype.is_complex:
@@ -421,10 +439,6 @@ def find_rule(func: Any, name: str) -> Any:
         if known in RULES:
             return RULES[known]
     return meet if _is_pointwise(func, name) else None
-
-
-def _among(tensor: Tensor, listed: list[Tensor]) -> bool:
-    return id(tensor) in map(id, listed)
 
 
 def tensors_of(value: Any) -> list[Tensor]:

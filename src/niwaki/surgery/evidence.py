@@ -34,9 +34,10 @@ class Sizes:
 
     def of(self, value: Value) -> tuple[int, ...]:
         """Shape of `value` after the cut."""
-        if id(value) not in self._shapes:
-            self._shapes[id(value)] = value, self._shape(value)
-        return self._shapes[id(value)][1]
+        known = self._shapes.get(id(value))
+        if known is None:
+            known = self._shapes[id(value)] = value, self._shape(value)
+        return known[1]
 
     def _shape(self, value: Value) -> tuple[int, ...]:
         shape = list(value.shape)

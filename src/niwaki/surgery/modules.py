@@ -131,12 +131,15 @@ def options(model: nn.Module, changes: Changes) -> list[Option]:
         table = changes.get(home, {})
         if not table:
             continue
-        fixed = settings(module)
+        fixed: frozenset[str] | None = None
         for attribute, value in vars(module).items():
-            if type(value) in NEVER or attribute in fixed or attribute == "_version":
+            if type(value) in NEVER or attribute == "_version":
                 continue
             choices = _choices(value, table)
             if len(choices) > 1 or (choices and choices[0] != value):
+                fixed = settings(module) if fixed is None else fixed
+                if attribute in fixed:
+                    continue
                 key = (type(module).__qualname__, attribute, repr(value), repr(choices))
                 found.setdefault(key, Option([], choices)).places.append((path, attribute))
     return list(found.values())

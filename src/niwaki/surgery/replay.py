@@ -6,7 +6,7 @@ so it is for the first call, and each call here keeps it so for the next. A call
 ends the quick check, and the full one decides (`niwaki.surgery.check`): this one never finds fault, it only finds none.
 """
 
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph import ChannelGraph
 from niwaki.graph.kernels import Kernels, like_input
-from niwaki.graph.recorder import NORMS, SILENT, TRAINED, Record, find_rule, tensors_of
+from niwaki.graph.recorder import NORMS, SILENT, Record, find_rule, tensors_of, trains
 from niwaki.graph.rules import attention, pointwise, spatial
 from niwaki.graph.rules.indexing import picks_of
 from niwaki.graph.rules.registry import argument, signature
@@ -56,6 +56,10 @@ PLAIN = frozenset(
 PLACED = frozenset({"slice", "select", "constant_pad_nd"})
 """Calls that name positions by number."""
 GROUPED = frozenset({"convolution", "native_group_norm"})
+
+
+NONE: frozenset[int] = frozenset()
+"""No axes."""
 
 
 class Departed(Exception):
@@ -166,7 +170,7 @@ class Replay(TorchDispatchMode):
             self.leave()
         same = True
         for place, (was, now) in enumerate(zip(record.args, args, strict=True)):
-            if not self.same(was, now):
+            if was is not now and not self.same(was, now):
                 if place not in free:
                     self.leave()
                 same = False
@@ -174,8 +178,7 @@ class Replay(TorchDispatchMode):
             if not self.same(was, kwargs[key]):
                 self.leave()
         before = args[0].stride() if kind == "strided" else ()
-        trains = name in TRAINED and len(args) > 5 and args[5]
-        if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains:
+        if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains(name, args):
             result: Any = like_input(args[0])
         else:
             result = self.kernels(func, args, kwargs)
@@ -197,11 +200,10 @@ class Replay(TorchDispatchMode):
             known = self.known.get(id(now), self)
             return known is was or (known is self and isinstance(now, Tensor) and self.meets(was, now))
         if isinstance(was, (list, tuple)):
-            return (
-                isinstance(now, (list, tuple))
-                and len(was) == len(now)
-                and all(self.same(a, b) for a, b in zip(was, now, strict=True))
-            )
+            if not isinstance(now, (list, tuple)) or len(was) != len(now):
+                return False
+            pairs = zip(was, now, strict=True)
+            return not [None for a, b in pairs if a is not b and not self.same(a, b)]
         return type(was) is type(now) and bool(was == now)
 
     def meets(self, was: Value, now: Tensor) -> bool:
@@ -265,12 +267,10 @@ class Replay(TorchDispatchMode):
             return bool(dims) and not {d % len(source.shape) for d in dims} & self.cut_axes(source)
         return False
 
-    def cut_axes(self, value: Value) -> set[int]:
+    def cut_axes(self, value: Value) -> frozenset[int]:
         """Axes of which something goes."""
         now = self.sizes.of(value)
-        if now == value.shape:
-            return set()
-        return {axis for axis, (a, b) in enumerate(zip(value.shape, now, strict=True)) if a != b}
+        return NONE if now == value.shape else _differing(value.shape, now)
 
     def in_place(self, record: Record, args: tuple[Any, ...]) -> bool:
         """Whether the call names the positions that are left of those it named."""
@@ -322,6 +322,11 @@ class Replay(TorchDispatchMode):
         counts = self.sizes.stays[labels].any(1).reshape(groups, -1).sum(1)
         live: np.ndarray = counts > 0
         return live if (counts[live] == counts.max()).all() else None
+
+
+@lru_cache(maxsize=4096)
+def _differing(shape: tuple[int, ...], now: tuple[int, ...]) -> frozenset[int]:
+    return frozenset([axis for axis, (a, b) in enumerate(zip(shape, now, strict=True)) if a != b])
 
 
 def walks_alike(args: tuple[Any, ...], before: tuple[int, ...]) -> bool:

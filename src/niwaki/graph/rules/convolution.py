@@ -68,10 +68,14 @@ def channel_labels(call: Call, value: Value, axis: int, what: str) -> np.ndarray
     "mps_convolution",
 )
 def convolution(call: Call) -> Labels:
-    x, w = call.value(call["input" if call.has("input") else "self"]), call.value(call["weight"])
-    bias = call["bias"] if call.has("bias") else None
-    groups = int(call["groups"]) if call.has("groups") else 1
-    transposed = bool(call["transposed"]) if call.has("transposed") else "transpose" in call.name
+    if call.name == "convolution" and len(call.args) == 9:
+        given, weight, bias, *_, transposed, _, groups = call.args
+        x, w = call.value(given), call.value(weight)
+    else:
+        x, w = call.value(call["input" if call.has("input") else "self"]), call.value(call["weight"])
+        bias = call["bias"] if call.has("bias") else None
+        groups = int(call["groups"]) if call.has("groups") else 1
+        transposed = bool(call["transposed"]) if call.has("transposed") else "transpose" in call.name
     if call.name == "_conv_depthwise2d":
         groups = x.shape[1]
     rank = len(w.shape) - 2
@@ -93,12 +97,13 @@ def convolution(call: Call) -> Labels:
     if inputs is not None and not (x.zero or w.zero):
         call.space.mark_inexact(inputs, (0,), NOT_ZERO)
     if groups == 1:
+        before = call.space.count
         weight_in, weight_out = axis_labels(call, w, in_axis), axis_labels(call, w, out_axis)
         if weight_in is not None:
             if inputs is None:
                 call.fix(weight_in, f"meets {x.why}")
             else:
-                call.space.unite(inputs, weight_in)
+                call.space.unite_new(inputs, weight_in, before)
         elif inputs is not None:
             call.fix(inputs, "meets a kernel without labels")
         factors = [f.reshape(1, -1) for f in (inputs if weight_in is not None else None, weight_out) if f is not None]

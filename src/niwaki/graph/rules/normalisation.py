@@ -5,7 +5,7 @@ from torch import Tensor
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.movement import view
 from niwaki.graph.rules.registry import Call, rule
-from niwaki.graph.values import Labels, join
+from niwaki.graph.values import Labels, Parameter, Value, join
 
 ROLES = {"weight": "scale", "bias": "shift", "running_mean": "stat", "running_var": "stat"}
 
@@ -36,6 +36,8 @@ def affine_zero(call: Call, axes: tuple[int, ...], fields: Labels) -> bool:
 def batch_norm(call: Call) -> Labels:
     x = call.value(call["input"])
     axis = 1 if len(x.shape) > 1 else 0
+    if channels_alone(call, x, axis):
+        return x.fields
     operands = [(x.shape, x.get(call.space), x.why)]
     for name, role in ROLES.items():
         tensor = call[name] if call.has(name) else None
@@ -55,6 +57,36 @@ def batch_norm(call: Call) -> Labels:
             if across:
                 call.space.mark_inexact(labels, across, "batch norm takes its statistic across it")
     return fields
+
+
+def channels_alone(call: Call, x: Value, axis: int) -> bool:
+    """The usual case, sooner done: an activation with labels along its channels alone meets parameters, one by one.
+
+    False, and nothing done, where it is another one.
+    """
+    space = call.space
+    if x.parameter is not None or len(x.fields) != 1 or varying(x.fields[0]) != (axis,) or space.any_free:
+        return False
+    met: list[tuple[Parameter, str]] = []
+    for name, role in ROLES.items():
+        tensor = call[name] if call.has(name) else None
+        if isinstance(tensor, Tensor):
+            parameter = call.value(tensor).parameter
+            if parameter is None or parameter.shape != x.shape[axis : axis + 1] or parameter.blocks.get(0, 1) > 1:
+                return False
+            met.append((parameter, role))
+    before = space.count
+    for parameter, role in met:
+        if 0 not in parameter.seeds:
+            parameter.axis(space, 0)
+        space.role(parameter.seeds[0], role)
+    channels = x.fields[0].ravel()
+    for parameter, _ in met:
+        space.unite_new(channels, parameter.seeds[0], before)
+    call.zero = affine_zero(call, (axis,), x.fields)
+    if not call.zero and x.zero and not isinstance(call["bias"], Tensor):
+        call.zero = any(bool(call[name]) for name in ("training", "train") if call.has(name))
+    return True
 
 
 @rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")

@@ -33,9 +33,11 @@ class Call:
     `call["dim"]` is an argument by its schema name; `call.value(tensor)` is what is known about a tensor.
     """
 
-    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, recorder: Any) -> None:
+    def __init__(
+        self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, recorder: Any
+    ) -> None:
         self.func, self.args, self.kwargs, self.result = func, args, kwargs, result
-        self.name: str = func.overloadpacket.__name__
+        self.name = name
         self.space: LabelSpace = recorder.space
         self.recorder = recorder
         self.zero = False
