@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import niwaki.data
 from niwaki.data import image_folder
+from niwaki.data.pictures import read_picture, sizes_of
 from niwaki.errors import FileDamagedError, InputError, MissingExtraError
 
 
@@ -147,3 +148,22 @@ def test_without_pillow_the_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtraError, match=r"niwaki\[data\]"):
         niwaki.data.open("imagefolder:photos", root=folder, size=8)
+
+
+@pytest.mark.parametrize("read", [lambda path: read_picture(path, "RGB", near=8), sizes_of])
+def test_what_is_no_picture_is_damaged_where_another_package_opens_pictures(read, tmp_path, monkeypatch):
+    """ultralytics replaces `Image.open` by one that looks for a package of other formats, which may not be there."""
+    path, own = tmp_path / "note.jpg", Image.open
+    path.write_bytes(b"hello")
+
+    def opened(file):
+        try:
+            return own(file)
+        except UnidentifiedImageError:
+            import reader_of_other_formats  # noqa: F401
+
+    monkeypatch.setattr(Image, "open", opened)
+    with pytest.raises(
+        FileDamagedError, match=r"read a picture; found: cannot identify image file .*; where: .*note\.jpg"
+    ):
+        read(path)

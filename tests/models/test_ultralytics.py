@@ -9,6 +9,7 @@ import torch
 import niwaki.models
 from niwaki.errors import FileDamagedError, InputError, MissingExtraError, UnknownNameError
 from niwaki.models.ultralytics import alone
+from niwaki.units import tensors_in
 
 
 @pytest.fixture
@@ -99,7 +100,9 @@ def test_weights_for_other_classes_bring_all_but_the_heads(ultralytics, tmp_path
         assert all(name.startswith("model.22.cv3.") for name in loaded.drawn)
         for name, tensor in own.items():
             assert tensor.equal(untrained[name] if name in loaded.drawn else before[name]), name
-        (told,) = [r.getMessage() for r in caplog.records if "drawn anew" in r.getMessage()]
+        said = [record.getMessage() for record in caplog.records]
+        assert not any("nc=1" in words for words in said)  # of networks that are only compared with
+        (told,) = [words for words in said if "drawn anew" in words]
         assert "nc=3" in told and "model.22.cv3.0.0.conv.weight" in told and f"({len(loaded.drawn)} in all)" in told
 
 
@@ -109,16 +112,24 @@ def test_weights_of_other_networks_stay_refused(ultralytics, tmp_path):
     with pytest.raises(InputError, match=r"another number of classes: write \?nc=N after the model's name"):
         niwaki.models.load("ultralytics:yolov8n.yaml", checkpoint=str(tmp_path / "best.pt"))
     for name in ("yolov8s.yaml?nc=3", "yolov8n-seg.yaml?nc=3", "yolo11n.yaml?nc=3"):
-        with pytest.raises(InputError, match=r"do: give the yaml of these weights .*ultralytics:FILE\.pt"):
+        with pytest.raises(InputError, match=r"do: give the yaml of these weights, .*ultralytics:FILE\.pt"):
             niwaki.models.load(f"ultralytics:{name}", checkpoint=str(tmp_path / "best.pt"))
 
 
-def test_a_detector_is_halved(ultralytics):
-    loaded = niwaki.models.load("ultralytics:yolov8n.yaml", shape=(3, 64, 64))
+@pytest.mark.parametrize("name", ["yolov8n", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb", "yolov8n-cls"])
+def test_networks_of_every_task_are_halved(ultralytics, name):
+    loaded = niwaki.models.load(f"ultralytics:{name}.yaml", shape=(3, 64, 64))
     half = niwaki.Budget(keep=0.5, of="units")
-    outcome = niwaki.compress(loaded.model, loaded.example, method=niwaki.methods.Random(rule="uniform"), budget=half)
+    outcome = niwaki.compress(
+        loaded.model,
+        loaded.example,
+        method=niwaki.methods.Random(rule="uniform"),
+        budget=half,
+        protect=loaded.protect,
+    )
     assert type(outcome.model) is type(loaded.model) and outcome.receipt.passed
-    assert outcome.model(loaded.example).shape == loaded.model(loaded.example).shape
+    after, before = (tensors_in(model(loaded.example)) for model in (outcome.model, loaded.model))
+    assert [one.shape for one in after] == [one.shape for one in before]
     assert outcome.plan.promised["params"] < 0.45 * outcome.plan.promised["params_before"]
 
 

@@ -223,7 +223,8 @@ def _detecting(named: Callable[[str], Network], source: str, spec: str, seed: in
         do = (
             "use a detector of darknet:, ultralytics: (losses of segmentation, poses, oriented boxes and RT-DETR are "
             "not called here) or torchvision:; methods without data cut this one, too: leave --data out "
-            "(--method magnitude); in Python, niwaki.tasks.Detection takes a detector of yours"
+            "(--method magnitude; with --rule uniform it stays of its own class, for your code to train); in Python, "
+            "niwaki.tasks.Detection takes a detector of yours"
         )
         found = f"{loaded.source} is no detector that niwaki knows how to train and read"
         raise InputError(f"--data {place}", found=found, do=do)

@@ -13,6 +13,9 @@ ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
 """The tag of EXIF that says how a camera was held, and its values of pictures that lie on their side."""
 BILINEAR = 2
 """What pillow calls it: with antialias where a picture shrinks."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, ImportError)
+"""What pillow raises of what is no picture. ImportError: ultralytics puts an `open` of its own in the place of
+pillow's, which then looks for one more package."""
 Size = tuple[int, int]
 """Width and height, in pixels."""
 
@@ -49,7 +52,7 @@ def read_picture(path: Path, mode: str, *, near: int, stored: bool = False) -> "
             if "transparency" in picture.info:
                 picture = picture.convert("RGBA")
             return picture.convert(mode)
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as cause:
+    except (*UNREADABLE, PIL.Image.DecompressionBombError) as cause:
         raise _damaged(path, cause) from cause
 
 
@@ -66,11 +69,12 @@ def sizes_of(path: Path) -> tuple[Size, Size]:
             stored = opened.size
             tagged = opened.format != "PNG" or "exif" in opened.info  # else pillow decodes all of it to look for tags
             lies = tagged and opened.getexif().get(ORIENTATION) in SIDEWAYS
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as cause:
+    except (*UNREADABLE, PIL.Image.DecompressionBombError) as cause:
         raise _damaged(path, cause) from cause
     return (stored[::-1] if lies else stored), stored
 
 
 def _damaged(path: Path, cause: BaseException) -> FileDamagedError:
     do = "replace it or take it out of the data"
-    return FileDamagedError("read a picture", found=str(cause), where=str(path), do=do)
+    said = cause.__context__ if isinstance(cause, ImportError) and cause.__context__ is not None else cause
+    return FileDamagedError("read a picture", found=str(said), where=str(path), do=do)

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import logging
 import os
 import re
 import sys
@@ -106,6 +107,17 @@ class Ultralytics(ModelSource):
             protect=bins_of_distance(model),
             drawn=drawn,
         )
+
+    def alike(self) -> nn.Module:
+        """As `build` makes it; the package says nothing of it."""
+        package()  # which sets its own level when it is imported
+        said = logging.getLogger("ultralytics")
+        before = said.level
+        said.setLevel(logging.ERROR)
+        try:
+            return super().alike()
+        finally:
+            said.setLevel(before)
 
     def read(self, model: nn.Module, file: str | Path) -> dict[str, Tensor]:
         try:
