@@ -91,9 +91,8 @@ def unknown_operations_pass_silently(patch: Patch) -> None:
 def transposed_convolutions_are_read_as_plain(patch: Patch) -> None:
     def rule(original: Any, call: Any) -> Any:
         w = call.value(call["weight"])
-        call["transposed"]
         if w.shape[0] != w.shape[1]:
-            call._bound["transposed"] = False
+            call.args = (*call.args[:6], False, *call.args[7:])  # transposed
         return original(call)
 
     wrap_rule(patch, ("convolution",), rule)
@@ -102,8 +101,7 @@ def transposed_convolutions_are_read_as_plain(patch: Patch) -> None:
 @mutant("permutation", "chain", "conv1d")
 def batch_norm_mixes_up_its_statistics(patch: Patch) -> None:
     def rule(original: Any, call: Any) -> Any:
-        call["running_mean"]
-        call._bound["running_mean"] = None
+        call.kwargs = {**call.kwargs, "running_mean": None}
         return original(call)
 
     names = tuple(name for name in RULES if "batch_norm" in name)

@@ -49,8 +49,7 @@ def _shorter(plan: Any) -> Any:
 
 @mutant("refuses", "residual_add", "bare_batch_norm")
 def every_model_has_the_same_fingerprint(patch: Patch) -> None:
-    for place in ("graph.trace", "surgery.cut", "surgery.mask"):
-        patch.setattr(module(place), "fingerprint", lambda model: "0" * 16)
+    patch.setattr(module("graph.trace"), "_digest", lambda *listings: "0" * 16)
 
 
 @mutant("optimizer", "chain", "residual_add")
