@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import niwaki
 from laws.common import AnyTask, block_classes
@@ -100,6 +100,26 @@ def test_refitting_needs_data_and_takes_the_place_of_folding() -> None:
         small_by(Magnitude(refit=True), task=None)
     with pytest.raises(niwaki.errors.InputError, match=r"Taylor with fold=True and refit=True.*leave fold out"):
         Taylor(fold=True, refit=True)
+
+
+class Narrowed(nn.Module):
+    """Its width is written into the forward, so that it is cut as a rewritten graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.first(x).view(-1, 8)
+        return self.last(hidden.relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("setting", ["fold", "refit"])
+def test_other_modules_are_refused_before_anything_is_measured(setting: str) -> None:
+    heard: list[str] = []
+    with pytest.raises(niwaki.errors.InputError, match="cut through the exported door"):
+        small_by(Magnitude(**{setting: True}), Narrowed(), progress=lambda step, seconds: heard.append(step))
+    assert "cut" in heard and "measure cut" not in heard
 
 
 def test_a_refit_is_nearer_to_the_uncut_network() -> None:

@@ -57,6 +57,10 @@ def walk(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Mo
     return found
 
 
+Rest = list[tuple[dict[str, Any], str, Any]]
+"""Attributes that are still to be copied: where they go, by which name, and what they are."""
+
+
 def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
     """A deep copy in which every parameter, buffer and loose tensor `t` is `change(t)`, made once for each tensor.
 
@@ -94,18 +98,14 @@ def _copied_plainly(
     for module in modules:
         twin = memo[id(module)] = object.__new__(type(module))
         plain.append((twin, vars(twin) if type(module).__setstate__ in ADDED else {}))
-    odd: list[tuple[dict[str, Any], str, Any]] = []
+    odd: Rest = []
     for module, (_, state) in zip(modules, plain, strict=True):
         odd += _fill(state, vars(module), memo, twin_of)
         parts = state["_modules"]
         for name, part in parts.items():
             parts[name] = None if part is None else memo[id(part)]
-    for _, _, value in odd:
-        for tensor in _loose(value, 3):
-            twin_of(tensor)
+    _copy_rest(model, odd, memo, twin_of)
     try:
-        for state, name, value in odd:
-            state[name] = copy.deepcopy(value, memo)
         for twin, state in reversed(plain):
             added = ADDED.get(type(twin).__setstate__)
             if added is None or not added <= state.keys():
@@ -116,9 +116,21 @@ def _copied_plainly(
     return made
 
 
+def _copy_rest(model: nn.Module, rest: Rest, memo: dict[int, Any], twin_of: Callable[[Tensor], Tensor]) -> None:
+    """Copy by Python what `_fill` left, with the twins of the tensors in it."""
+    for _, _, value in rest:
+        for tensor in _loose(value, 3):
+            twin_of(tensor)
+    try:
+        for state, name, value in rest:
+            state[name] = copy.deepcopy(value, memo)
+    except Exception as error:
+        raise _uncopied(model, error) from error
+
+
 def _fill(
     state: dict[str, Any], own: dict[str, Any], memo: dict[int, Any], twin_of: Callable[[Tensor], Tensor]
-) -> list[tuple[dict[str, Any], str, Any]]:
+) -> Rest:
     """Put a module's attributes into `state`: what is plain as a copy, tensors as their twins, the table of modules as
     a new table of the same modules. Gives back where the rest lies, which is there as it was.
     """
@@ -199,20 +211,13 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
         return new
 
     stand_in = _twins(memo, made)
-    odd: list[tuple[dict[str, Any], str, Any]] = []
+    odd: Rest = []
     try:
         for module, state in own:
             lease: dict[str, Any] = {}
             odd += _fill(lease, state, memo, stand_in)
             object.__setattr__(module, "__dict__", lease)
-        for _, _, value in odd:
-            for tensor in _loose(value, 3):
-                stand_in(tensor)
-        try:
-            for lease, name, value in odd:
-                lease[name] = copy.deepcopy(value, memo)
-        except Exception as error:
-            raise _uncopied(model, error) from error
+        _copy_rest(model, odd, memo, stand_in)
         yield readied(model, modules)
     finally:
         for module, state in own:

@@ -16,6 +16,7 @@ from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.repair import BatchNormStatistics, FoldedConstants, LeastSquares, repair
+from niwaki.repair.readers import need_modules
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import known
 from niwaki.units import Budget
@@ -143,6 +144,8 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
 
     plan, graph = steps.planned(graph, scored)
     small = steps.cut(model, plan)
+    if method.fold or method.refit:  # told before anything is measured
+        need_modules(small, "fold constants" if method.fold else "refit layers")
     steps.look("cut", small, "measure cut")
     unfolded: tuple[str, ...] = ()
     if (method.fold or method.refit) and task is not None:

@@ -236,7 +236,8 @@ class Staged(Method):
             how = LeastSquares(seed=job.seed) if self.fold == "refit" else FoldedConstants(self.fold)
             unfolded = repair(small, batches, how=how, model=sparse, plan=plan)
             if unfolded:
-                log.info("constants not folded into %s", ", ".join(unfolded))
+                log.info("%s: %s", "not refitted" if self.fold == "refit" else "constants not folded into",
+                         ", ".join(unfolded))  # fmt: skip
             steps.done("fold")
             steps.look("refitted layers" if self.fold == "refit" else "folded constants", small, "measure folded")
         if job.repair:

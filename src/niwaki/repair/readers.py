@@ -16,6 +16,16 @@ from niwaki.surgery.verify import scale_slices
 from niwaki.units import device_of, map_tensors, run
 
 
+def need_modules(small: nn.Module, what: str) -> None:
+    """Refuse a cut model whose modules are not those that it was cut from.
+
+    Raises:
+        InputError: it was cut through the exported door.
+    """
+    if surgery_of(small).door != "eager":
+        raise InputError(what, found="a model cut through the exported door", do="repair batch norm instead")
+
+
 @final
 class Readers:
     """Linear layers and plain convolutions that lose inputs by a plan, and how they take a constant.
@@ -27,8 +37,7 @@ class Readers:
     def __init__(
         self, model: nn.Module, small: nn.Module, plan: Plan, optimizer: torch.optim.Optimizer | None, *, what: str
     ) -> None:
-        if surgery_of(small).door != "eager":
-            raise InputError(what, found="a model cut through the exported door", do="repair batch norm instead")
+        need_modules(small, what)
         if optimizer is not None:
             trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             if trained.isdisjoint(map(id, small.parameters())):
