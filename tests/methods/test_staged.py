@@ -115,7 +115,16 @@ def test_the_recovery_says_how_long_the_last_training_is(task):
     assert lengths == {"dense": 1, "sparse": 1, "tune": 1, "distil": 2}
     assert found.method["distil_epochs"] == 2  # what the report says is what was done
     assert {history["settings"]["lr"] for history in found.details["trainings"].values()} == {0.02}
-    assert found.details["trainings"]["sparse"]["settings"]["decayed"] == "weights"
+
+
+@pytest.mark.parametrize("recovery", [None, Recovery(epochs=1, limit=2, decayed="all")])
+def test_no_training_decays_norms(task, recovery, caplog):
+    """The authors' optimiser decays weights of convolutions only: the same for every training, whoever sets it."""
+    with caplog.at_level(logging.INFO):
+        found = made(METHODS[0], task, recovery=recovery)
+    settings = {stage: history["settings"]["decayed"] for stage, history in found.details["trainings"].items()}
+    assert settings == dict.fromkeys(("dense", "sparse", "tune", "distil"), "weights")
+    assert ("no weight decay on norms and biases" in caplog.text) == (recovery is not None)
 
 
 class Stopped(Exception):
@@ -191,6 +200,12 @@ def test_pressures_press_what_can_be_cut():
 def test_one_share_of_every_layer(task):
     found = made(YOLOv8CWD(**EPOCHS, share=0.5, multiple=1), task, budget=niwaki.Budget(keep=1.0))
     assert {name: len(kept) for name, kept in found.plan.kept.items()} == {"a.0": 4, "c.0": 6, "d.0": 8}
+    assert found.details["layers"] == [  # a and b are added: one decision
+        {"layer": "a.1.weight", "channels": 8, "kept": 4},
+        {"layer": "b.1.weight", "channels": 8, "kept": 4},
+        {"layer": "c.1.weight", "channels": 12, "kept": 6},
+        {"layer": "d.1.weight", "channels": 16, "kept": 8},
+    ]
     with pytest.raises(BudgetError, match="the fractions as they are leave"):
         made(YOLOv8CWD(**EPOCHS, share=0.5, multiple=1), task, budget=niwaki.Budget(keep=0.1))
 

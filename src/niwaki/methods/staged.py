@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 DENSE, SPARSE, TUNE, DISTIL = "dense", "sparse", "tune", "distil"
 ROWS = {DENSE: "dense training", SPARSE: "sparse training", TUNE: "fine-tuning", DISTIL: "distillation"}
 """What the reports call the trainings."""
+DECAYED = "weights"
+"""What the weight decay of every training is on."""
 QUIET = 0.01
 """A scale this far below the median of all counts as gone; none there means that the pressure was too weak."""
 RISING = 3
@@ -46,7 +48,8 @@ class Staged(Method):
     """What methods of several trainings share. Each training has its folder of checkpoints in a run, so that a killed
     run goes on in the training that it was killed in; 0 epochs leave a training out.
 
-    The job's recovery, where there is one, says how all of them train, and how many epochs the last of them has.
+    The job's recovery, where there is one, says how all of them train, but for `decayed` (no training has weight decay
+    on norms and biases), and how many epochs the last of them has.
 
     Raises:
         InputError: epochs below 0.
@@ -249,20 +252,28 @@ class Staged(Method):
 
 @final
 class Trainings:
-    """The trainings of one run, each with its own folder, history and row of measurements."""
+    """The trainings of one run, each with its own folder, history and row of measurements.
+
+    None of them has weight decay on norms and biases: decay on scales is a pressure of its own, and where only some
+    trainings had it, what they do to scales could not be compared.
+
+    Source: the optimiser of Chu et al. 2022, arXiv:2306.01526, official code (decay on convolutions' weights only).
+    """
 
     def __init__(self, method: Staged, job: Job, steps: Steps) -> None:
         self.job, self.steps = job, steps
-        self.how = job.recovery or Recovery(decayed="weights")
+        if job.recovery is not None and job.recovery.decayed != DECAYED and job.recovery.weight_decay:
+            log.info("no weight decay on norms and biases in any training of %s", type(method).__name__)
+        self.how = replace(job.recovery or Recovery(), decayed=DECAYED)
         self.epochs: dict[str, int] = {stage: getattr(method, f"{stage}_epochs") for stage in ROWS}
         self.histories: dict[str, dict[str, Any]] = {}
 
     def __call__(self, stage: str, model: nn.Module, task: Any, *, pressure: Pressure | None = None) -> None:
         """Train `model` in place, from the newest checkpoint of this stage where there is one, and measure it."""
         job, how = self.job, replace(self.how, epochs=self.epochs[stage])
-        if pressure is not None:  # no decay on what is pressed, and no end before the schedule's
+        if pressure is not None:  # no end before the schedule's
             watch = None if how.validation is None else replace(how.validation, patience=None)
-            how = replace(how, decayed="weights", validation=watch)
+            how = replace(how, validation=watch)
             said = {name: value for name, value in vars(pressure).items() if name not in ("scales", "sets")}
             name = type(pressure).__name__
             log.info("%s %s, once in each of the optimiser's steps (%d batches)", name, said, how.accumulate)

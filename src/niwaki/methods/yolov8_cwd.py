@@ -8,7 +8,7 @@ from typing import Any, Literal, final, get_args
 from torch import nn
 
 from niwaki import budgets, scores
-from niwaki.budgets import Layer, at_pace, choose
+from niwaki.budgets import Layer, LayerGroup, at_pace, choose, realised, scaled_layers
 from niwaki.distill import ChannelWise, Weighted
 from niwaki.errors import InputError, Setting
 from niwaki.evidence import Need, collect
@@ -101,6 +101,12 @@ class YOLOv8CWD(Staged):
             return choose(now, numbers, held, how=budgets.Uniform(), **more)
 
         return choosing
+
+    def told(self, graph: ChannelGraph, plan: Plan, sparse: nn.Module) -> dict[str, Any]:
+        layers = scaled_layers(graph, sparse)
+        alone = [LayerGroup(layer.name, (layer.name,)) for layer in layers]
+        return {"layers": [{"layer": one["group"], "channels": one["channels"], "kept": one["kept"]}
+                           for one in realised(graph, plan, layers, alone)]}  # fmt: skip
 
 
 def neck(graph: ChannelGraph) -> tuple[str, ...]:
