@@ -85,6 +85,19 @@ def test_children_of_a_raylet_end_with_whoever_began_it(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_another_process_of_the_same_number_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two agents the second has ended since, and its number is another process's, which began later."""
+    raylet, first = guard.Process("raylet", 1, "10"), guard.Process("agent", 2, "20")
+    before = {2: raylet, 3: first, 4: first}
+    after = {3: first, 4: guard.Process("editor", 1, "90")}
+    tables, parents, killed = iter([before, after]), iter([1, 0]), []
+    monkeypatch.setattr(guard, "processes", lambda: next(tables))
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    guard.watch(1, seconds=0)
+    assert killed == [(3, signal.SIGKILL)]
+
+
 @pytest.mark.slow
 @linux
 def test_a_killed_sweep_leaves_no_process(tmp_path: Path) -> None:
