@@ -46,9 +46,10 @@ NETWORKS = {
 """The last two have trained weights, of 80 classes: of --data coco no dense network is trained; for others their heads
 are drawn anew, and the dense network is trained from there."""
 SOURCES = {"bccd": "voc:{data}/detection/bccd/BCCD", "cars": "yolo:{made}", "coco": "yolo:{made}"}
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a rate is a share of the one asked for
     "GCP": ("gcp", {}),
     "GCP, constant pressure": ("gcp", {"pressing": "constant"}),
+    "GCP, a third of the pressure": ("gcp", {"rate": 1 / 3}),
     "GCP, no pressure": ("gcp", {"sparse_epochs": 0}),
     "GCP, one group": ("gcp", {"groups": ("*",), "fractions": (0.5,)}),
     "GCP, no teacher": ("gcp", {"distil_epochs": 0}),
@@ -125,7 +126,7 @@ def method_of(arm: str, options: argparse.Namespace) -> Any:
     distil = 0 if options.last else distil
     epochs = {"sparse_epochs": sparse, "tune_epochs": tune, "distil_epochs": distil}
     left = sum(epochs[name] for name in epochs if changed.get(name) == 0)
-    settings = {**epochs, "tune_epochs": tune + left, **changed, "rate": options.rate}
+    settings = {**epochs, "tune_epochs": tune + left, **changed, "rate": options.rate * changed.get("rate", 1)}
     if kind == "gcp":
         return GroupChannelPruning(dense_epochs=0, **settings)
     return YOLOv8CWD(dense_epochs=0, multiple=options.multiple, **settings)
