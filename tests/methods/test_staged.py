@@ -257,16 +257,21 @@ def test_warnings_of_scales(caplog):
     dense, sparse = net(), net()
     layers = niwaki.budgets.scaled_layers(niwaki.trace(dense, torch.zeros(1, 1, 8, 8)), dense)
     quiet = {"epochs": [{"loss": 1.0}]}
+    rising = {"epochs": [{"loss": float(i)} for i in range(4)]}
     with caplog.at_level(logging.WARNING):
         warn_of_scales(dense, sparse, layers, quiet)
         assert "the pressure was weak" in caplog.text
+        warn_of_scales(dense, sparse, layers, rising)
+        assert "in a row under pressure: the pressure was weak, so try a lower learning rate" in caplog.text
+        assert "tenth" not in caplog.text
         caplog.clear()
         sparse.a[1].weight.data[0] = 1e-4
         warn_of_scales(dense, sparse, layers, quiet)
         assert caplog.text == ""
         sparse.c[1].weight.data.fill_(1e-4)
-        warn_of_scales(dense, sparse, layers, {"epochs": [{"loss": float(i)} for i in range(4)]})
-        assert "all scales of c.1.weight collapsed" in caplog.text and "rose for 3 epochs in a row" in caplog.text
+        warn_of_scales(dense, sparse, layers, rising)
+        assert "all scales of c.1.weight collapsed" in caplog.text
+        assert "rose for 3 epochs in a row under pressure: try a tenth of the rate" in caplog.text
 
 
 @pytest.mark.parametrize(

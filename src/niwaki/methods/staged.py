@@ -332,7 +332,8 @@ def warn_of_scales(dense: nn.Module, sparse: nn.Module, layers: Sequence[Layer],
     named, before = dict(sparse.named_parameters()), dict(dense.named_parameters())
     sizes = {layer.name: named[layer.name].detach().abs() for layer in layers}
     every = torch.cat([size.flatten() for size in sizes.values()])
-    if not bool((every < QUIET * every.median()).any()):
+    weak = not bool((every < QUIET * every.median()).any())
+    if weak:
         log.warning("no scale is below %g of their median: the pressure was weak, and pruning will be destructive; "
                     "raise its rate or its epochs", QUIET)  # fmt: skip
     gone = [
@@ -343,4 +344,5 @@ def warn_of_scales(dense: nn.Module, sparse: nn.Module, layers: Sequence[Layer],
     losses = [epoch["loss"] for epoch in history["epochs"]]
     rising = [all(losses[i + k + 1] > losses[i + k] for k in range(RISING)) for i in range(len(losses) - RISING)]
     if any(rising):
-        log.warning("the loss rose for %d epochs in a row under pressure: try a tenth of the rate", RISING)
+        advice = "the pressure was weak, so try a lower learning rate" if weak else "try a tenth of the rate"
+        log.warning("the loss rose for %d epochs in a row under pressure: %s", RISING, advice)
