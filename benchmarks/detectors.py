@@ -51,6 +51,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a rate is a share of the one 
     "GCP, constant pressure": ("gcp", {"pressing": "constant"}),
     "GCP, a third of the pressure": ("gcp", {"rate": 1 / 3}),
     "GCP, no pressure": ("gcp", {"sparse_epochs": 0}),
+    "GCP, refitted": ("gcp", {"fold": "refit"}),
     "GCP, one group": ("gcp", {"groups": ("*",), "fractions": (0.5,)}),
     "GCP, no teacher": ("gcp", {"distil_epochs": 0}),
     "CWD": ("cwd", {}),
