@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from niwaki.boxes import Boxes
+from niwaki.distill.finite import Place, refuse_not_finite
 from niwaki.distill.taps import tapped, unwrapped
 from niwaki.distill.taught import Around, Taught
 from niwaki.errors import InputError
@@ -124,6 +125,7 @@ class OutputTaught(Around):
 
     Raises:
         InputError: a detector whose heads niwaki does not know, or whose modules were rewritten.
+        NotFiniteError: in any batch, outputs that are NaN or infinite; says at which place, and whose.
     """
 
     task: Taught
@@ -162,4 +164,6 @@ class OutputTaught(Around):
         told, wanted = (self.heads.head_outputs(features, (rows, columns)) for features in (mine, target))
         matched = self.heads.matched(mine, [boxes.to(place) for boxes in batch[1]], (rows, columns))
         distances = self.how(told, wanted, matched)
+        total = torch.stack(list(distances.values())).sum()
+        refuse_not_finite([Place("distil outputs", *one, total) for one in zip(places, mine, target, strict=True)])
         return {"task": own, **{f"{name} outputs": value for name, value in distances.items()}}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.distill.alignment import Kept, kept_at
+from niwaki.distill.finite import Place, refuse_not_finite
 from niwaki.distill.loss import Located, Loss, cells_of, channel_axis
 from niwaki.distill.taps import OUTPUT, Heard, module_at, tapped, unwrapped
 from niwaki.distill.taught import Around, Taught, covering
@@ -69,7 +70,8 @@ class Distilled(Around):
     Raises:
         InputError: nothing to distil, a tap that is never reached, features whose shapes do not fit, an adapter without
             a student, a student that shares weights with the teacher.
-        NotFiniteError: the teacher puts out NaN or infinity.
+        NotFiniteError: the teacher puts out NaN or infinity; or, in any batch, a distance is not finite: the error says
+            at which place, and of which of the two features.
         UnknownNameError: a path that does not exist.
         PlanMismatchError: the plan is not one of the teacher.
 
@@ -176,6 +178,7 @@ class Distilled(Around):
     def _distances(self, student: Heard, teacher: Heard, batch: Any = None) -> dict[str, Tensor]:
         """By name; without a batch, of which nothing is known where, everywhere."""
         found: dict[str, Tensor] = {}
+        looked: list[Place] = []
         for number, one in enumerate(self.losses):
             name = _name(one.loss)
             distances = []
@@ -186,9 +189,12 @@ class Distilled(Around):
                 if one.loss.widths == "adapted":
                     assert self.extra is not None
                     mine = _mapped(mine, self.extra.get_submodule(_key(number, ours)), one.loss.channels)
-                distances.append(_told(self._over(one.loss, batch), mine, target, ours, theirs))
+                where = f"student's {ours or 'output'}, teacher's {theirs or 'output'}"
+                distances.append(_told(self._over(one.loss, batch), mine, target, where))
+                looked.append(Place(f"distil by {name}", where, mine, target, distances[-1]))
             label = name if name not in found else f"{name} {number + 1}"
             found[label] = one.weight * torch.stack(distances).sum()
+        refuse_not_finite(looked)
         return found
 
     def _over(self, loss: Loss, batch: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -260,10 +266,9 @@ def _mapped(feature: Tensor, adapter: nn.Module, axis: int | None) -> Tensor:
     return adapter(feature.movedim(at, -1)).movedim(-1, at)
 
 
-def _told(loss: Callable[[Tensor, Tensor], Tensor], mine: Tensor, target: Tensor, ours: str, theirs: str) -> Tensor:
+def _told(loss: Callable[[Tensor, Tensor], Tensor], mine: Tensor, target: Tensor, where: str) -> Tensor:
     """The distance; an error names the place."""
     try:
         return loss(mine, target)
     except InputError as error:
-        where = f"student's {ours or 'output'}, teacher's {theirs or 'output'}"
         raise type(error)(error.asked, found=error.found, where=where, do=error.do) from None
