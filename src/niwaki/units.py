@@ -1,5 +1,6 @@
 """The data types of the channel graph's public face, and the one way to call a model on an example."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -12,6 +13,8 @@ from niwaki.errors import Setting
 
 SMALLEST = 1e-6
 """Outputs below this may be what is left of larger numbers that cancelled, with their rounding."""
+ROUNDING = 1e-9
+"""By how much, in counts, a product of a share and a count may be beside the whole number that is meant."""
 Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
@@ -22,6 +25,28 @@ def run(model: nn.Module, example: Any) -> Any:
     if isinstance(example, tuple):
         return model(*example)
     return model(example)
+
+
+def share_up(share: float, count: float) -> int:
+    """A share of so many, rounded up; what rounding in binary adds to a whole number counts for nothing.
+
+    Examples:
+        >>> 0.07 * 100, share_up(0.07, 100), share_up(0.071, 100), share_up(0.5, 3)
+        (7.000000000000001, 7, 8, 2)
+    """
+    product = share * count
+    return math.ceil(product - max(ROUNDING, 4 * math.ulp(product)))
+
+
+def share_down(share: float, count: float) -> int:
+    """A share of so many, rounded down, alike.
+
+    Examples:
+        >>> 0.29 * 100, share_down(0.29, 100), share_down(0.289, 100), share_down(0.5, 3)
+        (28.999999999999996, 29, 28, 1)
+    """
+    product = share * count
+    return math.floor(product + max(ROUNDING, 4 * math.ulp(product)))
 
 
 def map_tensors(value: Any, change: Any) -> Any:

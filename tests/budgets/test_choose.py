@@ -134,6 +134,14 @@ def test_floors(floor: Any) -> None:
         chosen(chain(2, 4, 4, 1), SHAPE, values, Budget(keep=5, of="units", floor=floor))
 
 
+@pytest.mark.parametrize(("floor", "least"), [(0.07, 7), (0.14, 14), (0.55, 55), (0.56, 56), (0.551, 56), (0.005, 1)])
+def test_a_floor_is_rounded_up_once(floor: float, least: int) -> None:
+    """Of 100 units; as floats 0.07, 0.14, 0.55 and 0.56 of 100 are a little more than they should be."""
+    values = [[float(score) for score in range(100)]]
+    plan = chosen(chain(2, 100, 1), SHAPE, values, Budget(keep=least, of="units", floor=floor))
+    assert plan.kept == {"0": tuple(range(100 - least, 100))}
+
+
 @pytest.mark.parametrize("equal", [False, True], ids=["distinct", "ties"])
 @pytest.mark.parametrize("keep", [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
 def test_multiples(keep: float, equal: bool) -> None:

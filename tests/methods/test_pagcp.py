@@ -23,7 +23,7 @@ from niwaki.errors import (
 )
 from niwaki.files import SEARCH
 from niwaki.graph.plans import alive_of, plan_of
-from niwaki.methods import PAGCP, Job
+from niwaki.methods import PAGCP, Job, pagcp
 from niwaki.methods.pagcp import spread
 from niwaki.search import Masked
 from niwaki.tasks import Custom
@@ -227,6 +227,10 @@ def test_floors_are_of_the_whole_network_in_every_round():
     )  # fmt: skip
     assert outcome.plan.kept and len(outcome.details["search"]["rounds"]) == 2
     assert all(len(kept) >= 0.75 * outcome.plan.units[name] for name, kept in outcome.plan.kept.items())
+
+
+def test_a_floor_is_rounded_up_once():
+    assert [pagcp._least(100, floor) for floor in (0.07, 0.14, 0.55, 0.56, 0.561, 12)] == [7, 14, 55, 56, 57, 12]
 
 
 def test_what_was_cut_is_put_back_where_it_was():

@@ -39,6 +39,17 @@ def test_the_switch_is_the_first_epoch_after_its_share():
     assert abs(small) / large == pytest.approx(100)
 
 
+def test_shares_that_binary_misses():
+    """0.29 of 100 is 28.999999999999996 as a float: epoch 29 is uniform still, and value 29 of the sorted is the limit.
+    No share below 1 protects nothing."""
+    how, net = LocalDecay(1e-3, switch=0.29, quantile=0.5), normed([0.9, 0.1])
+    assert len({abs(x) for x in added(how, net, 29, 100)[0]}) == 1
+    assert len({abs(x) for x in added(how, net, 30, 100)[0]}) == 2
+    hundred = [nn.Parameter(torch.arange(100.0))]
+    assert LocalDecay(1e-3, quantile=0.29).limit(hundred) == 29
+    assert LocalDecay(1e-3, quantile=1 - 1e-13).limit(hundred) == 99
+
+
 def test_a_scale_of_zero_gets_nothing():
     net = normed([0.0, 1.0, -1.0])
     assert added(LocalDecay(0.5), net, 0)[0] == [0, 0.5, -0.5]

@@ -20,7 +20,7 @@ from niwaki.graph.plans import plan_of
 from niwaki.plan import Plan
 from niwaki.scores import Scores
 from niwaki.scores.score import describe
-from niwaki.units import Budget, budgets_of
+from niwaki.units import Budget, budgets_of, share_up
 
 _DEFAULT = GlobalRank()
 TIMES = ("latency", "energy")
@@ -234,9 +234,9 @@ def stops_of(
         multiples = np.lcm(own, multiple)
     floors = np.ones(sizes.size)
     for budget in budgets:
-        share = isinstance(budget.floor, float)
-        wanted = np.ceil(budget.floor * sizes) if share else np.minimum(budget.floor, sizes)
-        floors = np.maximum(floors, wanted)
+        floor = budget.floor
+        least_of = [share_up(floor, size) if isinstance(floor, float) else min(floor, size) for size in sizes.tolist()]
+        floors = np.maximum(floors, least_of)
     left = sizes - np.cumsum(takes, axis=0)  # [atoms, groups]
     good = (left >= floors).all(1) & (left % multiples == 0).all(1)
     good[max(0, order.size - least) :] = False

@@ -1,6 +1,5 @@
 """Which channels of each head stay: the abstract type, and counts without binary rounding."""
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,9 +8,7 @@ from torch import Tensor
 from niwaki.errors import InputError
 from niwaki.kv.observation import Observation
 from niwaki.kv.support import Site
-
-TOLERANCE = 1e-9
-"""100 * (1 - 0.71) is 28.999999999999996 in binary; 29 is meant."""
+from niwaki.units import share_down
 
 
 class Channels(ABC):
@@ -35,7 +32,7 @@ class Channels(ABC):
 
 def stay(keep: float, channels: int, *, round_to: int = 1) -> int:
     """How many of `channels` stay at a share: floor of the number removed, then up to a multiple of `round_to`."""
-    removed = math.floor((1.0 - keep) * channels + TOLERANCE)
+    removed = share_down(1.0 - keep, channels)
     return min(channels, -(-(channels - removed) // round_to) * round_to)
 
 

@@ -3,7 +3,6 @@
 Column convention of the source: y = x W with W `[width, out]`, the transpose of a linear layer's weight.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.units import share_down
 
 EPSILON = 1e-6
 """Added to means of inputs, and, times the mean of its diagonal, to the covariance's diagonal; as in the source."""
@@ -71,7 +71,7 @@ def rank_of(keep: float, kv_heads: int, head_dim: int) -> int:
     """
     if not 0 < keep <= 1:
         raise InputError(f"keep {keep} of the channels", do="give a share in (0, 1]; 1 keeps the cache whole")
-    each = math.floor(keep * head_dim + 1e-9)  # 100 * 0.29 is 28.999...
+    each = share_down(keep, head_dim)
     if each < 1:
         found = f"floor({keep} * {head_dim}) = 0 of each head's channels"
         raise InputError(f"keep {keep} of the channels", found=found, do=f"give at least {1 / head_dim:g}")

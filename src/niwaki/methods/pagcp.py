@@ -32,7 +32,7 @@ from niwaki.search.masked import Statistics
 from niwaki.search.state import State
 from niwaki.surgery import cut, surgery_of
 from niwaki.train.processes import told_by_first
-from niwaki.units import tensors_in
+from niwaki.units import share_down, share_up, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class PAGCP(Method):
         if not choices:
             why = "; ".join(f"{name}: {reason}" for name, reason in list(judge.left_whole.items())[:SHOWN])
             raise BudgetError(f"PAGCP of {graph.model}", found=f"no group can be cut ({why})", do="protect fewer")
-        if not number and int(len(choices) * self.topk + 1e-9) < 1:
+        if not number and share_down(self.topk, len(choices)) < 1:
             least = math.ceil(1000 / len(choices)) / 1000
             none = f"no whole group of {len(choices)} is kept"
             raise InputError((Setting("topk", self.topk),), found=none, do=("give at least ", Setting("topk", least)))
@@ -377,7 +377,7 @@ def fill_(model: nn.Module, other: nn.Module) -> None:
 
 def _least(size: int, floor: float) -> int:
     """Of a group that had so many before the first round."""
-    return floor if isinstance(floor, int) else math.ceil(floor * size)
+    return floor if isinstance(floor, int) else share_up(floor, size)
 
 
 def _fits(job: Job, promised: Mapping[str, float]) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import InputError
 from niwaki.pressure.pressure import Moment, Pressure, need_rate, scales_of, whole
+from niwaki.units import share_down
 
 
 @final
@@ -54,7 +55,7 @@ class LocalDecay(Pressure):
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, memory: dict[str, Tensor], at: Moment) -> None:
-        uniform = at.epoch <= self.switch * at.epochs
+        uniform = at.epoch <= share_down(self.switch, at.epochs)
         for scales in self._sets(model):
             limit = None if uniform else self.limit([whole(scale) for scale in scales])
             for scale in scales:
@@ -68,7 +69,7 @@ class LocalDecay(Pressure):
     def limit(self, scales: list[Tensor]) -> float:
         """The smallest protected |gamma| of a set."""
         sizes = torch.cat([scale.detach().abs().flatten() for scale in scales]).sort().values
-        return float(sizes[int(len(sizes) * self.quantile)])
+        return float(sizes[min(share_down(self.quantile, len(sizes)), len(sizes) - 1)])
 
     def _sets(self, model: nn.Module) -> list[list[nn.Parameter]]:
         if self.sets is None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, final
 
 from niwaki.errors import InputError, NotFiniteError, Setting
 from niwaki.scores.score import known
+from niwaki.units import share_down
 
 Gate = Literal["all", "selected"]
 Scan = Literal["grid", "bisect"]
@@ -331,7 +332,7 @@ def best_share(
             by = found.base if relative else dict.fromkeys(found.base, 1.0)
             rise = sum((step.taken.losses[task] - step.reference[task]) / by[task] for task in by)
             scores[step.group] = rise / max(saved[step.group], 1e-12)
-    best = sorted(scores, key=scores.__getitem__)[: int(groups * share + 1e-9)]
+    best = sorted(scores, key=scores.__getitem__)[: share_down(share, groups)]
     return {group: count for group, count in found.gone.items() if group in best}
 
 
