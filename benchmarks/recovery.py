@@ -1,7 +1,8 @@
 """Accuracy after recovery, with and without the uncut network as teacher, beside Torch-Pruning's best importance.
 
 The same share of MACs, steps, learning rates, data order, augmentation and re-estimated batch norm for both; several
-seeds. What each side ranks by is chosen on validation pictures (`--choose`), test pictures are for the report alone.
+seeds. What each side ranks by, and its learning rate, is chosen on validation pictures (`--choose`); test pictures are
+for the report alone.
 """
 
 import argparse
@@ -38,30 +39,43 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
     "LAMP, inner widths": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="lamp")},
     "UDFC": {"udfc": True},
+    "OBS, inner widths": {"protect": STREAMS, "surgeon": niwaki.scores.OptimalBrainSurgeon()},
 }
 """What our side is chosen from, on the same validation pictures as the peer's importance."""
 MOST = {"L2, at most 80 %": 0.8, "L2, at most 70 %": 0.7}
 IMPORTANCES = ("L2", "L1", "LAMP", "BN scale", "Taylor", *MOST)
 """The peer's, and the first with at most such a share of a layer cut, as our floors have it (else 95 %)."""
+RATES = (0.01, 0.03)
+"""Learning rates that every candidate of both sides is tried with, where none is given."""
 STEPS = 400
 """Most steps of the peer's pruner on its way to the budget: fine enough to stop within half a percent of it."""
+BATCHES = 16
+"""Of training pictures, that our curvature is taken over and layers are refitted to."""
 FRESH = 10
 """Of so many of these steps one takes new gradients of 4 batches, where the importance needs them."""
 TEACHING = Weighted(Logits(4.0), 1.0)
 
 
 def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
-    """Ours: L2 norms and one ranking over the network, or the closed form that chooses by elimination."""
+    """Ours: L2 norms or second-order costs and one ranking over the network, or the closed form by elimination."""
     model, settings = network(name), dict(RULES[rule])
     budget = niwaki.Budget(keep=keep, of="macs", floor=settings.pop("floor", niwaki.Budget.floor))
     if settings.pop("udfc", False):
         method = niwaki.methods.UDFC(solve="activation", select="elimination", share="error")
         return niwaki.compress(model, task.example(), method=method, budget=budget).model
     protect = settings.pop("protect", ()) if name not in TRAINED else ()
-    graph, score = niwaki.trace(model, task.example(), protect=protect), niwaki.scores.Magnitude(p=2)
-    scores = niwaki.score(graph, niwaki.collect(model, graph, score.needs), how=score)
-    plan = niwaki.choose(graph, scores, budget, how=settings.pop("how", niwaki.budgets.GlobalRank()))
-    return niwaki.cut(model, plan)
+    surgeon = settings.pop("surgeon", None)
+    score, ranking = surgeon or niwaki.scores.Magnitude(p=2), niwaki.budgets.GlobalRank()
+    batches = task.calibration(BATCHES, 0) if surgeon else None
+    if surgeon:
+        ranking = niwaki.budgets.GlobalRank(normalise="none", per="macs")
+    graph = niwaki.trace(model, task.example(), protect=protect)
+    evidence = niwaki.collect(model, graph, score.needs, batches=batches, loss=task.loss)
+    plan = niwaki.choose(graph, niwaki.score(graph, evidence, how=score), budget, how=settings.pop("how", ranking))
+    small = niwaki.cut(model, plan)
+    if batches:
+        niwaki.repair(small, map(task.inputs, batches), how=niwaki.repair.LeastSquares(), model=model, plan=plan)
+    return small
 
 
 def pruned(name: str, keep: float, importance: str, task: Classification) -> nn.Module:
@@ -114,13 +128,33 @@ def made(name: str, keep: float, who: str, task: Classification) -> nn.Module:
     return model
 
 
+def mixed(model: nn.Module, task: Classification, count: int) -> float:
+    """Accuracy in percent on validation pictures, each averaged with another one of its class.
+
+    Networks tell pictures that they were trained on, whatever was cut; they never saw these. How well a network tells
+    them went with how well it generalises where many networks were compared (Natekar and Sharma 2020,
+    arXiv:2012.02775, sec. 3: mixup within a class).
+    """
+    inputs, labels = map(torch.cat, zip(*task.splits.val.batches(500), strict=True))
+    other = torch.empty_like(labels)
+    for label in labels.unique():
+        places = torch.nonzero(labels == label).ravel()
+        other[places] = places.roll(1)
+    inputs, labels = ((inputs + inputs[other]) / 2)[:count], labels[:count]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        found = torch.cat([model(part.to(device)).argmax(1).cpu() for part in inputs.split(task.batch)])
+    return 100 * float((found == labels).double().mean())
+
+
 def run(
     rows: Rows, name: str, keep: float, who: str, seed: int, task: Classification, options: argparse.Namespace
 ) -> None:
-    """One row: a cut and its recovery."""
+    """One row: a cut and its recovery, by the learning rate `options.lr`."""
     passes = f"{options.epochs} x {options.steps or task.steps}"
+    rate = "" if options.lr == RATES[0] else f", rate {options.lr}"
     choosing = ", choosing" if options.choose else ""
-    key = f"{name}, keep {keep}, {who}, {passes} steps, seed {seed}{choosing}"
+    key = f"{name}, keep {keep}, {who}, {passes} steps{rate}, seed {seed}{choosing}"
     if not rows.wanted(key):
         return
     device = torch.device(options.device)
@@ -146,6 +180,7 @@ def run(
         "macs": macs / whole,
         "before": before,
         "val": task.evaluate(model, split="val", limit=options.pictures).value,
+        "mixed": mixed(model, task, options.pictures),
         "test": None if options.choose else task.evaluate(model, limit=options.pictures).value,
         "pictures": options.pictures,
         "lr": options.lr,
@@ -157,8 +192,10 @@ def run(
     rows.add(key, values, seed=seed, threads=options.threads)
 
 
-def best(rows: Rows, name: str, keep: float, side: str) -> str | None:
-    """What is best on validation pictures, of one side, after the longest recovery that was tried."""
+def best(rows: Rows, name: str, keep: float, side: str) -> tuple[str, float] | None:
+    """What one side ranks by and its learning rate: best after the longest recovery that was tried, on mixed validation
+    pictures, or, where those were not told yet, on the pictures as they are.
+    """
     tried = [
         row
         for row in rows.rows
@@ -166,9 +203,12 @@ def best(rows: Rows, name: str, keep: float, side: str) -> str | None:
         and (row["network"], row["keep"]) == (name, keep)
         and row["who"].startswith(side)
     ]
+    telling = [row for row in tried if "mixed" in row]
+    tried, what = (telling, "mixed") if telling else (tried, "val")
     steps = [math.prod(int(number) for number in row["passes"].split(" x ")) for row in tried]
     longest = [row for row, count in zip(tried, steps, strict=True) if count == max(steps)]
-    return max(longest, key=lambda row: row["val"])["who"] if tried else None
+    top = max(longest, key=lambda row: row[what], default=None)
+    return (top["who"], top["lr"]) if top else None
 
 
 def page(rows: Rows) -> None:
@@ -180,8 +220,11 @@ def page(rows: Rows) -> None:
         CIFAR-10 test accuracy in percent, mean over seeds (spread: lowest to highest). Both sides get the same share of
         MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest
         rate, short warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's
-        softened scores (temperature 4, weight 1). What each side ranks by is the one with the best validation accuracy
-        after a short recovery (`--choose`), of up to seven importances of the peer and up to nine rules of ours.
+        softened scores (temperature 4, weight 1). What each side ranks by, and its learning rate, is the pair with the
+        best validation accuracy after a short recovery (`--choose`), of up to seven importances of the peer and up to
+        ten rules of ours. The published network was trained on the validation pictures, so where *mixed* is given,
+        that accuracy chooses: on pictures that were each averaged with another one of their class, which no network
+        was trained on.
         ResNet-56 is the published network (93.39 %), VGG-16-BN was trained here for 4 epochs in bfloat16 (81.46 %,
         `python benchmarks/udfc.py --only vgg16_bn --train 4 --precision bf16`).
 
@@ -198,23 +241,34 @@ def page(rows: Rows) -> None:
     cases = sorted({(row["network"], row["keep"], row["passes"]) for row in told})
     lines = []
     for name, keep, passes in cases:
-        for who in dict.fromkeys(row["who"] for row in told):
-            same = [r for r in told if (r["network"], r["keep"], r["passes"], r["who"]) == (name, keep, passes, who)]
+        there = [row for row in told if (row["network"], row["keep"], row["passes"]) == (name, keep, passes)]
+        for who, rate in dict.fromkeys((row["who"], row["lr"]) for row in told):
+            same = [row for row in there if (row["who"], row["lr"]) == (who, rate)]
             if same:
                 tests = [row["test"] for row in same]
                 spread = f"{statistics.mean(tests):.2f} ({min(tests):.2f}..{max(tests):.2f})"
                 cells = (f"{same[0]['macs']:.3f}", f"{same[0]['before']:.1f}", spread, len(same), same[0]["pictures"])
                 where = same[0].get("precision", "fp32"), same[0]["device"]
-                lines.append((name, f"{keep:.2f}", passes, who, *cells, *where))
-    heads = ("network", "keep", "epochs x steps", "who", "MACs", "before", "after", "seeds", "test pictures")
+                lines.append((name, f"{keep:.2f}", passes, who, rate, *cells, *where))
+    heads = ("network", "keep", "epochs x steps", "who", "rate", "MACs", "before", "after", "seeds", "test pictures")
     heads = (*heads, "precision", "device")
     text += table(heads, lines) + "\n\n"
     chosen = [row for row in rows.rows if row["key"].endswith("choosing")]
     if chosen:
         text += "## Which ranking\n\n"
-        lines = [(r["network"], f"{r['keep']:.2f}", r["passes"], r["who"], f"{r['val']:.2f}") for r in chosen]
-        text += table(("network", "keep", "epochs x steps", "who", "validation, after"), lines) + "\n\n"
+        lines = []
+        for row in chosen:
+            mixed_ = f"{row['mixed']:.2f}" if "mixed" in row else "-"
+            case = row["network"], f"{row['keep']:.2f}", row["passes"], row["who"], row["lr"]
+            lines.append((*case, f"{row['val']:.2f}", mixed_))
+        heads = ("network", "keep", "epochs x steps", "who", "rate", "validation, after", "mixed")
+        text += table(heads, lines) + "\n\n"
     rows.write(text)
+
+
+def replaced(options: argparse.Namespace, rate: float) -> argparse.Namespace:
+    """Options with this learning rate."""
+    return argparse.Namespace(**{**vars(options), "lr": rate})
 
 
 def main() -> None:
@@ -222,7 +276,7 @@ def main() -> None:
         parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="shares of MACs")
         parser.add_argument("--epochs", type=int, default=3, help="of recovery (default: %(default)s)")
         parser.add_argument("--steps", type=int, default=0, help="most steps of each (default: all)")
-        parser.add_argument("--lr", type=float, default=0.01, help="highest learning rate (default: %(default)s)")
+        parser.add_argument("--lr", type=float, help="highest learning rate (default: the chosen one)")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of recovery (default: fp32)")
@@ -245,17 +299,18 @@ def main() -> None:
             for keep in options.keeps:
                 if options.choose:
                     for who in (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES)):
-                        if not any(part in who for part in options.rules):
-                            continue
-                        run(rows, name, keep, who, options.seeds[0], task, options)
+                        if any(part in who for part in options.rules):
+                            for rate in (options.lr,) if options.lr else RATES:
+                                run(rows, name, keep, who, options.seeds[0], task, replaced(options, rate))
                     continue
                 ours, peer = best(rows, name, keep, OURS), best(rows, name, keep, PEER)
                 if ours is None or peer is None:
                     print(f"{name}, keep {keep}: nothing chosen yet (--choose)", flush=True)
                     continue
                 for seed in options.seeds:
-                    for who in (ours, ours + TAUGHT, peer, peer + TAUGHT):
-                        run(rows, name, keep, who, seed, task, options)
+                    for who, rate in (ours, peer):
+                        for taught in (who, who + TAUGHT):
+                            run(rows, name, keep, taught, seed, task, replaced(options, options.lr or rate))
     page(rows)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import niwaki
 from laws.common import AnyTask, block_classes
-from niwaki.methods import Magnitude, NormScale, Random, Taylor
+from niwaki.methods import Magnitude, NormScale, OptimalBrainSurgeon, Random, Taylor
 from niwaki.methods.one_shot import OneShot
 
 EXAMPLE = torch.zeros(4, 3)
@@ -45,6 +45,8 @@ def small_by(method: Any, model: nn.Module | None = None, **settings: Any) -> ni
         (Magnitude(per="macs", normalise="sum"), "rule", {"per": "macs", "normalise": "sum"}),
         (NormScale(per="params", normalise="mean"), "rule", {"per": "params", "normalise": "mean"}),
         (Taylor(per="macs"), "rule", {"per": "macs", "normalise": "none"}),
+        (OptimalBrainSurgeon(ridge=0.5, rounds=3), "score", {"ridge": 0.5, "rounds": 3}),
+        (OptimalBrainSurgeon(), "rule", {"per": "macs", "normalise": "none"}),
         (Random(rule="global_rank", per="params"), "rule", {"name": "GlobalRank", "per": "params"}),
         (Random(), "rule", {"name": "Uniform"}),
     ],
@@ -67,12 +69,13 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert found == {
         "Magnitude": ("global_rank", "max", "mean"),
         "NormScale": ("global_rank", "none", "mean"),
+        "OptimalBrainSurgeon": ("global_rank", "none", "sum"),
         "Taylor": ("global_rank", "none", "sum"),
         "Random": ("uniform", "max", "mean"),
     }
 
 
-@pytest.mark.parametrize("method", [Magnitude, NormScale, Taylor, Random])
+@pytest.mark.parametrize("method", [Magnitude, NormScale, OptimalBrainSurgeon, Taylor, Random])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -100,6 +103,30 @@ def test_refitting_needs_data_and_takes_the_place_of_folding() -> None:
         small_by(Magnitude(refit=True), task=None)
     with pytest.raises(niwaki.errors.InputError, match=r"Taylor with fold=True and refit=True.*leave fold out"):
         Taylor(fold=True, refit=True)
+
+
+def test_a_surgeon_needs_data_and_leaves_no_blocks_out() -> None:
+    with pytest.raises(niwaki.errors.InputError, match=r"OptimalBrainSurgeon without data; found: its score needs"):
+        small_by(OptimalBrainSurgeon(refit=False), task=None)
+    for blocks in ("also", "only"):
+        with pytest.raises(niwaki.errors.InputError, match=rf"blocks='{blocks}'.*can't judge whole blocks"):
+            OptimalBrainSurgeon(blocks=blocks)
+
+
+def test_a_surgeon_cuts_copies_for_nothing() -> None:
+    """Units 4 to 7 are units 0 to 3 once more: half of them go, and what stays, refitted, puts out the same."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Sigmoid(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        for tensor in (model[0].weight, model[0].bias):
+            tensor[4:] = tensor[:4]
+    x = torch.randn(64, 3)
+    budget = niwaki.Budget(keep=4, of="units")
+    methods = OptimalBrainSurgeon(ridge=1e-6), OptimalBrainSurgeon(ridge=1e-6, refit=False)
+    found, apart = (niwaki.compress(model, x, method=how, budget=budget, task=AnyTask(x)) for how in methods)
+    assert sorted(unit % 4 for unit in next(iter(found.plan.kept.values()))) == [0, 1, 2, 3]
+    assert torch.allclose(found.model(x), model(x), atol=0.01)
+    assert not torch.allclose(apart.model(x), model(x), atol=0.1)  # nobody took over
 
 
 class Narrowed(nn.Module):

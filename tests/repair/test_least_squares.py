@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import niwaki
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.evidence.patches import patches
 from niwaki.graph.plans import plan_of
 from niwaki.repair import FoldedConstants, LeastSquares
-from niwaki.repair.least_squares import patches
 from repair.test_constants import keeping
 
 

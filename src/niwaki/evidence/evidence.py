@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.evidence.curvature import Curvature, heard, layers_of, samples_in
 from niwaki.evidence.powers import Powers
 from niwaki.graph import ChannelGraph
 from niwaki.stored import Stored
@@ -22,6 +23,7 @@ class Need(Enum):
 
     WEIGHT = "weight"
     GRADIENT = "gradient"
+    CURVATURE = "curvature"
 
 
 @final
@@ -34,6 +36,9 @@ class Evidence:
     weights: Mapping[str, Tensor]
     gradients: dict[str, Tensor] | None = None
     batches: int = 0
+    curvature: dict[str, Curvature] | None = None
+    """Of the layers that read units which can be cut, by the name of their weight: linear layers and plain
+    convolutions, of up to 8192 inputs."""
 
 
 @final
@@ -131,8 +136,12 @@ def collect(
     batches: Iterable[Any] | None = None,
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     stored: Stored | None = None,
+    seed: int = 0,
 ) -> Evidence:
     """Gather what `needs` names. Gradients are computed in eval mode over `batches` with `loss(model, batch)`.
+
+    Curvature comes from the same pass as gradients and is gathered only with them; of many positions of a layer's
+    inputs some are drawn, by `seed`.
 
     With `stored` the weights are those on disk, and `model` may be on the meta device: a score then reads one tensor
     after the other. The model's mode, its `.grad` fields and its `requires_grad` flags are as before afterwards.
@@ -175,15 +184,17 @@ def collect(
         for parameter in asked:
             parameter.requires_grad_(parameter.is_floating_point())
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        for batch in batches:
-            with torch.enable_grad():
-                value = loss(model, batch)
-                found = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
-            for (name, parameter), gradient in zip(named, found, strict=True):
-                if gradient is None:
-                    gradient = torch.zeros_like(parameter)
-                sums[name] = sums[name] + gradient if name in sums else gradient.detach()
-            count += 1
+        with heard(layers_of(model, graph) if Need.CURVATURE in needs else {}, seed) as listener:
+            for batch in batches:
+                listener.samples = samples_in(batch)
+                with torch.enable_grad():
+                    value = loss(model, batch)
+                    found = torch.autograd.grad(value, [p for _, p in named], allow_unused=True)
+                for (name, parameter), gradient in zip(named, found, strict=True):
+                    if gradient is None:
+                        gradient = torch.zeros_like(parameter)
+                    sums[name] = sums[name] + gradient if name in sums else gradient.detach()
+                count += 1
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -194,7 +205,8 @@ def collect(
     for name, total in sums.items():
         if not finite(total):
             raise NotFiniteError("gradients as evidence", found="NaN or infinity", where=name, do="check data and loss")
-    return Evidence(weights, {name: total / count for name, total in sums.items()}, count)
+    curvature = listener.found(count) if Need.CURVATURE in needs else None
+    return Evidence(weights, {name: total / count for name, total in sums.items()}, count, curvature)
 
 
 def need_numbers(tensors: Mapping[str, Tensor], asked: str) -> None:

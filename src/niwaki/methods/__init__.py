@@ -5,6 +5,7 @@ from niwaki.methods.job import Job, Method, Outcome
 from niwaki.methods.magnitude import Magnitude
 from niwaki.methods.norm_scale import NormScale
 from niwaki.methods.on_disk import StoredOutcome, compress_stored
+from niwaki.methods.optimal_brain_surgeon import OptimalBrainSurgeon
 from niwaki.methods.pagcp import PAGCP
 from niwaki.methods.precropping import PreCropping
 from niwaki.methods.random import Random
@@ -21,6 +22,7 @@ __all__ = [
     "Magnitude",
     "Method",
     "NormScale",
+    "OptimalBrainSurgeon",
     "Outcome",
     "PreCropping",
     "Random",

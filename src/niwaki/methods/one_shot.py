@@ -138,6 +138,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
             how.needs | {Need.WEIGHT},  # weights that are no numbers are refused, whatever is read of them
             batches=task.calibration(batches, job.seed) if task and Need.GRADIENT in how.needs else None,
             loss=task.loss if task else None,
+            seed=job.seed,
         )
         numbers = score(graph, seen, how=how)
         return lambda now, budget: method.choose(now, numbers, budget)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from niwaki.errors import InputError, NotFiniteError
+from niwaki.evidence.patches import patches
 from niwaki.plan import Plan
 from niwaki.repair.readers import Readers, listen
 
@@ -91,36 +91,6 @@ class LeastSquares:
                 now.index_add_(1, readers.first(name), change.to(now.dtype))  # of a unit's copies the first one
             readers.shift(name, taken @ constant)
         return tuple(dict.fromkeys(readers.skipped))
-
-
-def patches(
-    layer: nn.Module, x: Float[Tensor, "..."], most: int, generator: torch.Generator
-) -> Float[Tensor, "positions inputs"]:
-    """What a linear layer or plain convolution multiplies its weight by, a row for each position that it puts out.
-
-    Args:
-        most: rows at most; of more, so many are drawn.
-
-    Returns:
-        Inputs in the order of the flattened weight: channels, then places of the kernel.
-    """
-    if isinstance(layer, nn.Linear):
-        rows = x.flatten(0, -2)
-        return rows[_drawn(len(rows), most, generator).to(x.device)]
-    spatial = layer.weight.dim() - 2  # type: ignore[operator, union-attr]
-    x = x if x.dim() == spatial + 2 else x[None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    x = F.pad(x, layer._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
-    shapes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)  # type: ignore[arg-type]
-    for axis, (kernel, stride, dilation) in enumerate(shapes, start=2):
-        x = x.unfold(axis, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
-    places = (x.shape[0], *x.shape[2 : 2 + spatial])
-    index = torch.unravel_index(_drawn(torch.Size(places).numel(), most, generator).to(x.device), places)
-    return x.movedim(1, spatial + 1)[index].flatten(1)
-
-
-def _drawn(of: int, most: int, generator: torch.Generator) -> Tensor:
-    return torch.arange(of) if of <= most else torch.randperm(of, generator=generator)[:most]
 
 
 class _Moments:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from niwaki.errors import InputError
+from niwaki.evidence.patches import stock
 from niwaki.graph import ChannelGraph, trace
 from niwaki.plan import Plan, decode_example
 from niwaki.surgery.record import add_bias, surgery_of
@@ -127,10 +128,6 @@ def listen(
         raise InputError(what, found="no batches", do="give at least one batch of inputs")
 
 
-STOCK = (nn.Linear.forward, nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
-"""What adds its bias to weight times input, and nothing else."""
-
-
 def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[str, Tensor], list[str]]:
     """Layers that lose input channels -> the removed positions; and whatever else reads some and can't take a bias."""
     modules = dict(model.named_modules())
@@ -144,8 +141,7 @@ def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[
                 continue
             path, _, leaf = tensor.rpartition(".")
             module = modules.get(path)
-            stock = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and type(module).forward in STOCK
-            if not stock or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
+            if not stock(module) or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
                 skipped.append(tensor if leaf != "weight" or module is None else path)
                 continue
             gone = torch.ones(module.weight.shape[1], dtype=torch.bool)  # type: ignore[index, operator, union-attr]

@@ -3,6 +3,7 @@
 from niwaki.scores.grasp import GraSP
 from niwaki.scores.magnitude import Magnitude
 from niwaki.scores.norm_scale import NormScale
+from niwaki.scores.optimal_brain_surgeon import OptimalBrainSurgeon
 from niwaki.scores.random import Random
 from niwaki.scores.random_weights import RandomWeights
 from niwaki.scores.score import Score, Scores, score
@@ -16,6 +17,7 @@ __all__ = [
     "GraSP",
     "Magnitude",
     "NormScale",
+    "OptimalBrainSurgeon",
     "Random",
     "RandomWeights",
     "Score",

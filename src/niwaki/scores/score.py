@@ -44,7 +44,8 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
     """Apply `how` to every group that can be cut.
 
     Raises:
-        InputError: the score needs gradients that the evidence does not have, or weights of a model on the meta device.
+        InputError: the score needs gradients or curvature that the evidence does not have, or weights of a model on
+            the meta device.
         NotFiniteError: a score is NaN.
 
     Examples:
@@ -55,16 +56,17 @@ def score(graph: ChannelGraph, evidence: Evidence, *, how: Score) -> Scores:
         >>> list(niwaki.score(graph, evidence, how=niwaki.scores.Magnitude()).values)
         ['0#2']
     """
-    if Need.GRADIENT in how.needs and evidence.gradients is None:
-        raise InputError(
-            f"score by {type(how).__name__}",
-            found="the evidence has no gradients",
-            do="collect(..., how.needs)",
-        )
-    held = evidence.weights.weights if isinstance(evidence.weights, Checked) else evidence.weights
-    if how.needs and isinstance(held, dict):  # what is on disk holds numbers
+    for need, held, what in (
+        (Need.GRADIENT, evidence.gradients, "gradients"),
+        (Need.CURVATURE, evidence.curvature, "curvature"),
+    ):
+        if need in how.needs and held is None:
+            found = f"the evidence has no {what}"
+            raise InputError(f"score by {type(how).__name__}", found=found, do="collect(..., how.needs)")
+    weights = evidence.weights.weights if isinstance(evidence.weights, Checked) else evidence.weights
+    if how.needs and isinstance(weights, dict):  # what is on disk holds numbers
         used = {axis.tensor for axis in graph.axes}
-        need_numbers({n: t for n, t in held.items() if n in used}, f"score by {type(how).__name__}")
+        need_numbers({n: t for n, t in weights.items() if n in used}, f"score by {type(how).__name__}")
     values: dict[str, Tensor] = {}
     missing = []
     for view in views(graph, evidence):
