@@ -2,7 +2,8 @@
 
 One dense network is trained for each seed; every arm starts from it. The arms of a method leave one thing out each, and
 train as long as the whole method does: epochs that are left out are added to the fine-tuning. Uniform L2 is cut to the
-multiply-adds that the method's plan came to, and trained as long; so is the whole network, uncut. With --last the
+multiply-adds that the method's plan came to, at any widths or at multiples, and trained as long; so is the whole
+network, uncut. With --last the
 methods end with the fine-tuning; what follows is made apart, for several seeds, from the fine-tuned network of the
 first arm: with attention maps of the dense network (SAD), with what it finds (outputs), or without it (none). Nothing
 is chosen on test pictures.
@@ -59,8 +60,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a rate is a share of the one 
     "CWD, no pressure": ("cwd", {"sparse_epochs": 0}),
     "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
     "L2": ("l2", {}),
+    "L2, multiples": ("l2", {"multiples": True}),
     "whole": ("whole", {}),
 }
+METHODS = ("CWD", "GCP")
+"""Arms to whose multiply-adds those of L2 are cut."""
 LAST = ("none", "SAD", "outputs")
 
 
@@ -135,7 +139,8 @@ def method_of(arm: str, options: argparse.Namespace) -> Any:
 
 def arm_row(
     rows: Rows,
-    key: str,
+    case: str,
+    label: str,
     dense: nn.Module,
     task: Detection,
     arm: str,
@@ -144,11 +149,16 @@ def arm_row(
     protect: Any,
 ) -> None:
     """One row: the stages of an arm with all figures of each, and times of what came out beside the dense network."""
-    if not rows.wanted(key):
+    if not wanted(rows, case, label):
         return
-    kind, _ = ARMS[arm]
+    key = f"{case}, {label}"
+    kind, changed = ARMS[arm]
     if kind == "l2":
-        stages, small, told = baseline(rows, key, dense, task, options, seed, protect)
+        equal = label.removeprefix(f"{arm} at ")
+        multiple = options.multiple if changed else 1
+        budget = budget_of(rows, case, equal, options, multiple)
+        stages, small, told = baseline(key, dense, task, options, seed, protect, budget)
+        told |= {"equal": equal, "multiple": multiple}
     elif kind == "whole":
         small = copy.deepcopy(dense)
         stages, told = {"trained on": trained_on(key, small, task, options, seed)}, {}
@@ -159,7 +169,7 @@ def arm_row(
         told = {name: outcome.details[name] for name in ("layer_groups", "losses_at_first") if name in outcome.details}
         told |= {"receipt": outcome.receipt.difference, "door": outcome.receipt.door}
     values = {
-        "arm": arm, "settings": vars_of(options), "dense": plain(figures(dense, task, options)), "stages": stages,
+        "arm": label, "settings": vars_of(options), "dense": plain(figures(dense, task, options)), "stages": stages,
         **told, "file_bytes": {"dense": file_bytes(dense), "cut": file_bytes(small)},
         "times": times_of(dense, small, task, options),
     }  # fmt: skip
@@ -215,17 +225,44 @@ def last_rows(
         rows.add(name, values, seed=of, threads=options.threads)
 
 
+def labels_of(rows: Rows, case: str, options: argparse.Namespace) -> dict[str, str]:
+    """What the rows of a case are called -> its arm: one of L2 for each method that is asked for, or has a row."""
+    there = [one for one in METHODS if one in options.arms or rows.get(f"{case}, {one}")]
+    equals = [f"macs of {one}" for one in there] or ["keep"]
+    found = {}
+    for arm in options.arms:
+        labels = [f"{arm} at {equal}" for equal in equals] if ARMS[arm][0] == "l2" else [arm]
+        found |= dict.fromkeys(labels, arm)
+    return found
+
+
+def wanted(rows: Rows, case: str, label: str) -> bool:
+    """Whether a row has still to be made; older ones of L2 do not have in their keys what they were cut to."""
+    older = rows.get(f"{case}, L2")
+    made = older is not None and label == f"L2 at {older['equal']}" and not rows.fresh
+    return rows.wanted(f"{case}, {label}") and not made
+
+
+def budget_of(rows: Rows, case: str, equal: str, options: argparse.Namespace, multiple: int) -> niwaki.Budget:
+    """What uniform L2 is cut to: the multiply-adds at the end of a method's arm, or what is asked for."""
+    whole = rows.get(f"{case}, {equal.removeprefix('macs of ')}")
+    if whole is None:
+        return niwaki.Budget(options.keep, of=options.of, multiple=multiple)
+    return niwaki.Budget.at_most(list(whole["stages"].values())[-1]["macs"], "macs", multiple=multiple)
+
+
 def baseline(
-    rows: Rows, key: str, dense: nn.Module, task: Detection, options: argparse.Namespace, seed: int, protect: Any
+    key: str,
+    dense: nn.Module,
+    task: Detection,
+    options: argparse.Namespace,
+    seed: int,
+    protect: Any,
+    budget: niwaki.Budget,
 ) -> tuple[dict[str, Any], nn.Module, dict[str, Any]]:
-    """Every layer loses its smallest filters, to the multiply-adds that the method came to; then as many epochs."""
-    whole = next((row for arm in ("CWD", "GCP") if (row := rows.get(key.removesuffix("L2") + arm))), None)
+    """Every layer loses its smallest filters, to a budget; then it is trained for as many epochs as a method."""
     example = task.example().to(options.device)
     graph = niwaki.trace(dense, example, protect=protect)
-    budget = niwaki.Budget(options.keep, of=options.of)
-    if whole is not None:
-        macs = list(whole["stages"].values())[-1]["macs"]
-        budget = niwaki.Budget.at_most(macs, "macs")
     how = niwaki.scores.Magnitude(p=2)
     scores = niwaki.score(graph, niwaki.collect(dense, graph, how.needs), how=how)
     plan = niwaki.choose(graph, scores, budget, how=niwaki.budgets.Uniform(), splits="even")
@@ -236,8 +273,7 @@ def baseline(
     niwaki.repair.BatchNormStatistics()(small, (task.inputs(batch) for batch in task.calibration(16, seed)))
     stages["batch-norm"] = plain(figures(small, task, options))
     stages["fine-tuning"] = trained_on(key, small, task, options, seed)
-    equal = "keep" if whole is None else f"macs of {whole['arm']}"
-    return stages, small, {"receipt": receipt.difference, "door": receipt.door, "equal": equal}
+    return stages, small, {"receipt": receipt.difference, "door": receipt.door}
 
 
 def trained_on(key: str, model: nn.Module, task: Detection, options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -330,15 +366,17 @@ def run(rows: Rows, options: argparse.Namespace, name: str) -> None:
         short = f", {options.steps} steps" if options.steps else ""
         epochs = "+".join(map(str, options.epochs[: 3 if options.last else 4]))
         base = f"{name} on {options.data} at {options.size}, {epochs} epochs{short}, seed {seed}"
-        keys = {arm: f"{base}, keep {options.keep} of {options.of}, {arm}" for arm in options.arms}
-        last = last_keys(keys[options.arms[0]], options).values()
-        if not any(rows.wanted(key) for key in (*keys.values(), *last)):
+        case = f"{base}, keep {options.keep} of {options.of}"
+        labels, first = labels_of(rows, case, options), f"{case}, {options.arms[0]}"
+        if not any(wanted(rows, case, label) for label in labels) and not any(
+            rows.wanted(key) for key in last_keys(first, options).values()
+        ):
             continue
         dense = dense_of(loaded, task, options, base, seed)
-        for arm, key in keys.items():
-            arm_row(rows, key, dense, task, arm, options, seed, loaded.protect)
+        for label, arm in labels.items():
+            arm_row(rows, case, label, dense, task, arm, options, seed, loaded.protect)
         if options.last:
-            last_rows(rows, keys[options.arms[0]], dense, task, options, seed, loaded.protect)
+            last_rows(rows, first, dense, task, options, seed, loaded.protect)
 
 
 def more(parser: argparse.ArgumentParser) -> None:
