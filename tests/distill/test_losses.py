@@ -63,6 +63,31 @@ def test_channel_wise_gradient_by_hand():
     assert student.grad.flatten().tolist() == pytest.approx([1 / 12, 1 / 12, 1 / 12, -1 / 4], abs=1e-6)
 
 
+def test_channel_wise_gradient_at_another_temperature():
+    """tau (student's - teacher's shares): at 2 the teacher's are in the ratio 1 : 1 : 1 : sqrt 3."""
+    teacher = torch.tensor([[[[0.0, 0.0], [0.0, LN3]]]], dtype=torch.float64)
+    student = torch.zeros(1, 1, 2, 2, dtype=torch.float64, requires_grad=True)
+    ChannelWise(2.0)(student, teacher).backward()
+    share = 1 / (3 + math.sqrt(3))
+    assert 2 * (0.25 - share) == pytest.approx(0.0773503, abs=1e-7)
+    gradient = student.grad.flatten().tolist()
+    assert gradient == pytest.approx([2 * (0.25 - share)] * 3 + [2 * (0.25 - math.sqrt(3) * share)], abs=1e-12)
+    assert gradient[3] == pytest.approx(-0.2320508, abs=1e-7) and sum(gradient) == pytest.approx(0, abs=1e-12)
+
+
+def test_channel_wise_at_large_temperatures_is_half_a_variance():
+    """Of the differences over positions: (0, 0, 0, ln 3) has the variance 3/16 (ln 3)^2."""
+    teacher = torch.tensor([[[[0.0, 0.0], [0.0, LN3]]]], dtype=torch.float64)
+    found = {tau: ChannelWise(tau)(torch.zeros_like(teacher), teacher).item() for tau in (1e3, 1e5)}
+    limit = 3 / 32 * LN3**2
+    assert limit == pytest.approx(0.1131514, abs=1e-7)
+    assert found[1e3] == pytest.approx(0.1131929, abs=1e-7) and found[1e5] == pytest.approx(limit, rel=1e-5)
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)  # of samples and channels the mean
+    half = (theirs - ours).flatten(2).var(2, correction=0).mean().item() / 2
+    assert ChannelWise(1e5)(ours, theirs).item() == pytest.approx(half, rel=1e-4)
+
+
 def test_spatial_attention_by_hand():
     teacher, student = torch.tensor([[[[0.0, 0.0], [0.0, 1.0]]]]), torch.tensor([[[[3.0, 0.0], [0.0, 4.0]]]])
     long = math.sqrt(9**2 + 16**2)
@@ -79,6 +104,19 @@ def test_spatial_attention_cares_for_no_widths():
     wide = torch.cat([teacher, teacher, torch.zeros(1, 2, 2, 2)], 1)
     assert SpatialAttention()(-7 * student, wide).item() == pytest.approx(plain)
     assert SpatialAttention()(torch.zeros_like(student), teacher).item() == pytest.approx(0.25)  # one of four is 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2), (3, 5), (8, 8)])
+def test_spatial_attention_is_at_most_two_over_positions(height, width):
+    """Maps of length 1 without negative numbers: at most sqrt 2 apart, where they have no position in common."""
+    here, there = torch.zeros(2, 1, 1, height, width)
+    here[0, 0, 0, 0], there[0, 0, -1, -1] = 3.0, -5.0
+    assert SpatialAttention()(here, there).item() == pytest.approx(2 / (height * width))
+    assert SpatialAttention(over="sum")(here, there).item() == pytest.approx(2.0)
+    torch.manual_seed(0)
+    for power in (1.0, 2.0, 4.0):
+        ours, theirs = torch.randn(2, 1, 3, height, width).pow(3)  # peaks, of either sign
+        assert 0 < SpatialAttention(power)(ours, theirs).item() < 2 / (height * width)
 
 
 def test_spatial_attention_where_things_lie_by_hand():

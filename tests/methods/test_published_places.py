@@ -1,10 +1,12 @@
 """What the papers say of YOLOv4 and YOLOv8m in numbers, found in the networks themselves."""
 
+import copy
 import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import niwaki
 from niwaki.budgets import groups_by_scale, scaled_layers
@@ -52,6 +54,9 @@ def test_yolov8m_halved_has_the_size_of_every_layer_halved():
     loaded = niwaki.models.load("ultralytics:yolov8m.yaml?nc=10")
     graph = niwaki.trace(loaded.model, loaded.example, protect=loaded.protect)
     assert round(graph.params / 1e6, 3) == 25.862
+    fused = copy.deepcopy(loaded.model).fuse(verbose=False)  # by the package: batch norms become biases
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert round(sum(parameter.numel() for parameter in fused.parameters()) / 1e6, 3) == 25.845
     everything = (niwaki.Budget(keep=1.0),)
     method = YOLOv8CWD(share=0.5)
     job = Job(loaded.model, loaded.example, everything)
