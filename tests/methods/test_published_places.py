@@ -56,7 +56,8 @@ def test_yolov8m_halved_has_the_size_of_every_layer_halved():
     assert round(graph.params / 1e6, 3) == 25.862
     fused = copy.deepcopy(loaded.model).fuse(verbose=False)  # by the package: batch norms become biases
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    assert round(sum(parameter.numel() for parameter in fused.parameters()) / 1e6, 3) == 25.845
+    count = sum(parameter.numel() for parameter in fused.parameters())
+    assert count == graph.params - 16_560 == 25_845_550  # the page: 25.845 M, the rest cut off
     everything = (niwaki.Budget(keep=1.0),)
     method = YOLOv8CWD(share=0.5)
     job = Job(loaded.model, loaded.example, everything)

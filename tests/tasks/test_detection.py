@@ -108,7 +108,7 @@ class Told:
     classes, fit = 1, "letterbox"
 
     def __init__(self, *of, error=None):
-        self.of, self.error, self.batches = of, error, []
+        self.of, self.error, self.batches, self.read = of, error, [], set()
 
     def losses(self, model, pictures, targets):
         if self.error:
@@ -119,6 +119,7 @@ class Told:
     def found(self, model, pictures, *, confidence, overlap, most):
         assert not model.training
         self.batches.append(len(pictures))
+        self.read.add((confidence, overlap, most))
         numbers = (pictures[:, 0, pictures.shape[2] // 2, 0] * 255 / 10).round().int().tolist()
         return [
             Found(one.corners, one.labels, model.weight.detach() * one.scores) for one in (self.of[n] for n in numbers)
@@ -151,6 +152,18 @@ def test_precision_is_counted_in_pixels_of_the_pictures():
     assert detector.batches == [2, 2, 1] and model.training
     one = task.evaluate(model, split="val", limit=1)
     assert one.value == pytest.approx(100.0) and "1 of 5 pictures of the val split" in one.definition
+
+
+def test_what_counts_reaches_the_detector():
+    """YOLOv5's reading unless said, another one as it is; pictures of a report show what its users see."""
+    for reading, told in (({}, (0.001, 0.6, 100)), ({"reading": Reading(0.2, 0.3, 7)}, (0.2, 0.3, 7))):
+        detector = Told(*HALF)
+        task = Detection(SPLITS, detector, size=100, **reading)
+        said = task.evaluate(Net()).definition
+        assert detector.read == {told}
+        assert f"score {told[0]:g} or more, non-maximum suppression at {told[1]:g}, {told[2]} of a picture" in said
+        detector.read.clear()
+        assert len(task.shown({"now": Net()})) == 8 and detector.read == {(0.25, 0.45, 100)}
 
 
 def test_batches_and_losses():
