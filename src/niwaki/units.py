@@ -18,6 +18,24 @@ ROUNDING = 1e-9
 Example = Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 
 
+@final
+class Needed(str):
+    """A name to protect that the source of a network gave, not its user; says who, and why.
+
+    Examples:
+        >>> name = Needed("head.2", "protected by the zoo: its loss counts on all 16")
+        >>> name == "head.2", name.why
+        (True, 'protected by the zoo: its loss counts on all 16')
+    """
+
+    why: str
+
+    def __new__(cls, name: str, why: str = "protected by the network's source") -> "Needed":
+        made = super().__new__(cls, name)
+        made.why = why
+        return made
+
+
 def run(model: nn.Module, example: Any) -> Any:
     """Call `model` on `example`: a tensor or a list is one argument, a tuple several, a dict keyword arguments."""
     if isinstance(example, dict):

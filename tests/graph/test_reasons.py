@@ -1,6 +1,9 @@
 """Why a group is fixed: said in words, with the module and the line where there is one."""
 
+import copy
 import inspect
+import json
+import pickle
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from labelled import Net, cut_and_judge, group_of
 from torch import nn
 
 import niwaki
+from niwaki.units import Needed
 
 
 def two() -> nn.Module:
@@ -67,6 +71,17 @@ def test_the_input_is_fixed() -> None:
 def test_protected_by_the_user(name: str) -> None:
     graph = niwaki.trace(two(), torch.randn(1, 4), protect=(name,))
     assert group_of(graph, "0.weight", 0).fixed == "protected by the user"
+
+
+def test_protected_by_the_source_of_the_network() -> None:
+    """Whoever hands the name on, also as a copy; what its user names besides is the user's."""
+    why = "protected by the zoo: its loss counts on all of them"
+    given = copy.deepcopy((Needed("0", why), "0.bias"))
+    assert group_of(niwaki.trace(two(), torch.randn(1, 4), protect=given), "0.weight", 0).fixed == why
+    again = pickle.loads(pickle.dumps(given[0]))
+    assert (again, again.why, json.dumps(again)) == ("0", why, '"0"')
+    own = niwaki.trace(two(), torch.randn(1, 4), protect=given[1:])
+    assert group_of(own, "0.weight", 0).fixed == "protected by the user"
 
 
 def test_a_single_name_will_do() -> None:

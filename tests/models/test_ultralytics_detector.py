@@ -120,6 +120,7 @@ def test_boxes_are_those_of_the_package(ultralytics, name):
 def test_bins_of_distance_stay_with_protect_and_are_missed_without(ultralytics):
     loaded = niwaki.models.load("ultralytics:yolov8n.yaml?nc=3", shape=SMALL)
     assert loaded.protect == tuple(f"model.22.cv2.{i}.2" for i in range(3))
+    assert all(name.why.startswith("protected by ultralytics: bins of distance") for name in loaded.protect)
     bare = niwaki.compress(
         loaded.model,
         loaded.example,

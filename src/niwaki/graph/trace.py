@@ -37,7 +37,7 @@ from niwaki.graph.skeleton import (
 )
 from niwaki.graph.unread import fix_unread
 from niwaki.graph.values import Parameter, Value
-from niwaki.units import DataRead, Group, Unknown, map_tensors, need_module, run, tensors_in
+from niwaki.units import DataRead, Group, Needed, Unknown, map_tensors, need_module, run, tensors_in
 
 log = logging.getLogger(__name__)
 
@@ -368,6 +368,7 @@ def note_constant(recorder: Recorder, real: Tensor, copy: Tensor) -> None:
 def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, parameters: dict[str, Parameter]) -> None:
     modules = [name for name, _ in model.named_modules()] if protect else []
     for wanted in (protect,) if isinstance(protect, str) else protect:
+        why = wanted.why if isinstance(wanted, Needed) else "protected by the user"
         if wanted in parameters:
             hits = [wanted]
         else:
@@ -386,12 +387,12 @@ def _protect(model: nn.Module, protect: Sequence[str], recorder: Recorder, param
                     if any(record.module == m or record.module.startswith(m + ".") for m in inside):
                         for value in record.outputs:
                             for labels in value.fields:
-                                recorder.space.fix(labels, "protected by the user")
+                                recorder.space.fix(labels, why)
         for name in hits:
             for axis, seeds in parameters[name].seeds.items():
                 if recorder.space.roles.get(int(seeds[0])) != "in" or wanted in parameters:
                     del axis
-                    recorder.space.fix(seeds, "protected by the user")
+                    recorder.space.fix(seeds, why)
 
 
 def _times(term: Term, block: int | None) -> Term:
@@ -410,7 +411,7 @@ def _unit_terms(groups: tuple[Group, ...], whole: dict[str, int], buffers: set[s
 
 
 def _shielded(model: nn.Module, protect: Sequence[str], path: str) -> bool:
-    """Whether a block, what holds it or what it holds is protected by the user."""
+    """Whether a block, what holds it or what it holds is protected."""
     wanted = (protect,) if isinstance(protect, str) else tuple(protect)
     below = [name for name, _ in model.named_modules() if name == path or name.startswith(path + ".")]
     parameters = [name for name, _ in model.named_parameters() if name.startswith(path + ".")]

@@ -56,7 +56,9 @@ class GroupChannelPruning(Staged):
     buffers that are filled rightly; coupled layers keep their floor after the vote; the layers before an upsampling, a
     pyramid pooling, a depthwise layer and a split are cut as well; the penalty is added once a step; the teacher is
     always in evaluation mode; attention maps are compared by sums over positions. How the fractions were found is not
-    said: they are measured here unless given.
+    said: they are measured here unless given. Trainings are `Recovery`'s, not the authors' recipe: SGD of lr 1e-4 and
+    momentum 0.937, cosine to a twentieth, a warm-up of 3 epochs or 500 steps in which the momentum rises, too,
+    gradients of 64 pictures a step, growing masks of bars over pictures and no shifts, 416 pixels.
     """
 
     sparse_epochs: int = 200

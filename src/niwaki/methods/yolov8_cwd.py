@@ -37,7 +37,9 @@ class YOLOv8CWD(Staged):
 
     Source: Sabaghian et al. 2025, arXiv:2509.12918 (as its reviews tell it; its tables and its temperature and weight
     could not be read). Differs: coupled layers decide by the mean of their scales; what removed channels still put out
-    is folded; the rate falls, as the formula says, not rises, as the words do; the share is what the budget asks for.
+    is folded; the rate falls, as the formula says, not rises, as the words do; the share is what the budget asks for;
+    inner layers of a detector's head are cut as all others, where the paper's sizes suggest that its head was cut in
+    part: protect the head (`model.22`), or its box branches (`model.22.cv2.*`), to leave them.
     """
 
     rate: float = 1e-4

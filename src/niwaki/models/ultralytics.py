@@ -18,6 +18,7 @@ from niwaki.errors import FileDamagedError, InputError, MissingExtraError, Unkno
 from niwaki.models import IMAGENET_SHAPE, USUAL, Built, ModelSource, call_builder, refuse_downloads
 from niwaki.models.ultralytics_detector import UltralyticsDetector, pattern_of
 from niwaki.models.ultralytics_file import damaged, read_pickled, refuse_unsafe
+from niwaki.units import Needed
 
 SIZE = 320  # a multiple of every stride, and a quarter of the work of the usual 640
 LARGEST = 4096  # pixels; what a file says beyond that is no size of pictures
@@ -31,6 +32,7 @@ CLASSES = {
     "depth": "DepthModel",
     "classify": "ClassificationModel",
 }
+COUNTED = "protected by ultralytics: bins of distance, all of which its decoding and loss count on"
 GAINS = ("box", "cls", "dfl")  # of the losses, among the settings that a network was trained with
 
 
@@ -200,7 +202,7 @@ def bins_of_distance(model: nn.Module) -> tuple[str, ...]:
         return ()
     branches = [name for name in ("cv2", "one2one_cv2") if f"{head}.{name}" in parts]
     return tuple(
-        f"{head}.{name}.{i}.{len(branch) - 1}"
+        Needed(f"{head}.{name}.{i}.{len(branch) - 1}", COUNTED)
         for name in branches
         for i, branch in enumerate(parts[f"{head}.{name}"])  # type: ignore[arg-type]
     )
