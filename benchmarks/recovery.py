@@ -6,6 +6,8 @@ for the report alone.
 """
 
 import argparse
+import copy
+import functools
 import math
 import os
 import statistics
@@ -120,9 +122,10 @@ def pruned(name: str, keep: float, importance: str, task: Classification) -> nn.
     return model
 
 
+@functools.lru_cache(maxsize=2)
 def made(name: str, keep: float, who: str, task: Classification) -> nn.Module:
-    """The cut network of one side, its batch norms estimated again."""
-    side, _, rest = who.removesuffix(TAUGHT).partition(": ")
+    """The cut network of one side, its batch norms estimated again; made once for rates, teachers and seeds in turn."""
+    side, _, rest = who.partition(": ")
     model = pruned(name, keep, rest, task) if side == PEER else cut(name, keep, rest, task)
     repair_(model, task, seed=0)
     return model
@@ -159,7 +162,7 @@ def run(
         return
     device = torch.device(options.device)
     whole = niwaki.measure.Macs()(network(name), task.example()).value
-    model = made(name, keep, who, task)
+    model = copy.deepcopy(made(name, keep, who.removesuffix(TAUGHT), task))
     macs = niwaki.measure.Macs()(model, task.example()).value
     before = task.evaluate(model.to(device), split="val", limit=2000).value
     taught: Any = task
