@@ -76,3 +76,26 @@ def test_unknown_sources_list_the_known(source):
 def test_a_source_without_a_name_is_refused():
     with pytest.raises(InputError, match="no name after the colon"):
         niwaki.models.load("timm:?num_classes=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("timm:test_resnet", {"fc.weight", "fc.bias"}),
+        ("torchvision:mobilenet_v3_small", {"classifier.3.weight", "classifier.3.bias"}),
+    ],
+)
+def test_weights_for_other_classes_bring_all_but_the_head(name, heads, tmp_path, caplog):
+    pytest.importorskip(name.partition(":")[0])
+    trained = niwaki.models.load(f"{name}?num_classes=7", seed=1).model.state_dict()
+    torch.save(trained, tmp_path / "seven.pt")
+    plain = niwaki.models.load(f"{name}?num_classes=3", seed=2).model.state_dict()
+    loaded = niwaki.models.load(f"{name}?num_classes=3", checkpoint=str(tmp_path / "seven.pt"), seed=2)
+    assert set(loaded.drawn) == heads and loaded.weights != "random"
+    assert "than num_classes=3: drawn anew, to be trained" in caplog.text
+    for key, tensor in loaded.model.state_dict().items():
+        assert tensor.equal(plain[key] if key in heads else trained[key]), key
+    same = niwaki.models.load(f"{name}?num_classes=7", checkpoint=str(tmp_path / "seven.pt"), seed=2)
+    assert same.drawn == () and all(t.equal(trained[key]) for key, t in same.model.state_dict().items())
+    with pytest.raises(InputError, match=r"another number of classes: write \?num_classes=N after the model's name"):
+        niwaki.models.load(name, checkpoint=str(tmp_path / "seven.pt"))

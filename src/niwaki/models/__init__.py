@@ -93,9 +93,9 @@ def load(
     "ultralytics:NAME.yaml" (or FILE.pt), "darknet:FILE.cfg", "llama2c:FILE", and "python:package.module:factory" or
     "python:file.py:factory". Arguments follow a question mark, "&" between them, values in JSON
     ("torchvision:resnet18?num_classes=10"); `config` adds more. `shape` is that of one input without the batch, where
-    the usual one (3 x 224 x 224 for pictures) does not fit. Where "darknet:FILE.cfg?classes=3" or
-    "ultralytics:NAME?nc=3" says the number of classes, weights of another number are taken, with heads that are drawn
-    anew (`drawn`).
+    the usual one (3 x 224 x 224 for pictures) does not fit. Where "torchvision:NAME?num_classes=3", "timm:...", alike,
+    "ultralytics:NAME?nc=3" or "darknet:FILE.cfg?classes=3" says the number of classes, weights of another number are
+    taken, with heads that are drawn anew (`drawn`).
 
     Raises:
         UnknownNameError: an unknown source or model.

@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -20,6 +20,8 @@ class Timm(ModelSource):
         InputError: arguments that the model does not take, or that would download.
         MissingExtraError: timm is not installed.
     """
+
+    counting: ClassVar[str] = "num_classes"
 
     def build(self, *, stored: bool) -> Built:
         try:

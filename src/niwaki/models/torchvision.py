@@ -4,7 +4,7 @@ import difflib
 import inspect
 import warnings
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 
@@ -37,6 +37,8 @@ class Torchvision(ModelSource):
         InputError: arguments that the builder does not take, or that would download.
         MissingExtraError: torchvision is not installed.
     """
+
+    counting: ClassVar[str] = "num_classes"
 
     def build(self, *, stored: bool) -> Built:
         try:

@@ -120,8 +120,8 @@ class Detection(Task):
             found = f"the network tells {self.detector.classes}, the data have {len(self.splits.classes)}"
             count = len(self.splits.classes)
             do = (
-                f"build the network for them: ultralytics:NAME?nc={count} or darknet:FILE.cfg?classes={count} (weights "
-                f"for others are taken but for the heads), torchvision:NAME?num_classes={count + 1}"
+                f"build the network for them: ultralytics:NAME?nc={count}, darknet:FILE.cfg?classes={count} or "
+                f"torchvision:NAME?num_classes={count + 1} (weights for others are taken but for the heads)"
             )
             raise InputError("detect as many classes as there are", found=found, do=do)
         assert self.frame.height  # refuses sizes and fits that are none
