@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from niwaki.distill import ChannelWise, Features, Logits, SpatialAttention
+from niwaki.distill import BoxOutputs, ChannelWise, Features, Logits, SpatialAttention
 from niwaki.errors import InputError, UnknownNameError
 
 LN3 = math.log(3)
@@ -39,6 +39,12 @@ def test_logits_gradients_keep_their_size_over_temperatures():
     student = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
     Logits(1e4)(student, teacher).backward()
     assert student.grad[0].tolist() == pytest.approx([-0.5, 0.5], rel=1e-3)
+
+
+def test_defaults_of_the_papers_of_detectors():
+    assert vars(ChannelWise()) == {"temperature": 4.0, "axis": None}
+    assert vars(SpatialAttention()) == {"power": 2.0, "over": "mean", "axis": None, "things": False}
+    assert vars(BoxOutputs()) == {"temperature": 3.0, "classes": 1e-3, "boxes": 1e-3}
 
 
 @pytest.mark.parametrize(("tau", "value"), [(1.0, 0.1438410), (2.0, 0.1319827), (4.0, 0.1231431)])

@@ -23,6 +23,10 @@ def added(how, net, epoch, epochs=10):
     return [norm.weight.grad.tolist() for norm in net]
 
 
+def test_defaults_are_those_of_the_authors_code():
+    assert vars(LocalDecay()) == {"rate": 1e-3, "switch": 0.4, "quantile": 0.65, "protected": 0.01, "sets": None}
+
+
 def test_both_phases_by_hand():
     """gamma (0.9, -0.2, 0.05, 0.5), q = 0.65: the third of four, 0.5, is the limit, 0.9 and 0.5 are protected."""
     how, net = LocalDecay(1e-3), normed([0.9, -0.2, 0.05, 0.5])

@@ -21,6 +21,11 @@ def at(epoch, epochs):
     return Moment(epoch, epochs, 10 * epoch, 10 * epochs)
 
 
+def test_defaults():
+    """s of public code for detectors; the schedule of Liu et al."""
+    assert vars(Slimming()) == {"rate": 1e-4, "schedule": "constant", "shifts": 0.0, "scales": None}
+
+
 def test_the_page_s_schedule_by_hand():
     """s = 2e-4 over 100 epochs: 2e-4, 1.1e-4 and 2.18e-5; gamma (0.5, -0.5, 0) gets (1.1e-4, -1.1e-4, 0) half-way."""
     how = Slimming(2e-4, "decreasing")
