@@ -178,6 +178,23 @@ def test_a_depthwise_filter_on_the_way_is_none_of_its_business() -> None:
     assert list(found) == ["0#2"] and bool((found["0#2"] > 0).all())
 
 
+class Named(nn.Module):
+    """Calls its reader by the name of its argument, on single samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed, self.read = net((1.0, 2.0)).children()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.read(input=self.passed(one)) for one in x])
+
+
+def test_many_calls_by_name() -> None:
+    """As many calls as samples, each with one row: the same sums."""
+    (found,) = scored(Named(), [PAIRS]).values()
+    assert found.tolist() == pytest.approx([2.88, 30.42], rel=1e-8)
+
+
 def test_drawn_positions_are_of_the_seed_and_nothing_is_left_behind() -> None:
     torch.manual_seed(5)
     model, batch = Two().train(), torch.randn(1200, 3, 6, 6)  # 1200 * 4 positions

@@ -72,6 +72,7 @@ class Heard:
 
     def felt(self, seen: _Sums, gradient: Tensor) -> None:
         rows = gradient.reshape(-1, gradient.shape[-1])  # [positions, outputs]
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         seen.gradients += self.samples * (rows.T @ rows)
 
     def found(self, batches: int) -> dict[str, Curvature]:
@@ -109,12 +110,12 @@ def heard(layers: dict[str, list[nn.Module]], seed: int) -> Iterator[Heard]:
     handles = []
 
     def watch(name: str) -> Any:
-        return lambda module, args, output: sums.hear(name, module, args[0], output)
+        return lambda module, args, named, output: sums.hear(name, module, (*args, *named.values())[0], output)
 
     try:
         for name, modules in layers.items():
             for module in modules:
-                handles.append(module.register_forward_hook(watch(name)))
+                handles.append(module.register_forward_hook(watch(name), with_kwargs=True))
         yield sums
     finally:
         for handle in handles:
