@@ -211,11 +211,12 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero
     rows = next((cut["keep"] for cut in cuts if cut["axis"] == 0 and cut.get("blocks", 1) == 1), None)
     for cut in cuts:
         axis, keep, blocks = int(cut["axis"]), cut["keep"], int(cut.get("blocks", 1))
+        _, picked, largest = _positions_read(keep, tensor) if blocks == 1 else (keep, None, -1)
         if (
             axis >= tensor.dim()
             or tensor.shape[0] % blocks
             or (blocks > 1 and len(keep) != blocks)
-            or (blocks == 1 and keep and _largest(keep, tensor) >= tensor.shape[axis])
+            or largest >= tensor.shape[axis]
         ):
             raise PlanMismatchError(
                 f"cut axis {axis} of {name}", found=f"shape {tuple(tensor.shape)}", do="use the model of the plan"
@@ -223,25 +224,45 @@ def apply_cuts(tensor: Tensor, cuts: list[Mapping[str, Any]], name: str, *, zero
         if "values" in cut:
             tensor = torch.tensor(cut["values"], dtype=tensor.dtype, device=tensor.device)
             continue
-        if blocks == 1:
+        if picked is not None:
             if axis == 0 and keep and tensor.numel() >= LARGE and (other := _other_axis(tensor, cuts)) is not None:
                 return _rows_and_columns(tensor, keep, *other)
-            tensor = tensor.index_select(axis, _positions(keep, tensor))
+            tensor = tensor.index_select(axis, picked)
             if cut.get("new") and (zero == "all" or cut.get("zero")):
                 tensor.index_fill_(axis, _positions(cut["new"], tensor), 0)
             continue
-        per = tensor.shape[0] // blocks
-        stay = range(tensor.shape[0]) if rows is None else rows
-        parts = []
-        for block, columns in enumerate(keep):
-            mine = [r for r in stay if r // per == block]
-            if mine and columns:
-                part = tensor.index_select(0, torch.tensor(mine, device=tensor.device))
-                parts.append(part.index_select(axis, torch.tensor(columns, device=tensor.device)))
-        tensor = torch.cat(parts, 0)
+        columns = _of_rows(keep, np.arange(tensor.shape[0]) if rows is None else np.array(rows), tensor.shape[0])
+        if columns is None or int(columns[1].max(initial=-1)) >= tensor.shape[axis]:
+            raise PlanMismatchError(
+                f"cut axis {axis} of {name}",
+                found=f"blocks that do not fit shape {tuple(tensor.shape)}",
+                do="use the model of the plan",
+            )
+        tensor = _each_its_own(tensor, axis, *columns)
         cuts = [c for c in cuts if c is not cut and not (c["axis"] == 0 and c.get("blocks", 1) == 1)]
         return apply_cuts(tensor, cuts, name, zero=zero) if cuts else tensor
     return tensor
+
+
+def _of_rows(keep: list[list[int]], rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Those of `rows` (of `length`, in as many blocks as there are lists) whose block keeps anything, and the positions
+    that each of them keeps, `[rows, positions]`; None where blocks keep differently many, or a row is in none.
+    """
+    if int(rows.max(initial=-1)) >= length:
+        return None
+    block = rows // (length // len(keep))
+    held = [number for number in np.unique(block).tolist() if keep[number]]
+    if not held or len({len(keep[number]) for number in held}) > 1:
+        return None
+    rows, block = rows[np.isin(block, held)], block[np.isin(block, held)]
+    return rows, np.array([keep[number] for number in held], dtype=np.int64)[np.searchsorted(held, block)]
+
+
+def _each_its_own(tensor: Tensor, axis: int, rows: np.ndarray, positions: np.ndarray) -> Tensor:
+    """`rows` of a tensor, of each its own positions along `axis`: one list of places in rows laid end to end."""
+    places = torch.from_numpy((rows[:, None] * tensor.shape[axis] + positions).ravel()).to(tensor.device)
+    picked = tensor.movedim(axis, 1).flatten(0, 1).index_select(0, places)
+    return picked.reshape(*positions.shape, *picked.shape[1:]).movedim(1, axis)
 
 
 def _other_axis(tensor: Tensor, cuts: list[Mapping[str, Any]]) -> tuple[int, list[int]] | None:
@@ -290,12 +311,6 @@ def read_once() -> Iterator[None]:
 def _positions(keep: list[int], tensor: Tensor) -> Tensor:
     """The positions as a tensor; a list read by torch takes twice as long."""
     return _positions_read(keep, tensor)[1]
-
-
-def _largest(keep: list[int], tensor: Tensor) -> int:
-    """The largest of the positions."""
-    read = (_read.get() or {}).get((id(keep), tensor.device))
-    return max(keep) if read is None else read[2]
 
 
 def _positions_read(keep: list[int], tensor: Tensor) -> Read:

@@ -67,12 +67,14 @@ def test_settings_that_are_equal_but_of_other_types_are_kept_apart() -> None:
 
 
 def test_repeated_calls_are_remembered_and_results_are_tensors_of_their_own() -> None:
+    x, other, w = meta(1, 4, 8, 8), meta(1, 4, 9, 9), meta(4, 3, 3, 3)
     with Through() as through:
-        x, w = meta(1, 3, 8, 8), meta(4, 3, 3, 3)
-        first, again = F.conv2d(x, w), F.conv2d(x, w)
-        known = len(through.kernels.known)
-        F.conv2d(x, w)
-        assert len(through.kernels.known) == known
+        first, again = F.conv_transpose2d(x, w), F.conv_transpose2d(x, w)
+        assert len(through.kernels.known) == 1
+        F.conv_transpose2d(other, w)
+        assert len(through.kernels.known) == 2
+        F.conv2d(x, x)  # plain arithmetic tells what it gives
+        assert len(through.kernels.known) == 2
     assert first is not again and facts(first) == facts(again)
 
 

@@ -1,7 +1,9 @@
 """Tracing changes nothing: values in memory, modes, gradients, random states, a model without memory."""
 
 import functools
+import gc
 import random
+import weakref
 from typing import Any
 
 import numpy as np
@@ -284,3 +286,31 @@ def test_hooks_of_the_models_own_package_stay_in_the_copy() -> None:
     net.b.register_forward_hook(lambda *_: 1 / 0)
     graph = niwaki.trace(net, torch.randn(1, 4))
     assert [group.units for group in graph.groups if group.fixed is None] == [6]
+
+
+def test_no_copy_of_the_model_is_left_behind() -> None:
+    """What a cycle holds stays until Python looks for cycles: seconds later, or never where that is switched off."""
+
+    class Own(nn.Linear):
+        pass
+
+    net = nn.Sequential(Own(4, 8), nn.ReLU(), Own(8, 2))
+
+    def alive() -> int:
+        return sum(type(thing) is Own for thing in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        graph = niwaki.trace(net, torch.zeros(1, 4))
+        assert alive() == 2
+        how = niwaki.scores.Random()
+        scores = niwaki.score(graph, niwaki.collect(net, graph, how.needs), how=how)
+        plan = niwaki.choose(graph, scores, niwaki.Budget(keep=0.5, of="units"))
+        small = niwaki.cut(net, plan)
+        assert alive() == 4
+        gone = weakref.ref(small)
+        del small
+        assert gone() is None and alive() == 2
+    finally:
+        gc.enable()

@@ -79,6 +79,19 @@ def test_cuts_in_blocks_by_hand() -> None:
     assert apply_cuts(weight, [blocks, rows], "w").tolist() == [[2], [7]]
     whole: dict[str, Any] = {"tensor": "w", "axis": 1, "blocks": 2, "keep": [[], [0, 1]]}
     assert apply_cuts(weight, [whole, {"tensor": "w", "axis": 0, "keep": [2, 3]}], "w").tolist() == [[5, 6], [7, 8]]
+    deep = weight.reshape(4, 1, 2).repeat(1, 2, 1)  # the same on axis 2
+    assert apply_cuts(deep, [{**blocks, "axis": 2}, rows], "w").tolist() == [[[2], [2]], [[7], [7]]]
+
+
+@pytest.mark.parametrize(
+    ("keep", "rows"),
+    [([[2], [0]], [0, 3]), ([[0, 1], [0]], [0, 3]), ([[], []], [0, 3]), ([[1], [0]], [0, 4])],
+    ids=["beyond", "uneven", "nothing", "rows beyond"],
+)
+def test_blocks_that_do_not_fit_are_refused(keep: list[list[int]], rows: list[int]) -> None:
+    cuts: list[Any] = [{"tensor": "w", "axis": 1, "blocks": 2, "keep": keep}, {"tensor": "w", "axis": 0, "keep": rows}]
+    with pytest.raises(niwaki.errors.PlanMismatchError, match="do not fit"):
+        apply_cuts(torch.arange(8).reshape(4, 2), cuts, "w")
 
 
 @pytest.mark.parametrize(

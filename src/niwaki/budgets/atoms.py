@@ -92,15 +92,15 @@ def make_atoms(
     least: dict[int, int] = {}
     keys: dict[tuple[int, ...], int] = {}
     closures: dict[Grids, np.ndarray] = {"rows": units.row, "columns": units.column}
-    torn = {mode: _torn(graph, closures[mode], mode, group_of >= 0) for mode in closures}
-    members = np.flatnonzero(in_grid)
-    cluster = _clusters(graph)
+    members = np.flatnonzero(in_grid) if blocks != "only" else np.zeros(0, np.int64)
+    torn = {mode: _torn(graph, closures[mode], mode, group_of >= 0) for mode in closures if members.size}
+    cluster = _clusters(graph) if members.size else np.zeros(units.count, np.int64)
     grids_of: dict[int, list[np.ndarray]] = {}
     stacks_of: dict[int, list[np.ndarray]] = {}
     for table, grids_seen in ((grids_of, units.grids), (stacks_of, units.stacks)):
         for grid in grids_seen:  # the units of a grid are of one class, and so in one cluster
             table.setdefault(int(cluster[grid.flat[0]]), []).append(grid)
-    for c in np.unique(cluster[members]) if blocks != "only" else ():
+    for c in np.unique(cluster[members]):
         mine = members[cluster[members] == c]
         held = [graph.groups[g].name for g in np.unique(group_of[mine]) if g >= 0]
         order: tuple[Grids, ...] = ("rows", "columns") if grids == "rows" else ("columns", "rows")

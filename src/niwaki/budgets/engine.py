@@ -37,9 +37,12 @@ class Ledger:
     """Chunks of one number take the same from every width, so they always cost the same; `[chunks]`."""
     first: np.ndarray = field(init=False)
     """One chunk of every kind."""
+    _chunk: np.ndarray = field(init=False)
+    """The chunk that each number in `takes` is of."""
 
     def __post_init__(self) -> None:
         takes = self.takes
+        self._chunk = np.repeat(np.arange(takes.shape[0]), np.diff(takes.indptr))
         codes = np.random.default_rng(0).integers(1, 1 << 62, takes.shape[1])  # a sum of 62-bit codes names a row
         with np.errstate(over="ignore"):
             sums = np.concatenate([[0], np.cumsum(codes[takes.indices] * takes.data)])
@@ -62,7 +65,10 @@ class Ledger:
 
     def counts(self, gone: np.ndarray, full: np.ndarray) -> np.ndarray:
         """Counts of the widths when the chunks flagged in `gone` are removed."""
-        return full - np.asarray(self.takes.T @ gone.astype(np.int64)).ravel()[:-1]
+        taken = self.takes.data * gone[self._chunk]
+        return full - np.bincount(self.takes.indices, weights=taken, minlength=self.takes.shape[1])[:-1].astype(
+            np.int64
+        )
 
     def additions(self, name: str, chunks: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """What adding back each of `chunks` alone would cost at these counts; exact; float64 `[chunks]`."""
@@ -138,8 +144,8 @@ def remove(ledger: Ledger, full: np.ndarray, order: np.ndarray, limits: dict[str
     def fits(n: int) -> bool:
         gone = np.zeros(size, bool)
         gone[order[:n]] = True
-        totals = ledger.totals(ledger.counts(gone, full))
-        return all(totals[name] <= limit for name, limit in limits.items())
+        counts = ledger.counts(gone, full)
+        return all(ledger.costs[name].total(counts) <= limit for name, limit in limits.items())
 
     if not fits(len(order)):
         return None
@@ -161,8 +167,7 @@ def refill(
     chain stays out.
     """
     counts = ledger.counts(gone, full)
-    totals = ledger.totals(counts)
-    slack = {name: limits[name] - totals[name] for name in limits}
+    slack = {name: limits[name] - ledger.costs[name].total(counts) for name in limits}
     candidates = order[::-1][gone[order[::-1]]]
     blocked: set[int] = set()
     while candidates.size:

@@ -1,5 +1,6 @@
 """Residual blocks that can go whole: modules whose output is their input once their parameters are zero."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -97,13 +98,14 @@ def find_blocks(
 
     found: list[Block] = []
     taken: list[range] = []
+    sums = [at for at, record in enumerate(records) if record.name.removesuffix("_") in ADDS]
     for call in sorted(fitting, key=lambda call: len(call.records)):
         own = owners.get(call.path, ())
-        if not own or any(call.records.start <= t.start and t.stop <= call.records.stop for t in taken):
+        if not own or bisect_left(sums, call.records.start) == bisect_left(sums, call.records.stop):
+            continue
+        if any(call.records.start <= t.start and t.stop <= call.records.stop for t in taken):
             continue
         inside = records[call.records.start : call.records.stop]
-        if not any(record.name.removesuffix("_") in ADDS for record in inside):
-            continue
         if any(
             read.get(id(value), -1) >= call.records.stop
             for record in inside

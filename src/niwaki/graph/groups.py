@@ -269,6 +269,8 @@ def _role(space: LabelSpace, ordered: list[int], seeds: np.ndarray) -> str:
 
 def _spread(marks: np.ndarray, closure: np.ndarray) -> np.ndarray:
     """Each unit gets the mark of any unit in its closure."""
+    if int(closure.max(initial=-1)) + 1 == closure.size:  # nobody's closure holds another
+        return marks
     best = np.full(int(closure.max(initial=-1)) + 1, -1, dtype=np.int32)
     np.maximum.at(best, closure.astype(np.intp), marks)
     return np.where(marks >= 0, marks, best[closure] if best.size else marks)

@@ -19,7 +19,7 @@ class Kernels:
     """Calls operators; what one made of these shapes and settings, it is taken to make of them again.
 
     Only on the meta device, where a result is nothing but a shape, and only for operators of ATen that write nothing
-    and give new tensors. Lives as long as one trace. What plain arithmetic tells is not asked at all.
+    and give new tensors. Lives as long as one trace. What plain arithmetic tells is neither asked nor remembered.
     """
 
     def __init__(self) -> None:
@@ -28,6 +28,9 @@ class Kernels:
         """Operators by their ids, which are found sooner than they are, and whether each is pure."""
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = guessed(func, args, kwargs)
+        if result is not None:
+            return result
         number = id(func)
         if number not in self.pure:
             self.pure[number] = func, is_pure(func)
@@ -35,9 +38,7 @@ class Kernels:
         layout = None if key is None else self.known.get(key)
         if layout is not None:
             return _made(layout) if type(layout[0]) is torch.Size else tuple(map(_made, layout))  # type: ignore[arg-type]
-        result = guessed(func, args, kwargs)
-        if result is None:
-            result = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         made = None if key is None else _layouts(result, args, kwargs)
         if made is not None:
             self.known[key] = made

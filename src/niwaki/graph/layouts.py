@@ -89,7 +89,8 @@ def _kind(value: Any) -> Any:
     if kind in SETTINGS:
         return value
     if kind is list or kind is tuple:
-        return frozenset(map(_kind, value))
+        kinds = frozenset(map(type, value))
+        return kinds if kinds <= NUMBERS else frozenset(map(_kind, value))
     raise Unnamed
 
 

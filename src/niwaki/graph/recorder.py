@@ -127,6 +127,25 @@ class ModuleCall:
     """The first tensor of its result, whatever that is."""
 
 
+class Life(weakref.ref[Any]):
+    """A storage while it is there."""
+
+    __slots__ = ("key", "memory")
+    key: int
+    memory: Memory | None
+
+
+def _freed(table: dict[int, Life], records: list[Record]) -> Callable[[Any], None]:
+    """What is done where a storage of `table` is freed."""
+
+    def freed(life: Life) -> None:
+        table.pop(life.key, None)
+        if life.memory is not None:
+            life.memory.died = len(records)
+
+    return freed
+
+
 class Recorder(TorchDispatchMode):
     """Labels flow through the calls made while this mode is on."""
 
@@ -136,8 +155,9 @@ class Recorder(TorchDispatchMode):
         self.space = space
         self.names = names
         self.values: dict[int, tuple[Any, Value]] = {}
-        self.memory: dict[int, tuple[Memory | None, Any]] = {}
+        self.memory: dict[int, Life] = {}
         self.records: list[Record] = []
+        self._freed = _freed(self.memory, self.records)
         self.terms: list[Term] = []
         self.unknown: list[Unknown] = []
         self.stack: list[str] = [""]
@@ -150,7 +170,8 @@ class Recorder(TorchDispatchMode):
         """By the ids of operators, which live as long as this does: those are found sooner."""
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
-        self.open: list[ModuleCall] = []
+        self.open: list[tuple[str, Value | None, int, int]] = []
+        """Calls of modules that are not done: path, what was given first, records and terms that were there."""
         self.reads: dict[DataRead, None] = {}
         self.heard: dict[tuple[str, str], list[Any]] = {}
         self.again: dict[tuple[str, str], Iterator[Any]] = {
@@ -168,13 +189,13 @@ class Recorder(TorchDispatchMode):
             self.stack.append(self.stack[-1] if here is None else here)
             self.ran.add(self.stack[-1])
             given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
-            at, term = len(self.records), len(self.terms)
-            self.open.append(ModuleCall(here or "", given, range(at, at), range(term, term)))
+            self.open.append((here or "", given, len(self.records), len(self.terms)))
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if len(self.stack) > 1:
                 self.stack.pop()
-            call = self.open.pop()
+            path, given, record, term = self.open.pop()
+            call = ModuleCall(path, given, range(record, len(self.records)), range(term, len(self.terms)))
             if type(output) is Tensor:
                 call.output = call.first = self.seen(output)
             else:
@@ -183,8 +204,6 @@ class Recorder(TorchDispatchMode):
                 call.puts_out = "tensor" if single is output else "tuple"
                 found = tensors_in(output)
                 call.first = self.seen(found[0]) if found else None
-            call.records = range(call.records.start, len(self.records))
-            call.terms = range(call.terms.start, len(self.terms))
             self.calls.append(call)
 
         self.handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
@@ -208,14 +227,9 @@ class Recorder(TorchDispatchMode):
 
     def _follow(self, storage: Any, memory: Memory | None) -> None:
         """Know whose a storage is until it is freed; nobody's where no call of this forward took it."""
-        key, table, records = storage._cdata, self.memory, self.records
-
-        def freed(_: Any) -> None:
-            table.pop(key, None)
-            if memory is not None:
-                memory.died = len(records)
-
-        table[key] = memory, weakref.ref(storage, freed)
+        life = Life(storage, self._freed)
+        life.key, life.memory = storage._cdata, memory
+        self.memory[life.key] = life
 
     def _place(self, tensor: Tensor, value: Value) -> None:
         """Note which memory a call's result lies in."""
@@ -226,7 +240,7 @@ class Recorder(TorchDispatchMode):
                 value.memory = Memory(value, tensor.dtype.itemsize, len(self.records))
                 self._follow(storage, value.memory)
             else:
-                value.memory = known[0]
+                value.memory = known.memory
 
     def seen(self, tensor: Tensor) -> Value | None:
         entry = self.values.get(id(tensor))
@@ -304,11 +318,10 @@ class Recorder(TorchDispatchMode):
         else:
             result = self.kernels(func, args, kwargs)
         outputs = [result] if type(result) is Tensor else tensors_of(result)
-        given = tensors_of((*args, *kwargs.values())) if kwargs else tensors_of(args)
-        inputs = []
-        for tensor in given:
-            entry = self.values.get(id(tensor))
-            inputs.append(entry[1] if entry is not None and entry[0]() is tensor else self.value(tensor))
+        given: list[Tensor] = []
+        inputs: list[Value] = []
+        placed = tuple([self._valued(item, given, inputs) for item in args])
+        named = {k: self._valued(item, given, inputs) for k, item in kwargs.items()} if kwargs else {}
         if not outputs:
             if name in RULES:
                 RULES[name](Call(name, func, args, kwargs, result, self))
@@ -320,15 +333,14 @@ class Recorder(TorchDispatchMode):
         kind = operator.kind
         labels = self._apply(call, name, inputs, operator.rule)
         constants = self._constants(call, outputs, inputs)
-        # anything computed from bare tensors alone keeps their reason
-        why = self.why or next((v.why for v in inputs if v.parameter is None and not v.fields), UNSPANNED)
+        why = self.why or _reason(inputs)
         moved = kind in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
         written = _written(operator.slots, args, kwargs) if operator.slots else []
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
-            old = self.seen(tensor) if any(tensor is one for one in given) else None
+            old = self.seen(tensor) if [None for one in given if one is tensor] else None
             if old is not None:  # in place: the tensor stays the tensor it was
                 old.fields = fields if old.parameter is None else old.fields
                 old.shape = tuple(tensor.shape)
@@ -346,14 +358,26 @@ class Recorder(TorchDispatchMode):
             self.values[id(tensor)] = weakref.ref(tensor), value  # its memory is known by now
             made.append(value)
         self.terms.extend(call.terms)
-        swap = iter(inputs).__next__
-        placed = tuple([_swap(value, swap) for value in args])
-        named = {k: _swap(v, swap) for k, v in kwargs.items()} if kwargs else {}
         self.records.append(Record(name, func, self.stack[-1], placed, named, inputs, made, kind, tuple(call.terms)))
         for mutated in written:
             self.forget(mutated)
             self.value(mutated).written()
         return result
+
+    def _valued(self, item: Any, given: list[Tensor], inputs: list[Value]) -> Any:
+        """An argument with every tensor in it replaced by its value; they are added to `given` and `inputs`."""
+        kind = type(item)
+        if kind is int or kind is bool or kind is float or item is None:
+            return item
+        if isinstance(item, Tensor):
+            entry = self.values.get(id(item))
+            value = entry[1] if entry is not None and entry[0]() is item else self.value(item)
+            given.append(item)
+            inputs.append(value)
+            return value
+        if isinstance(item, (list, tuple)):
+            return kind([self._valued(part, given, inputs) for part in item])
+        return item
 
     def _apply(self, call: Call, name: str, inputs: list[Value], rule: Any) -> list[Labels]:
         if rule is None and not any(value.fields or value.parameter for value in inputs):
@@ -397,6 +421,14 @@ class Recorder(TorchDispatchMode):
         except Exception:  # not computable beside the trace: it stays unknown, which is safe
             return None
         return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
+
+
+def _reason(inputs: list[Value]) -> str:
+    """Why axes of a result carry no labels: anything computed from bare tensors alone keeps their reason."""
+    for value in inputs:
+        if value.parameter is None and not value.fields:
+            return value.why
+    return UNSPANNED
 
 
 def trains(name: str, args: tuple[Any, ...]) -> bool:

@@ -35,26 +35,25 @@ def walk(model: nn.Module, *, every_name: bool = False) -> list[tuple[str, nn.Mo
 
     Large models have thousands of modules and are walked many times.
     """
-    found: list[tuple[str, nn.Module]] = []
-    seen = {id(model)}
-
-    def visit(path: str, module: nn.Module) -> None:
-        found.append((path, module))
-        prefix = f"{path}." if path else ""
-        for name, part in module._modules.items():
-            if part is None:
-                continue
-            if not every_name:
-                if id(part) in seen:
-                    continue
-                seen.add(id(part))
-            if part._modules:
-                visit(prefix + name, part)
-            else:
-                found.append((prefix + name, part))
-
-    visit("", model)
+    found = [("", model)]
+    _visit("", model, found, None if every_name else {id(model)})
     return found
+
+
+def _visit(prefix: str, module: nn.Module, found: list[tuple[str, nn.Module]], seen: set[int] | None) -> None:
+    """Add the parts of a module to `found`, but for those `seen`. A function within `walk` that calls itself would be a
+    cycle, and hold every module until Python looks for those.
+    """
+    for name, part in module._modules.items():
+        if part is None:
+            continue
+        if seen is not None:
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+        found.append((prefix + name, part))
+        if part._modules:
+            _visit(f"{prefix}{name}.", part, found, seen)
 
 
 Rest = list[tuple[dict[str, Any], str, Any]]

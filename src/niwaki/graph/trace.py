@@ -295,6 +295,7 @@ def _trace_once(
             meta=attempt == "meta",
             real=lambda: real_twin(model, example, skeleton, recorder),
         )
+    recorder.memory.clear()  # what is freed from here on outlived the forward
     _protect(model, protect, recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]

@@ -88,19 +88,19 @@ def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
 def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
     """Numbers seen in each module and what they become."""
     found: Changes = {}
-    told: dict[str, set[tuple[int, int]]] = {}
+    told: dict[str, set[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
     for record in graph.records:
         module = record.module
         table, mine = found.setdefault(module, {}), told.setdefault(module, set())
         for value in (*record.outputs, *record.inputs):
-            mine.update(zip(value.shape, sizes.of(value), strict=True))
+            mine.add((value.shape, sizes.of(value)))
         groups = group_count(record)
         if groups is not None:
             table.setdefault(groups[0], set()).add(groups_after(record, sizes))
         for old, new in numbers(record, sizes):
             table.setdefault(old, set()).add(new)
-    for module, pairs in told.items():
-        for old, new in pairs:
+    for module, shapes in told.items():
+        for old, new in {pair for before, after in shapes for pair in zip(before, after, strict=True)}:
             if old > 1:
                 found[module].setdefault(old, set()).add(new)
     return found

@@ -148,7 +148,7 @@ class Replay(TorchDispatchMode):
                     continue
                 known = named.get(name)
                 if known is not None:
-                    if tuple(tensor.shape) != self.sizes.of(known) or id(known) in self.bound:
+                    if tensor.shape != self.sizes.of(known) or id(known) in self.bound:
                         return False
                     self.bound[id(known)] = tensor
                 self.known[id(tensor)] = known
@@ -169,8 +169,11 @@ class Replay(TorchDispatchMode):
         if record.func is not func or len(record.args) != len(args) or record.kwargs.keys() != kwargs.keys():
             self.leave()
         same = True
+        known = self.known
         for place, (was, now) in enumerate(zip(record.args, args, strict=True)):
-            if was is not now and not self.same(was, now):
+            if was is now or (type(was) is Value and known.get(id(now)) is was):
+                continue
+            if not self.same(was, now):
                 if place not in free:
                     self.leave()
                 same = False
@@ -233,7 +236,7 @@ class Replay(TorchDispatchMode):
         if len(tensors) != len(record.outputs):
             self.leave()
         for i, (tensor, value) in enumerate(zip(tensors, record.outputs, strict=True)):
-            if (i == 0 or value.fields or record.moves) and tuple(tensor.shape) != self.sizes.of(value):
+            if (i == 0 or value.fields or record.moves) and tensor.shape != self.sizes.of(value):
                 self.leave()
             known = self.known.get(id(tensor), self)
             if known is self:
@@ -247,8 +250,8 @@ class Replay(TorchDispatchMode):
     # -- kinds of calls ----------------------------------------------------------------------------------------
     def keeps(self, record: Record, func: Any, args: tuple[Any, ...], kind: str, same: bool) -> bool:
         """Whether the call does to what stays what it did to all: by the axes that are shorter now."""
-        if same and not any(self.cut_axes(value) for value in record.inputs):
-            return not any(self.cut_axes(value) for value in record.outputs)
+        if same and not any(map(self.cut_axes, record.inputs)):
+            return not any(map(self.cut_axes, record.outputs))
         if kind == "placed":
             return self.in_place(record, args)
         if kind == "windows":
