@@ -237,9 +237,9 @@ def page(rows: Rows) -> None:
         on them, and after 120 steps every good candidate of both sides says 93 % of them right, and 88 % of the test
         pictures. On mixed pictures after 40 steps second-order costs with a refit of the layers that read what was cut
         (*OBS*) are 3 points above the peer's L2, and they start 2.5 points above it; 0.01 is the better rate of both
-        sides. After 120 steps they are behind, too: by 0.4 without a teacher, by 0.3 with one. What the refit
-        keeps of the network is worth nothing once it was trained, and mixed pictures, it seems, tell how much of it was
-        kept, not how well what is left learns. Only these two rules were tried on mixed pictures, and the rate at 40
+        sides. After 120 steps they are behind, too: by 0.4 without a teacher, by 0.3 with one. Of the lead over our
+        own L2 a tenth of a point is left, and mixed pictures, it seems, tell how much of the network was kept, not how
+        well what is left learns. Only these two rules were tried on mixed pictures, and the rates at 40
         steps alone. Norms divided by a layer's mean, or the same share of every layer, are worse there by two to five
         points. On VGG-16-BN both sides choose LAMP; ours starts 3 to 4 points higher and ends between 0.1 above and
         0.2 below the peer's: training makes up for it. Logits are worth up to one point for both. Twenty
