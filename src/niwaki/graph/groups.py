@@ -292,7 +292,8 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
     of_axis = np.repeat(np.arange(sizes.size), sizes)
     at = np.arange(flat.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     owned = flat >= 0
-    flat, of_axis, at = flat[owned], of_axis[owned], at[owned]
+    if not owned.all():
+        flat, of_axis, at = flat[owned], of_axis[owned], at[owned]
     codes = random.integers(1, 1 << 62, len(axes), dtype=np.uint64)
     np.add.at(signature, flat, codes[of_axis])
     present[flat] = True
@@ -320,10 +321,12 @@ def make_groups(units: Units, axes: list[Axis]) -> list[Group]:
         local[held] = np.arange(held.size)
     members: list[list[Member]] = [[] for _ in ids]
     owner = group_of[flat]
-    order = np.argsort(of_axis * (len(ids) + 1) + owner, kind="stable")
-    flat, of_axis, owner = flat[order], of_axis[order], owner[order]
-    index, unit = at[order].astype(np.int32), local[flat].astype(np.int32)
-    starts = np.flatnonzero((np.diff(of_axis, prepend=-1) != 0) | (np.diff(owner, prepend=-1) != 0))
+    run = of_axis * len(ids) + owner  # a number for each group on each axis
+    if (run[1:] < run[:-1]).any():
+        order = np.argsort(run, kind="stable")
+        flat, of_axis, owner, at, run = flat[order], of_axis[order], owner[order], at[order], run[order]
+    index, unit = at.astype(np.int32), local[flat].astype(np.int32)
+    starts = np.flatnonzero(np.diff(run, prepend=-1))
     stops = np.append(starts, flat.size)[1:]
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         axis = axes[of_axis[start]]

@@ -156,7 +156,9 @@ def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
         wholes = [(n, n // value) for n in table if n % value == 0 and 1 < n // value <= MOST_PARTS]
         parts = sorted({new // k for n, k in wholes for new in table[n] if new != n and new % k == 0})
         return [*changed, value, *[n for n in parts if n not in (value, *changed)][:3]] if changed or parts else []
-    if isinstance(value, (list, tuple)) and value and len(value) <= 8 and all(type(item) is int for item in value):
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= 8 and all(type(item) is int for item in value):
+        if max(value) <= 1:
+            return []
         each = [_choices(item, table) or [item] for item in value]
         if all(len(part) == 1 for part in each):
             return []
