@@ -57,6 +57,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a rate is a share of the one 
     "GCP, no teacher": ("gcp", {"distil_epochs": 0}),
     "CWD": ("cwd", {}),
     "CWD, rising pressure": ("cwd", {"schedule": "increasing"}),
+    "CWD, 300 times the pressure": ("cwd", {"rate": 300.0}),
     "CWD, no pressure": ("cwd", {"sparse_epochs": 0}),
     "CWD, no teacher": ("cwd", {"distil_epochs": 0}),
     "L2": ("l2", {}),
