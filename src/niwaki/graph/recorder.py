@@ -4,9 +4,8 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from niwaki.graph.cost import Term
 from niwaki.graph.kernels import Kernels, like_input
 from niwaki.graph.labels import LabelSpace
+from niwaki.graph.operators import SILENT, Operator, trains
 from niwaki.graph.rules import MOVEMENT, RULES, Call
-from niwaki.graph.rules.pointwise import is_pointwise, meet
 from niwaki.graph.values import Labels, Memory, Value
 from niwaki.units import DataRead, Unknown, tensors_in
 
@@ -33,20 +32,6 @@ UNSPANNED = "an axis that no parameter spans"
 MADE = frozenset({"arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"})
 """Operators that make a tensor of nothing but numbers."""
 
-TRAINED = ("native_batch_norm",)
-NORMS = ("_native_batch_norm_legit_no_training", *TRAINED)
-"""Shape-preserving on the meta device, with two empty results besides."""
-
-SILENT = (
-    "_assert_async",
-    "_assert_tensor_metadata",
-    "sym_size",
-    "is_same_size",
-    "_assert_scalar",
-    "_has_compatible_shallow_copy_type",
-)
-READS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose")
-"""Calls whose answer is a number."""
 LEAVES = frozenset(
     ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "__deepcopy__")
 )
@@ -78,36 +63,6 @@ class Record:
     def moves(self) -> bool:
         """Whether it only moves data."""
         return self.kind in MOVEMENT
-
-
-class Operator(NamedTuple):
-    """What calls of an operator have in common."""
-
-    func: Any
-    name: str
-    rule: Any
-    kind: str
-    """The module that its rule is from, or nothing where there is none."""
-    norm: bool
-    """Whether it is a norm whose result is like its input."""
-    reads: bool
-    """Whether its answer is a number."""
-    view: bool
-    """Whether a result shares the memory of the first tensor given."""
-    slots: tuple[tuple[int | None, str], ...]
-    """Place and name of every argument that it writes to; no place where it is given by name only."""
-
-    @classmethod
-    def of(cls, func: Any) -> "Operator":
-        name = func.overloadpacket.__name__
-        rule = find_rule(func, name)
-        view = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
-        slots = tuple(
-            (None if argument.kwarg_only else i, argument.name)
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write
-        )
-        return cls(func, name, rule, "" if rule is None else rule.__module__, name in NORMS, name in READS, view, slots)
 
 
 @dataclass(eq=False, slots=True)
@@ -431,11 +386,6 @@ def _reason(inputs: list[Value]) -> str:
     return UNSPANNED
 
 
-def trains(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a norm takes the statistics of what comes in."""
-    return name in TRAINED and len(args) > 5 and bool(args[5])
-
-
 def countable(tensor: Tensor) -> bool:
     """Whether a tensor that is known may be computed along."""
     if tensor.dtype.is_complex:
@@ -460,17 +410,6 @@ class Watch(TorchFunctionMode):
         if name in LEAVES and args and isinstance(args[0], Tensor):
             return self.recorder.leave(name, args[0], lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
-
-
-_is_pointwise = cache(is_pointwise)
-
-
-def find_rule(func: Any, name: str) -> Any:
-    """The rule of an operator; an in-place variant takes the rule of the operator it is a variant of."""
-    for known in (name, name.removesuffix("_")):
-        if known in RULES:
-            return RULES[known]
-    return meet if _is_pointwise(func, name) else None
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph import ChannelGraph
 from niwaki.graph.kernels import Kernels, like_input
-from niwaki.graph.recorder import NORMS, SILENT, Record, find_rule, tensors_of, trains
+from niwaki.graph.operators import NORMS, SILENT, find_rule, trains
+from niwaki.graph.recorder import Record, tensors_of
 from niwaki.graph.rules import attention, pointwise, spatial
 from niwaki.graph.rules.indexing import picks_of
 from niwaki.graph.rules.registry import argument, signature

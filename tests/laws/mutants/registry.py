@@ -44,9 +44,7 @@ def wrap(patch: Patch, place: Any, name: str, change: Callable[..., Any]) -> Non
 
 
 def set_rule(patch: Patch, name: str, rule: Callable[..., Any]) -> None:
-    """Another rule for the calls of this name; rules already looked up are forgotten meanwhile."""
-    recorder = module("graph.recorder")
-    patch.setattr(recorder, "find_rule", getattr(recorder.find_rule, "__wrapped__", recorder.find_rule))
+    """Another rule for the calls of this name: they are looked up anew in every trace."""
     patch.setitem(RULES, name, rule)
 
 
