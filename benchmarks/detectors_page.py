@@ -11,12 +11,12 @@ LIMITS = """
 YOLOv8 and YOLOv4-tiny are trained from nothing; rows of YOLO-Fastest begin with its weights of COCO, on blood cells and
 cars with new heads. Sizes, lengths and the rate of the pressure were chosen by losses and validation pictures, or are
 the papers'; but the longer case of aerial pictures and the arms of other pressures were added after test figures of the
-first were seen, and stand beside them. These are trainings of some hundred to some thousand steps on a core that others used, too, where the
-papers have hundreds of epochs on GPUs; where an arm has one seed, differences smaller than the range of others' seeds
-say little. Blood cells are three classes, most of them large; the aerial pictures are 82 for training and 24 for the
-test, of objects of some pixels; of COCO there are 115 pictures for training and 128 for the test. Uniform L2 keeps any
-widths, unless its row says multiples, the YOLOv8 framework multiples of 8; heads of YOLOv8 are cut inside as all else
-is."""
+first were seen, and stand beside them. These are trainings of some hundred to some thousand steps on a core that others
+used, too, where the papers have hundreds of epochs on GPUs; where an arm has one seed, differences smaller than the
+range of others' seeds say little. Blood cells are three classes, most of them large; the aerial pictures are 82 for
+training and 24 for the test, of objects of some pixels; of COCO there are 115 pictures for training and 128 for the
+test. Uniform L2 keeps any widths, unless its row says multiples, the YOLOv8 framework multiples of 8; heads of YOLOv8
+are cut inside as all else is."""
 
 
 CLAIMS = """
