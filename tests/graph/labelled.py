@@ -34,7 +34,7 @@ class Seen:
         self, operator: Callable[..., Any], shape: Sequence[int], axes: Sequence[int], *, others: int = 0
     ) -> None:
         self.space = LabelSpace()
-        self.recorder = Recorder(self.space, {})
+        self.recorder = Recorder(self.space)
         ones = [n if a in axes else 1 for a, n in enumerate(shape)]
         labels = self.space.new(int(np.prod(ones))).reshape(ones)
         self.first_new = self.space.count

@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -104,11 +103,14 @@ def _freed(table: dict[int, Life], records: list[Record]) -> Callable[[Any], Non
 class Recorder(TorchDispatchMode):
     """Labels flow through the calls made while this mode is on."""
 
-    def __init__(self, space: LabelSpace, names: dict[int, str], *, heard: Heard | None = None) -> None:
-        """`heard` are answers of an earlier forward, to be given again: the same path, the same factors."""
+    def __init__(
+        self, space: LabelSpace, modules: Sequence[tuple[str, nn.Module]] = (), *, heard: Heard | None = None
+    ) -> None:
+        """`modules` are those whose calls are noted, by their paths; `heard` are answers of an earlier forward, to be
+        given again: the same path, the same factors."""
         super().__init__()
         self.space = space
-        self.names = names
+        self.modules = list(modules)
         self.values: dict[int, tuple[Any, Value]] = {}
         self.memory: dict[int, Life] = {}
         self.records: list[Record] = []
@@ -117,7 +119,6 @@ class Recorder(TorchDispatchMode):
         self.unknown: list[Unknown] = []
         self.stack: list[str] = [""]
         self.why = ""
-        self.handles: list[Any] = []
         self.ran: set[str] = set()
         self.tables: list[tuple[str, Any, Any]] = []
         self.kernels = Kernels()
@@ -125,8 +126,6 @@ class Recorder(TorchDispatchMode):
         """By the ids of operators, which live as long as this does: those are found sooner."""
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
-        self.open: list[tuple[str, Value | None, int, int]] = []
-        """Calls of modules that are not done: path, what was given first, records and terms that were there."""
         self.reads: dict[DataRead, None] = {}
         self.heard: dict[tuple[str, str], list[Any]] = {}
         self.again: dict[tuple[str, str], Iterator[Any]] = {
@@ -138,39 +137,50 @@ class Recorder(TorchDispatchMode):
         """Module -> whole numbers that it read out of data."""
 
     # -- which module is running -------------------------------------------------------------------------------
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # torch asks: nothing is compiled here, and its guard costs every call
+        return False
+
     def __enter__(self) -> "Recorder":
-        def before(module: nn.Module, args: Any) -> None:
-            here = self.names.get(id(module))
-            self.stack.append(self.stack[-1] if here is None else here)
-            self.ran.add(self.stack[-1])
-            given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
-            self.open.append((here or "", given, len(self.records), len(self.terms)))
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            if len(self.stack) > 1:
-                self.stack.pop()
-            path, given, record, term = self.open.pop()
-            call = ModuleCall(path, given, range(record, len(self.records)), range(term, len(self.terms)))
-            if type(output) is Tensor:
-                call.output = call.first = self.seen(output)
-            else:
-                single = output[0] if type(output) is tuple and len(output) == 1 else output
-                call.output = self.seen(single) if isinstance(single, Tensor) else None
-                call.puts_out = "tensor" if single is output else "tuple"
-                found = tensors_in(output)
-                call.first = self.seen(found[0]) if found else None
-            self.calls.append(call)
-
-        self.handles = [register_module_forward_pre_hook(before), register_module_forward_hook(after)]
+        for path, module in self.modules:
+            vars(module)["_compiled_call_impl"] = self._watched(module, path)
         super().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for handle in self.handles:
-            handle.remove()
         super().__exit__(kind, error, trace)
+        for _, module in self.modules:
+            vars(module).pop("_compiled_call_impl", None)
+
+    def _watched(self, module: nn.Module, path: str) -> Callable[..., Any]:
+        """What torch is told to do where a module is called: the same, and what it is given and gives is noted.
+
+        Hooks of torch would do, but with one anywhere every call of every module takes a longer way.
+        """
+        call, stack, records, terms = module._call_impl, self.stack, self.records, self.terms
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
+            depth, record, term = len(stack), len(records), len(terms)
+            stack.append(path)
+            self.ran.add(path)
+            output = call(*args, **kwargs)
+            del stack[depth:]
+            made = ModuleCall(path, given, range(record, len(records)), range(term, len(terms)))
+            if type(output) is Tensor:
+                made.output = made.first = self.seen(output)
+            else:
+                single = output[0] if type(output) is tuple and len(output) == 1 else output
+                made.output = self.seen(single) if isinstance(single, Tensor) else None
+                made.puts_out = "tensor" if single is output else "tuple"
+                found = tensors_in(output)
+                made.first = self.seen(found[0]) if found else None
+            self.calls.append(made)
+            return output
+
+        return called
 
     # -- values ------------------------------------------------------------------------------------------------
     def know(self, tensor: Tensor, value: Value) -> None:

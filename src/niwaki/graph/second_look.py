@@ -48,7 +48,6 @@ def second_look(
                 error = failure
             finally:
                 recorder.stack[:] = [""]
-                del recorder.open[:]
     finally:
         skeleton.eval()
         del (
@@ -80,7 +79,7 @@ def real_twin(model: nn.Module, example: Any, skeleton: nn.Module, recorder: Rec
     if any(tensor.is_meta for tensor in tensors):
         raise CannotCutError("run a model", found="tensors without numbers", do="load its weights")
     network = without_caches(without_hooks(copy_with(model, lambda t: like(t, t.detach().clone()))))
-    recorder.names |= {id(module): name for name, module in walk(network)}
+    recorder.modules += walk(network)
     for theirs, ours in (
         (skeleton.named_parameters(), network.named_parameters()),
         (skeleton.named_buffers(), network.named_buffers()),

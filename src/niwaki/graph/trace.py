@@ -170,7 +170,8 @@ class ChannelGraph:
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Without Python's search for cycles: a trace makes many objects and keeps them, and with torch loaded each search
-    among all that live takes longer (0.1 s and more) than the trace.
+    among all that live takes longer (0.1 s and more) than the trace. What was made counts as old afterwards (frozen
+    and thawed, unless somebody keeps objects frozen), or the next object made would start a search among all of it.
     """
     was = gc.isenabled()
     gc.disable()
@@ -178,6 +179,9 @@ def uncollected() -> Iterator[None]:
         yield
     finally:
         if was:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -257,7 +261,7 @@ def _trace_once(
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
-    recorder = Recorder(space, {id(module): name for name, module in walk(skeleton)})
+    recorder = Recorder(space, walk(skeleton))
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)

@@ -90,8 +90,7 @@ def retrace(
 
     skeleton = readied(copy_with(small, stand_in))
     space = LabelSpace()
-    names = {id(module): name for name, module in walk(skeleton)}
-    recorder = Recorder(space, names, heard=graph.heard)
+    recorder = Recorder(space, walk(skeleton), heard=graph.heard)
     parameters = seed(recorder, skeleton)
     unregister(recorder, parameters, {name: skeleton.get_buffer(name) for name in loose})
     for real, copy in pairs:

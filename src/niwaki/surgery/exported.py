@@ -260,7 +260,7 @@ def _rewrite(
         stand_in = memo[identity(tensor)]
         _place(root, name, stand_in, tensor.requires_grad if isinstance(tensor, nn.Parameter) else None)
     space = LabelSpace()
-    recorder = Recorder(space, {})
+    recorder = Recorder(space)
     parameters = seed(recorder, root)
     unregister(recorder, parameters, {name: memo[identity(tensor)] for name, tensor in constants.items()})
     for real, twin in pairs:

@@ -157,6 +157,10 @@ class Replay(TorchDispatchMode):
         return True
 
     # -- calls -------------------------------------------------------------------------------------------------
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # torch asks: nothing is compiled here, and its guard costs every call
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
