@@ -314,3 +314,52 @@ def test_no_copy_of_the_model_is_left_behind() -> None:
         assert gone() is None and alive() == 2
     finally:
         gc.enable()
+
+
+def test_a_module_that_torch_compiles_is_left_alone_and_traced_as_it_is_written() -> None:
+    net = norm_net()
+    net.a.compile(backend="eager")
+    told = vars(net.a)["_compiled_call_impl"]
+    graph = niwaki.trace(net, torch.zeros(1, 4))
+    assert vars(net.a)["_compiled_call_impl"] is told and "_compiled_call_impl" not in vars(net.b)
+    assert [record.module for record in graph.records if record.name == "addmm"] == ["a", "b"]
+
+
+def test_after_a_part_that_fails_the_caller_runs() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("not today")
+
+    def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
+        try:
+            x = net.odd(net.a(x))
+        except ValueError:
+            x = net.a(x)
+        return net.b(x.relu())
+
+    holder = nn.Sequential(Net(forward, a=nn.Linear(4, 8), odd=Fails(), b=nn.Linear(8, 2)), nn.Tanh())
+    graph = niwaki.trace(holder, torch.zeros(1, 4))
+    where = {record.name: record.module for record in graph.records}
+    assert where["relu"] == "0" and where["tanh"] == "1"
+    assert "0.odd" not in graph.features and set(graph.features) == {"0.a", "0.b", "0", "1", ""}
+
+
+def test_modules_that_a_forward_makes_belong_to_who_makes_them() -> None:
+    net = norm_net(lambda n, x: n.b(nn.Softplus()(n.a(x))))
+    graph = niwaki.trace(net, torch.zeros(1, 4))
+    assert next(record.module for record in graph.records if record.name == "softplus") == ""
+    assert len(graph.features[""]) == 1 and graph.features[""][0] is graph.results[0]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["nothing frozen", "frozen by the user"])
+def test_the_search_for_cycles_goes_on_as_before(kept: bool) -> None:
+    if kept:
+        gc.freeze()
+    frozen = gc.get_freeze_count()
+    try:
+        niwaki.trace(norm_net(), torch.zeros(1, 4))
+        assert gc.isenabled() and bool(frozen) == kept
+        assert 0.99 * frozen <= gc.get_freeze_count() <= frozen  # what was freed since is not counted
+        assert gc.get_count()[0] < 2000
+    finally:
+        gc.unfreeze()

@@ -14,6 +14,7 @@ from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence.curvature import Curvature, heard, layers_of, samples_in
 from niwaki.evidence.powers import Powers
 from niwaki.graph import ChannelGraph
+from niwaki.graph.skeleton import named_tensors
 from niwaki.stored import Stored
 from niwaki.units import Group, Member
 
@@ -152,7 +153,10 @@ def collect(
         NotFiniteError: a weight or gradient is not finite. Where nothing is needed, weights are looked at when they are
             read.
     """
-    weights = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, parameter in named_tensors(model)[0]:
+        first.setdefault(id(parameter), (name, parameter))
+    weights = {name: parameter.detach() for name, parameter in first.values()}
     missing = [axis.tensor for axis in graph.axes if not axis.buffer and axis.tensor not in weights]
     if missing:
         raise InputError(

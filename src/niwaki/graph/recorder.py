@@ -126,6 +126,8 @@ class Recorder(TorchDispatchMode):
         """By the ids of operators, which live as long as this does: those are found sooner."""
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
+        self.failed = 0, ""
+        """The id of the last error that a module met, and which module."""
         self.reads: dict[DataRead, None] = {}
         self.heard: dict[tuple[str, str], list[Any]] = {}
         self.again: dict[tuple[str, str], Iterator[Any]] = {
@@ -166,8 +168,14 @@ class Recorder(TorchDispatchMode):
             depth, record, term = len(stack), len(records), len(terms)
             stack.append(path)
             self.ran.add(path)
-            output = call(*args, **kwargs)
-            del stack[depth:]
+            try:
+                output = call(*args, **kwargs)
+            except Exception as error:
+                if self.failed[0] != id(error):
+                    self.failed = id(error), stack[-1]
+                raise
+            finally:
+                del stack[depth:]
             made = ModuleCall(path, given, range(record, len(records)), range(term, len(terms)))
             if type(output) is Tensor:
                 made.output = made.first = self.seen(output)
@@ -181,6 +189,10 @@ class Recorder(TorchDispatchMode):
             return output
 
         return called
+
+    def where(self, error: Exception) -> str:
+        """The module that met an error."""
+        return self.failed[1] if self.failed[0] == id(error) else self.stack[-1]
 
     # -- values ------------------------------------------------------------------------------------------------
     def know(self, tensor: Tensor, value: Value) -> None:

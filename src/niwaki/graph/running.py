@@ -2,7 +2,7 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,16 @@ def watch(recorder: Recorder, *, meta: bool) -> contextlib.AbstractContextManage
 
 
 @contextlib.contextmanager
-def quiet(model: nn.Module) -> Iterator[None]:
-    """Fused kernels that hide their parts off, random states kept."""
+def quiet(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = None) -> Iterator[None]:
+    """Fused kernels that hide their parts off, random states kept. `modules` are its own, where somebody has them."""
     fast = torch.backends.mha.get_fastpath_enabled()
     backends = (torch.backends.mkldnn, torch.backends.cudnn)
     enabled = [backend.enabled for backend in backends]
     states = random.getstate(), np.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(isinstance(module, nn.RNNBase) for _, module in walk(model)):  # whole layers as one call, on real tensors
+    if any(
+        isinstance(module, nn.RNNBase) for _, module in modules or walk(model)
+    ):  # whole layers as one call, on real tensors
         for backend in backends:
             backend.enabled = False  # type: ignore[attr-defined]
     try:

@@ -46,8 +46,6 @@ def second_look(
             except Exception as failure:
                 log.debug("no second look in training mode: %s: %s", type(failure).__name__, failure)
                 error = failure
-            finally:
-                recorder.stack[:] = [""]
     finally:
         skeleton.eval()
         del (

@@ -4,8 +4,9 @@ import contextlib
 import copy
 import copyreg
 import functools
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ OWNED = frozenset({*TENSORS, "_modules"})
 """Tables of every module, from names to tensors and modules."""
 HOOKS = frozenset(vars(nn.Module())) - OWNED
 """Torch's own tables of a module, which are nobody else's."""
+FIRST = tuple(vars(nn.Module()))
+"""Names that torch gives every module first."""
+BARE = {name: type(table) for name, table in vars(nn.Module()).items() if name in HOOKS and type(table) in TABLES}
+"""Those of torch's own tables, empty as long as nobody hooks in."""
 ADDED = {
     nn.Module.__setstate__: frozenset(vars(nn.Module())) - {"training"},
     nn.modules.conv._ConvNd.__setstate__: frozenset(vars(nn.Module())) - {"training"} | {"padding_mode"},
@@ -135,7 +140,12 @@ def _fill(
     """
     odd = []
     state.update(own)
-    for name, value in own.items():
+    items: Iterable[tuple[str, Any]] = own.items()
+    if tuple(itertools.islice(own, len(FIRST))) == FIRST and not any(map(own.__getitem__, BARE)):
+        state.update([(name, kind()) for name, kind in BARE.items()])
+        items = [(name, own[name]) for name in FIRST if name not in BARE]
+        items += itertools.islice(own.items(), len(FIRST), None)
+    for name, value in items:
         kind = type(value)
         if kind in ATOMS:
             continue
@@ -351,8 +361,8 @@ class Ties:
         self.kept: list[Tensor] = []  # as long as they live, no other object has their id
 
     def key(self, tensor: Tensor) -> Any:
-        self.kept.append(tensor)
         if tensor.layout is not torch.strided or not tensor.numel():
+            self.kept.append(tensor)
             return "alone", id(tensor)
         memory = tensor.untyped_storage()._cdata
         first = self.first.setdefault(memory, tensor)

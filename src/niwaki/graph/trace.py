@@ -257,18 +257,20 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = readied(copy_with(model, stand_in))
+    skeleton = copy_with(model, stand_in)
+    modules = walk(skeleton)
+    readied(skeleton, [module for _, module in modules])
     place = "meta" if attempt == "meta" else device
     inputs = map_tensors(example, lambda t: t.detach().to(place) if place is not None else t.detach().clone())
     space = LabelSpace()
-    recorder = Recorder(space, walk(skeleton))
+    recorder = Recorder(space, modules)
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
     for tensor in tensors_in(inputs):
         recorder.value(tensor).why = "input of the model"
         recorder.value(tensor).constant = None
-    with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=attempt == "meta"):
+    with quiet(skeleton, modules), torch.no_grad(), recorder, watch(recorder, meta=attempt == "meta"):
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
     heard = {key: list(answers) for key, answers in recorder.heard.items()}

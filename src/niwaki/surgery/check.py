@@ -102,7 +102,7 @@ def retrace(
         with quiet(skeleton), torch.no_grad(), recorder, watch(recorder, meta=meta):
             output = run(skeleton, inputs)
     except Exception as error:
-        where = recorder.stack[-1]
+        where = recorder.where(error)
         told = f"forward fails in {where or 'the model'}: {type(error).__name__}: {str(error)[:200]}"
         return Retrace(recorder.records, parameters, told, where=where, ran=frozenset(recorder.ran))
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
