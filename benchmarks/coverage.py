@@ -157,7 +157,8 @@ def page(rows: Rows) -> None:
         `torch.export`, then ONNX Runtime for classifiers of torchvision; a dash where the original can't be exported
         or was not asked. *Peer* is Torch-Pruning's `BasePruner` on the same model, thread count and machine with at
         most {PEER_SECONDS} s and {PEER_GIB} GiB to prune once, and its seconds; where both can do it, they are timed
-        turn by turn in at most {TURNS_SECONDS} s more, and *ours, times* says how often as fast ours is (one step / to half of the multiply-accumulates).
+        turn by turn in at most {TURNS_SECONDS} s more, and *ours, times* says how often as fast ours is (one step / to
+        half of the multiply-accumulates).
     """)
     (count, step), (reached, budget) = speedup(whole, "warm"), speedup(whole, "budget")
     if count:
