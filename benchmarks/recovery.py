@@ -31,6 +31,7 @@ NETWORKS = ("resnet56", "vgg16_bn")
 KEEPS = (0.47, 0.39)
 """2.13 and 2.55 times fewer MACs: the points that the peer publishes for ResNet-56."""
 OURS, PEER, TAUGHT = "niwaki", "Torch-Pruning", ", logits"
+REST, LAMP = niwaki.budgets.GlobalRank(normalise="rest"), niwaki.budgets.GlobalRank(normalise="lamp")
 RULES: dict[str, dict[str, Any]] = {
     "L2, all widths": {},
     "L2, inner widths": {"protect": STREAMS},
@@ -39,7 +40,10 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, inner widths, mean": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="mean")},
     "L2, inner widths, uniform": {"protect": STREAMS, "how": niwaki.budgets.Uniform()},
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
-    "LAMP, inner widths": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(normalise="lamp")},
+    "L2, inner widths, rest": {"protect": STREAMS, "how": REST},
+    "L2, inner widths, rest, refitted": {"protect": STREAMS, "how": REST, "refit": True},
+    "LAMP, inner widths": {"protect": STREAMS, "how": LAMP},
+    "LAMP, inner widths, refitted": {"protect": STREAMS, "how": LAMP, "refit": True},
     "UDFC": {"udfc": True},
     "OBS, inner widths": {"protect": STREAMS, "surgeon": niwaki.scores.OptimalBrainSurgeon()},
 }
@@ -68,7 +72,7 @@ def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
     protect = settings.pop("protect", ()) if name not in TRAINED else ()
     surgeon = settings.pop("surgeon", None)
     score, ranking = surgeon or niwaki.scores.Magnitude(p=2), niwaki.budgets.GlobalRank()
-    batches = task.calibration(BATCHES, 0) if surgeon else None
+    batches = task.calibration(BATCHES, 0) if settings.pop("refit", False) or surgeon else None
     if surgeon:
         ranking = niwaki.budgets.GlobalRank(normalise="none", per="macs")
     graph = niwaki.trace(model, task.example(), protect=protect)

@@ -33,6 +33,7 @@ def atoms(scores: list[float], pools: list[int], saves: list[float] | None = Non
         ("max", [1 / 3, 1.0, 1 / 3, 1.0, 2 / 3]),
         ("sum", [0.25, 0.75, 1 / 6, 0.5, 1 / 3]),
         ("lamp", [1 / 10, 1, 1 / 14, 1, 4 / 13]),  # squares 1, 9 and 1, 9, 4 (times 100): 1 / (1 + 9), 4 / (4 + 9)
+        ("rest", [2 / 10, 1, 3 / 14, 1, 8 / 13]),  # means of the same sums
     ],
 )
 def test_normalisations_by_hand(normalise: str, expected: list[float]) -> None:
@@ -57,6 +58,24 @@ def test_lamp_by_hand() -> None:
     of any size and scale; one of zeros stays at 0."""
     found = GlobalRank(normalise="lamp")(atoms([4, 1e9, 4, 0, 1, 2e9, 0, 0], [2, 0, 2, 1, 2, 0, 2, 1]))
     assert found.tolist() == pytest.approx([1, 1 / 5, 1 / 2, 0, 1 / 33, 1, 0, 0], rel=1e-12)
+
+
+def test_rest_is_a_loop_that_normalises_anew_after_each_unit() -> None:
+    """Squares 1, 1, 100 are 1/34, 2/101 and 1 of the mean of what is left: the second goes right behind the first. Any
+    pools: in the order in which the least of all goes, where each square is divided by its pool's mean at the time."""
+    found = GlobalRank(normalise="rest")(atoms([1, 10, 1], [0, 0, 0]))
+    assert found.tolist() == pytest.approx([1 / 34, 1, 1 / 34]) and found[2] < found[0] < found[1]
+    random = np.random.default_rng(0)
+    scores, pools = random.exponential(size=60) ** 2, random.integers(0, 4, 60)
+    scores[pools == 3] *= 1e6
+    order, left = [], list(range(60))
+    while left:
+        means = {pool: np.mean([scores[i] ** 2 for i in left if pools[i] == pool]) for pool in set(pools[left])}
+        order.append(min(left, key=lambda i: scores[i] ** 2 / means[pools[i]]))
+        left.remove(order[-1])
+    ranks = GlobalRank(normalise="rest")(atoms(scores.tolist(), pools.tolist()))
+    most = [max(ranks[order[: k + 1]]) for k in range(60)]  # a pool alone at its best unit is at 1, whenever that goes
+    assert np.argsort(ranks, kind="stable").tolist()[:56] == order[:56] and most == sorted(most)
 
 
 def test_lamp_leaves_the_best_of_every_pool() -> None:
@@ -94,5 +113,5 @@ def test_equal_scores_keep_the_lower_index() -> None:
 
 def test_unknown_settings_are_refused() -> None:
     for wrong in ({"normalise": "median"}, {"per": "joule"}):
-        with pytest.raises(niwaki.errors.InputError, match="max, sum, lamp; per: unit, macs, params"):
+        with pytest.raises(niwaki.errors.InputError, match="sum, lamp, rest; per: unit, macs, params"):
             GlobalRank(**wrong)
