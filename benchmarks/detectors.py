@@ -5,8 +5,8 @@ train as long as the whole method does: epochs that are left out are added to th
 multiply-adds that the method's plan came to, at any widths or at multiples, and trained as long; so is the whole
 network, uncut. With --last the
 methods end with the fine-tuning; what follows is made apart, for several seeds, from the fine-tuned network of the
-first arm: with attention maps of the dense network (SAD), with what it finds (outputs), or without it (none). Nothing
-is chosen on test pictures.
+first arm: with attention maps of the dense network (SAD) or its channels (CWD), as the method has it, with what it
+finds (outputs), or without it (none). Nothing is chosen on test pictures.
 
     python benchmarks/detectors.py --only yolov8n --arms CWD "CWD, no teacher" L2 --seeds 0 1 2 --device cuda
     python benchmarks/detectors.py --only yolov8n --size 160 --epochs 1 1 1 1 --steps 4 --seeds 0 --draft   # in minutes
@@ -66,7 +66,9 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # a rate is a share of the one 
 }
 METHODS = ("CWD", "GCP")
 """Arms to whose multiply-adds those of L2 are cut."""
-LAST = ("none", "SAD", "outputs")
+LAST = ("none", "SAD", "CWD", "outputs")
+TEACHES = {"SAD": "gcp", "CWD": "cwd"}
+"""Teachers that are a method's own, and whose."""
 
 
 def splits_of(name: str, seed: int) -> Any:
@@ -212,7 +214,7 @@ def last_rows(
             continue
         student = copy.deepcopy(tuned.model)
         taught: Any = task
-        if one == "SAD":
+        if one in TEACHES:
             taught = Distilled(task, dense, method.losses(tuned.graph), tuned.plan, student, seed=of)
         elif one == "outputs":
             taught = replace(method, outputs=options.outputs).taught(task, dense)
@@ -412,6 +414,8 @@ def more(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     options = arguments((__doc__ or "").splitlines()[0], cases=tuple(NETWORKS), more=more)
+    if any(TEACHES.get(one, kind) != kind for one in options.last for kind in [ARMS[options.arms[0]][0]]):
+        raise SystemExit(f"--last {' '.join(options.last)}: {options.arms[0]} does not teach so")
     torch.set_num_threads(options.threads)
     packages = ("onnxruntime", "openvino", "ultralytics", "pycocotools")
     rows = Rows("detectors", fresh=options.fresh, packages=packages, draft=options.draft)
