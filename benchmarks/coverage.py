@@ -33,6 +33,8 @@ PEER = "peer "
 GIB, PEER_GIB = 18, 12
 """Most memory of its own for the process of one model; the peer's graphs of some would take any amount."""
 FREE = 0.9
+WHOLE = 0.999
+"""Of the parameters: a peer that keeps so many cut nothing."""
 PACKAGES = ("torchvision", "timm", "transformers", "ultralytics", "torch-pruning")
 KEPT = 0.45
 
@@ -124,12 +126,17 @@ def good(row: Mapping[str, Any]) -> bool:
     )
 
 
+def prunes(row: Mapping[str, Any]) -> bool:
+    """Whether the peer cut anything, and what is left runs."""
+    return row.get("peer") == "runs" and row["peer_kept"] < WHOLE
+
+
 def speedup(rows: list[dict[str, Any]], what: str) -> tuple[int, float]:
     """Of trace + choose + cut against the peer's, over the models that both can do: how many, geometric mean."""
     ratios = [
         row[f"peer_{what}_s"] / row[f"ours_{what}_s"]
         for row in rows
-        if row.get("peer") == "runs" and row.get("passed") and f"peer_{what}_s" in row
+        if prunes(row) and row.get("passed") and f"peer_{what}_s" in row
     ]
     return len(ratios), geometric(ratios)
 
@@ -169,7 +176,7 @@ def page(rows: Rows) -> None:
             reach half of the multiply-accumulates: ours by its budget, the peer by its loop of steps with its own count
             after each.
         """)
-    bare = [row for row in whole if row.get("peer") == "runs" and row.get("passed") and "bare_s" in row]
+    bare = [row for row in whole if prunes(row) and row.get("passed") and "bare_s" in row]
     if bare:
         share = {
             what: geometric(row[f"peer_{what}_s"] / row["bare_s"] for row in bare if f"peer_{what}_s" in row)
@@ -186,7 +193,7 @@ def page(rows: Rows) -> None:
             continue
         passed = sum(map(good, mine))
         asked = [row for row in mine if "peer" in row or "peer_error" in row]
-        runs = sum(row.get("peer") == "runs" for row in asked)
+        runs = sum(map(prunes, asked))
         against = f" The peer prunes {runs} of {len(asked)}." if asked else ""
         left = LISTED[family] - len(mine)
         missing = f" {left} of the list have not been run yet." if left > 0 else ""
@@ -229,13 +236,19 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         " / ".join(_word(row.get(k)) for k in ("export", "onnx")),
         " / ".join(f"{row[k]:.2f}" if k in row else "-" for k in ("trace_s", "choose_s", "cut_s")),
         f"{row['cut_gib']:.1f}" if "cut_gib" in row else "-",
-        f"{row['peer']}, {row['peer_s']:.1f} s" if "peer" in row else _cell(row.get("peer_error", "-"))[:60],
+        _peer(row),
         " / ".join(
             f"{row[f'peer_{what}_s'] / row[f'ours_{what}_s']:.1f}" if f"peer_{what}_s" in row else "-"
             for what in ("warm", "budget")
         ),
         _cell("; ".join(faults(row))[:240]),
     )
+
+
+def _peer(row: Mapping[str, Any]) -> str:
+    if "peer" not in row:
+        return _cell(row.get("peer_error", "-"))[:60]
+    return f"{row['peer'] if row['peer_kept'] < WHOLE else 'cuts nothing'}, {row['peer_s']:.1f} s"
 
 
 def _word(value: Any) -> str:
