@@ -34,6 +34,19 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.mean.dim, (meta(2, 3, 4), [-1, 1], True), {}),
     (aten.mean.dim, (meta(2, 3, 4), [2]), {"dtype": torch.float64}),
     (aten.native_layer_norm.default, (meta(2, 3, 4), [3, 4], meta(3, 4), None, 1e-5), {}),
+    (aten.native_layer_norm.default, (meta(2, 5, 3, 4).permute(0, 2, 3, 1), [5], meta(5), meta(5), 1e-5), {}),
+    (aten.native_layer_norm.default, (meta(1, 4, 3)[:, :2], [3], None, None, 1e-5), {}),
+    (aten._safe_softmax.default, (meta(2, 3, 4), -1), {}),
+    (aten._safe_softmax.default, (meta(2, 3, 4), 1, torch.float64), {}),
+    (aten._softmax.default, (meta(2, 3), 0, False), {}),
+    (aten._log_softmax.default, (meta(2, 3), 1, False), {}),
+    (aten.cumsum.default, (meta(2, 3, dtype=torch.int32), 1), {}),
+    (aten.cumsum.default, (meta(2, 3), -2), {"dtype": torch.float64}),
+    (aten.all.default, (meta(2, 3, dtype=torch.bool),), {}),
+    (aten.any.default, (meta(2, 3),), {}),
+    (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 8), [3, 2], [2, 1], [1, 0]), {}),
+    (aten.max_pool2d_with_indices.default, (meta(1, 1, 8, 8), [2, 2]), {}),
+    (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [2, 2]), {}),
 ]
 
 
@@ -71,6 +84,13 @@ def test_in_place_gives_the_tensor_itself() -> None:
         (aten.mean.dim, (meta(2, 3), [2])),
         (aten.native_layer_norm.default, (meta(2, 3), [2], None, None, 1e-5)),
         (aten.view.default, (meta(2, 3), [6])),
+        (aten._softmax.default, (meta(2, 3), 2, False)),
+        (aten._softmax.default, (meta(3, 2).t(), 1, False)),
+        (aten.cumsum.default, (meta(3, 2).t(), 0)),
+        (aten.all.dim, (meta(2, 3, dtype=torch.bool), 1)),
+        (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [2, 2], [2, 2], [0, 0], [1, 1], True)),
+        (aten.max_pool2d_with_indices.default, (meta(2, 3, 1, 1), [3, 3])),
+        (aten.max_pool2d_with_indices.default, (meta(3, 9, 9), [2, 2])),
     ],
 )
 def test_left_to_the_operator(func: Any, args: tuple[Any, ...]) -> None:

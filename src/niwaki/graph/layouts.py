@@ -189,11 +189,38 @@ def _mean(x: Any, axes: Any = None, keep: bool = False) -> tuple[Shape, ...] | N
 
 
 def _layer_norm(x: Any, inner: Any, weight: Any, bias: Any, *_: Any) -> tuple[Shape, ...] | None:
+    """What it gives lies in order, whatever order its input lies in."""
     inner, given = tuple(inner), [tensor for tensor in (weight, bias) if tensor is not None]
-    if not _plain(x) or x.shape[-len(inner) :] != inner or any(tensor.shape != inner for tensor in given):
+    if (
+        not x.is_meta
+        or not x.numel()
+        or x.shape[-len(inner) :] != inner
+        or any(tensor.shape != inner for tensor in given)
+    ):
         return None
     statistic = (*x.shape[: -len(inner)], *[1] * len(inner))
     return x.shape, statistic, statistic
+
+
+def _along(x: Any, axis: int, *_: Any) -> tuple[Shape, ...] | None:
+    """What is of the shape of its input: softmax, cumulative sums."""
+    return (x.shape,) if _plain(x) and -x.dim() <= axis < x.dim() else None
+
+
+def _every(x: Any, *settings: Any) -> tuple[Shape, ...] | None:
+    """One answer of a whole tensor."""
+    return ((),) if _plain(x) and not settings else None
+
+
+def _max_pool(x: Any, *settings: Any) -> tuple[Shape, ...] | None:
+    window, given = settings[0], [*settings[1:], *[[], [0, 0], [1, 1], False][len(settings) - 1 :]]
+    stride, padding, dilation, ceil = given
+    lists = (window, stride or window, padding, dilation)
+    if ceil or not _plain(x) or x.dim() != 4 or any(len(values) != 2 for values in lists):
+        return None
+    axes = zip(x.shape[2:], *lists, strict=True)
+    space = [(size + 2 * pad - far * (taps - 1) - 1) // step + 1 for size, taps, step, pad, far in axes]
+    return ((*x.shape[:2], *space),) * 2 if min(space) > 0 else None
 
 
 GUESSES: dict[str, Guess] = {
@@ -203,4 +230,11 @@ GUESSES: dict[str, Guess] = {
     "addmm": _added_product,
     "mean": _mean,
     "native_layer_norm": _layer_norm,
+    "_safe_softmax": _along,
+    "_softmax": _along,
+    "_log_softmax": _along,
+    "cumsum": _along,
+    "all": _every,
+    "any": _every,
+    "max_pool2d_with_indices": _max_pool,
 }
