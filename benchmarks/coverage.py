@@ -195,6 +195,9 @@ def page(rows: Rows) -> None:
         asked = [row for row in mine if "peer" in row or "peer_error" in row]
         runs = sum(map(prunes, asked))
         against = f" The peer prunes {runs} of {len(asked)}." if asked else ""
+        both, times = speedup(mine, "budget")
+        if both:
+            against += f" To half of the multiply-accumulates ours is {times:.1f} times as fast (over {both})."
         left = LISTED[family] - len(mine)
         missing = f" {left} of the list have not been run yet." if left > 0 else ""
         text += f"## {family}\n\n{passed} of {len(mine)} cut, judged, trained, saved and loaded.{missing}{against}\n\n"
