@@ -1,5 +1,6 @@
 """Tracing changes nothing: values in memory, modes, gradients, random states, a model without memory."""
 
+import contextlib
 import functools
 import gc
 import random
@@ -13,6 +14,9 @@ from labelled import Net, group_of
 from torch import nn
 
 import niwaki
+from niwaki.graph.labels import LabelSpace
+from niwaki.graph.recorder import Recorder
+from niwaki.graph.skeleton import walk
 
 
 def real_only(net: Any, x: torch.Tensor) -> torch.Tensor:
@@ -342,6 +346,31 @@ def test_after_a_part_that_fails_the_caller_runs() -> None:
     where = {record.name: record.module for record in graph.records}
     assert where["relu"] == "0" and where["tanh"] == "1"
     assert "0.odd" not in graph.features and set(graph.features) == {"0.a", "0.b", "0", "1", ""}
+
+
+def test_an_error_is_told_of_the_innermost_part() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("not today")
+
+    def told(net: Any, x: torch.Tensor) -> torch.Tensor:
+        try:
+            return net.odd(net.a(x))
+        except ValueError as error:
+            raise TypeError("nor tomorrow") from error
+
+    def other(net: Any, x: torch.Tensor) -> torch.Tensor:
+        with contextlib.suppress(ValueError):
+            net.odd(x)
+        raise TypeError(str(net.a(x).shape))
+
+    for forward, place in ((told, "0.odd"), (other, "0")):
+        holder = nn.Sequential(Net(forward, a=nn.Linear(4, 8), odd=Fails()))
+        recorder = Recorder(LabelSpace(), walk(holder))
+        with recorder, pytest.raises(TypeError) as caught:
+            holder(torch.zeros(1, 4))
+        assert recorder.where(caught.value) == place
+        assert recorder.where(RuntimeError()) == ""
 
 
 def test_modules_that_a_forward_makes_belong_to_who_makes_them() -> None:

@@ -127,7 +127,7 @@ class Recorder(TorchDispatchMode):
         self.held: dict[int, list[Value]] = {}
         self.calls: list[ModuleCall] = []
         self.failed = 0, ""
-        """The id of the last error that a module met, and which module."""
+        """The id of the error that passes through modules, and the innermost of them."""
         self.reads: dict[DataRead, None] = {}
         self.heard: dict[tuple[str, str], list[Any]] = {}
         self.again: dict[tuple[str, str], Iterator[Any]] = {
@@ -166,13 +166,14 @@ class Recorder(TorchDispatchMode):
         def called(*args: Any, **kwargs: Any) -> Any:
             given = self.seen(args[0]) if args and isinstance(args[0], Tensor) else None
             depth, record, term = len(stack), len(records), len(terms)
+            self.failed = 0, ""
             stack.append(path)
             self.ran.add(path)
             try:
                 output = call(*args, **kwargs)
             except Exception as error:
-                if self.failed[0] != id(error):
-                    self.failed = id(error), stack[-1]
+                known = self.failed[0] in (id(error), id(error.__context__))  # seen, or another one's reason
+                self.failed = id(error), self.failed[1] if known else stack[-1]
                 raise
             finally:
                 del stack[depth:]

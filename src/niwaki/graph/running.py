@@ -26,9 +26,8 @@ def quiet(model: nn.Module, modules: Iterable[tuple[str, nn.Module]] | None = No
     enabled = [backend.enabled for backend in backends]
     states = random.getstate(), np.random.get_state()
     torch.backends.mha.set_fastpath_enabled(False)
-    if any(
-        isinstance(module, nn.RNNBase) for _, module in modules or walk(model)
-    ):  # whole layers as one call, on real tensors
+    recurrent = any(isinstance(module, nn.RNNBase) for _, module in modules or walk(model))
+    if recurrent:  # whole layers as one call, on real tensors
         for backend in backends:
             backend.enabled = False  # type: ignore[attr-defined]
     try:
