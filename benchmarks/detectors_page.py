@@ -37,8 +37,8 @@ YOLOv8m, the paper's network, ends 0.1 points of AP50 above the whole network th
 AP less, and above uniform L2 in both; it is 9 points above where it began. YOLOv8s ends 4 points above where it began
 and 3.0 below the whole network, where uniform L2, which trains in all epochs after its cut, is 1.4 below; in each of
 three seeds of the last stage it ends higher without the teacher than with it (85.2 and 84.5 in the mean). With 25 and
-30 epochs after the cut they were 3.5 and 4.3 below. The short trainings were made first: more epochs after the cut, at the
-same cost for all arms, were given once their test figures had been seen. 300 times the pressure does not help (80.5
+30 epochs after the cut they were 3.5 and 4.3 below. The short trainings were made first: more epochs after the cut, at
+the same cost for all arms, were given once their test figures had been seen. 300 times the pressure does not help (80.5
 against 80.9, YOLOv8m, short).
 
 **YOLOv8n on aerial pictures** (one seed): the framework loses. From an AP50 of 40 after 250 epochs, a quarter of the
