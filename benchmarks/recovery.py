@@ -42,13 +42,15 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
     "L2, inner widths, rest": {"protect": STREAMS, "how": REST},
     "L2, inner widths, rest, refitted": {"protect": STREAMS, "how": REST, "refit": True},
+    "L2, inner widths, rest, floor 0.3, refitted": {"protect": STREAMS, "how": REST, "refit": True, "floor": 0.3},
+    "L2, inner widths, rest, floor 0.4, refitted": {"protect": STREAMS, "how": REST, "refit": True, "floor": 0.4},
     "LAMP, inner widths": {"protect": STREAMS, "how": LAMP},
     "LAMP, inner widths, refitted": {"protect": STREAMS, "how": LAMP, "refit": True},
     "UDFC": {"udfc": True},
     "OBS, inner widths": {"protect": STREAMS, "surgeon": niwaki.scores.OptimalBrainSurgeon()},
 }
 """What our side is chosen from, on the same validation pictures as the peer's importance."""
-MOST = {"L2, at most 80 %": 0.8, "L2, at most 70 %": 0.7}
+MOST = {"L2, at most 80 %": 0.8, "L2, at most 70 %": 0.7, "L2, at most 60 %": 0.6}
 IMPORTANCES = ("L2", "L1", "LAMP", "BN scale", "Taylor", *MOST)
 """The peer's, and the first with at most such a share of a layer cut, as our floors have it (else 95 %)."""
 RATES = (0.01, 0.03)
@@ -228,8 +230,8 @@ def page(rows: Rows) -> None:
         MACs, steps, batches of 128 in the same order, augmentation, precision, learning rates (cosine from a highest
         rate, short warm-up) and re-estimated batch norm before. *Logits* adds the divergence from the uncut network's
         softened scores (temperature 4, weight 1). What each side ranks by, and its learning rate, is the pair with the
-        best validation accuracy after a short recovery (`--choose`), of up to seven importances of the peer and up to
-        ten rules of ours. The published network was trained on the validation pictures, so where *mixed* is given,
+        best validation accuracy after a short recovery (`--choose`), of up to eight importances of the peer and up
+        to fourteen rules of ours. The published network was trained on the validation pictures, so where *mixed* is given,
         that accuracy chooses: on pictures that were each averaged with another one of their class, which no network
         was trained on.
         ResNet-56 is the published network (93.39 %), VGG-16-BN was trained here for 4 epochs in bfloat16 (81.46 %,
