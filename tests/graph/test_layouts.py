@@ -46,6 +46,7 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.any.default, (meta(2, 3),), {}),
     (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 8), [3, 2], [2, 1], [1, 0]), {}),
     (aten.max_pool2d_with_indices.default, (meta(1, 1, 8, 8), [2, 2]), {}),
+    (aten.max_pool2d_with_indices.default, (meta(1, 1, 8, 8), [2, 2], [2, 2], [0, 0], [1, 1], False), {}),
     (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [2, 2]), {}),
 ]
 
@@ -87,6 +88,7 @@ def test_in_place_gives_the_tensor_itself() -> None:
         (aten._softmax.default, (meta(2, 3), 2, False)),
         (aten._softmax.default, (meta(3, 2).t(), 1, False)),
         (aten.cumsum.default, (meta(3, 2).t(), 0)),
+        (aten.all.dim, (meta(5, dtype=torch.bool), 0)),  # right by chance, and what is known of it is taken for others
         (aten.all.dim, (meta(2, 3, dtype=torch.bool), 1)),
         (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [2, 2], [2, 2], [0, 0], [1, 1], True)),
         (aten.max_pool2d_with_indices.default, (meta(2, 3, 1, 1), [3, 3])),
