@@ -329,11 +329,14 @@ def test_a_module_that_torch_compiles_is_left_alone_and_traced_as_it_is_written(
     assert [record.module for record in graph.records if record.name == "addmm"] == ["a", "b"]
 
 
-def test_after_a_part_that_fails_the_caller_runs() -> None:
-    class Fails(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise ValueError("not today")
+class Fails(nn.Module):
+    error = ValueError("not today")
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+def test_after_a_part_that_fails_the_caller_runs() -> None:
     def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
         try:
             x = net.odd(net.a(x))
@@ -349,10 +352,6 @@ def test_after_a_part_that_fails_the_caller_runs() -> None:
 
 
 def test_an_error_is_told_of_the_innermost_part() -> None:
-    class Fails(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise ValueError("not today")
-
     def told(net: Any, x: torch.Tensor) -> torch.Tensor:
         try:
             return net.odd(net.a(x))
@@ -374,12 +373,6 @@ def test_an_error_is_told_of_the_innermost_part() -> None:
 
 
 def test_an_error_that_was_met_before_is_told_of_where_it_is_now() -> None:
-    class Fails(nn.Module):
-        error = ValueError("not today")
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            raise self.error
-
     def forward(net: Any, x: torch.Tensor) -> torch.Tensor:
         with contextlib.suppress(ValueError):
             net.a(x)
