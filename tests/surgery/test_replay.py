@@ -41,15 +41,15 @@ def parts(model: nn.Module, example: Any, gone: list[int]) -> tuple[Any, ...]:
 
 def test_a_chain_is_the_traced_one() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    assert replays(*parts(model.eval(), torch.zeros(1, 3, 5, 5), [1, 3]))
+    assert replays(*parts(model.eval(), torch.zeros(1, 3, 5, 5), [1, 3])).same
 
 
 def test_integers_that_were_not_mended_end_it() -> None:
     small, *rest = parts(Halves(), torch.zeros(1, 3), [1])
-    assert not replays(small, *rest)  # of eight channels one went: those from the fourth on would be others
+    assert not replays(small, *rest).same  # of eight channels one went: those from the fourth on would be others
     small.half = 4 - int((~rest[1][rest[0].axes[0].units][:4]).sum())
     small.out.in_features = small.out.weight.shape[1]
-    assert replays(small, *rest)
+    assert replays(small, *rest).same
 
 
 def test_it_leaves_the_model_as_it_was() -> None:
@@ -57,7 +57,7 @@ def test_it_leaves_the_model_as_it_was() -> None:
     small.train()
     small.register_forward_hook(lambda *_: pytest.fail("a hook of the user ran"))
     before = {name: (id(tensor), tensor.clone()) for name, tensor in small.state_dict(keep_vars=True).items()}
-    assert replays(small, *rest)
+    assert replays(small, *rest).same
     after = small.state_dict(keep_vars=True)
     assert before.keys() == after.keys()
     assert all(id(after[name]) == at and torch.equal(after[name], was) for name, (at, was) in before.items())
@@ -75,7 +75,7 @@ def test_what_forward_writes_to_its_modules_is_taken_back() -> None:
     model = nn.Sequential(Counts(3, 4), nn.Linear(4, 2))
     model[0].seen = [1]
     small, *rest = parts(model, torch.zeros(1, 3), [0])
-    assert replays(small, *rest)
+    assert replays(small, *rest).same
     assert small[0].seen == [1]
     assert not hasattr(small[0], "last")
 
@@ -92,7 +92,7 @@ def test_another_scale_ends_it() -> None:
     seen = retrace(small, graph, alive, example_of(graph, model), sizes=sizes)
     assert seen.problem is None
     assert seen.scales
-    assert not replays(small, graph, alive, example_of(graph, model), sizes)
+    assert not replays(small, graph, alive, example_of(graph, model), sizes).same
 
 
 def test_slabs_without_what_they_span_are_not_regular() -> None:
@@ -119,13 +119,13 @@ def test_where_it_holds_the_full_check_does(name: str) -> None:
     alive, given = alive_of(graph, plan), example_of(graph, model)
     sizes = Sizes(stays_of(graph, alive))
     small = niwaki.cut(model, plan)
-    assert replays(small, graph, alive, given, sizes), "nothing would be compared"
+    assert replays(small, graph, alive, given, sizes).same, "nothing would be compared"
     for module in (None, *small.modules()):
         numbers = [k for k, v in vars(module).items() if type(v) is int and v > 1] if module is not None else [""]
         for attribute in numbers:
             if module is not None:
                 setattr(module, attribute, getattr(module, attribute) - 1)
-            if replays(small, graph, alive, given, sizes):
+            if replays(small, graph, alive, given, sizes).same:
                 seen = retrace(small, graph, alive, given, sizes=sizes)
                 assert (seen.problem, seen.scales) == (None, ()), attribute
             if module is not None:
@@ -141,6 +141,6 @@ def test_decoders_are_left_to_the_full_check(name: str) -> None:
     plan, _ = closest(graph, random_scores(model, graph, 1), 0.5, of="units")
     alive, given = alive_of(graph, plan), example_of(graph, model)
     small = niwaki.cut(model, plan)
-    assert not replays(small, graph, alive, given, Sizes(stays_of(graph, alive)))
+    assert not replays(small, graph, alive, given, Sizes(stays_of(graph, alive))).same
     seen = retrace(small, graph, alive, given, sizes=Sizes(stays_of(graph, alive)))
     assert seen.problem is None

@@ -24,7 +24,7 @@ from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, readied, to_meta, walk
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.evidence import Sizes, stays_of
+from niwaki.surgery.evidence import Sizes, failure, stays_of
 from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
@@ -56,6 +56,10 @@ class Retrace:
     """Module in which the forward failed."""
     ran: frozenset[str] = frozenset()
     """Modules that were called until then."""
+    agreed: int | None = None
+    """Calls until then, where all of them are known to do what they did; `records` then holds none."""
+    read: frozenset[tuple[str, str]] | None = None
+    """Module paths and attributes: those of the open integers that may have had a part in it; None where all may."""
 
 
 def example_of(graph: ChannelGraph, model: nn.Module) -> Any:
@@ -103,8 +107,7 @@ def retrace(
             output = run(skeleton, inputs)
     except Exception as error:
         where = recorder.where(error)
-        told = f"forward fails in {where or 'the model'}: {type(error).__name__}: {str(error)[:200]}"
-        return Retrace(recorder.records, parameters, told, where=where, ran=frozenset(recorder.ran))
+        return Retrace(recorder.records, parameters, failure(error, where), where=where, ran=frozenset(recorder.ran))
     shapes = tuple(tuple(t.shape) for t in tensors_in(output))
     if shapes != graph.outputs and (graph.device == "meta" or [*map(len, shapes)] != [*map(len, graph.outputs)]):
         return Retrace(recorder.records, parameters, f"outputs are {shapes}, not {graph.outputs}")

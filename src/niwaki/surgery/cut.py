@@ -1,6 +1,7 @@
 """`cut`: a smaller model by a plan, through the eager door where it opens, else through the exported one."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from niwaki.surgery.exported import cut_exported
 from niwaki.surgery.fitting import fits, may_fit, shapes_of
 from niwaki.surgery.fold import fold
 from niwaki.surgery.mending import search
-from niwaki.surgery.modules import Mend, apply_mends, declare, options
+from niwaki.surgery.modules import Mend, apply_mends, declare, options, reading
 from niwaki.surgery.optimizer import cut_optimizer_
 from niwaki.surgery.record import Surgery, add_bias, remember, surgery_of
-from niwaki.surgery.replay import replays
+from niwaki.surgery.replay import Told, replays
 from niwaki.units import device_of
 
 log = logging.getLogger(__name__)
@@ -180,8 +181,16 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     def judge(given: list[Mend]) -> Retrace:
         extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
         apply_mends(small, given)
-        if not grows and replays(small, graph, alive, example, sizes):  # it does not follow the order of copies
+        with reading({(type(modules[path]), name) for path, name in before}) as read:
+            seen = looked()
+        return replace(seen, read=frozenset([place for place in before if (type(modules[place[0]]), place[1]) in read]))
+
+    def looked() -> Retrace:
+        told = Told() if grows else replays(small, graph, alive, example, sizes)  # nor does it follow orders of copies
+        if told.same:
             return Retrace([], {}, None)
+        if told.problem:
+            return Retrace([], {}, told.problem, where=told.where, ran=told.ran, agreed=told.done)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
     seen = search(found, judge, graph, sizes)

@@ -135,3 +135,8 @@ def groups_after(record: Record, sizes: Sizes) -> int:
         if labels.ndim > 1 and labels.shape[1] > 1:
             return sizes.rows(labels, groups, 1)
     return groups
+
+
+def failure(error: Exception, where: str) -> str:
+    """What is said of a forward that fails in the module `where`."""
+    return f"forward fails in {where or 'the model'}: {type(error).__name__}: {str(error)[:200]}"

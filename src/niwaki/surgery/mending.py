@@ -34,6 +34,12 @@ class Attempt(NamedTuple):
     """Module of the first call that does not."""
     off: frozenset[str]
     """Modules that make a call which does not, or other calls than they did."""
+    read: tuple[int, ...]
+    """Places that may have had a part in it."""
+
+    def same(self, picks: tuple[int, ...]) -> bool:
+        """Whether it goes the same with these picks: nobody read what is picked otherwise."""
+        return all(picks[i] == self.picks[i] for i in self.read)
 
 
 def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: ChannelGraph, sizes: Sizes) -> Retrace:
@@ -48,7 +54,7 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
     for option in found:
         sets.append(tuple(range(start, start + len(option.places))))
         start += len(option.places)
-    tried: dict[tuple[int, ...], Attempt] = {}
+    tried: list[Attempt] = []
 
     def attempt(picks: tuple[int, ...]) -> Attempt:
         mends = [
@@ -56,8 +62,12 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
             for (path, attribute), options, pick in zip(places, choices, picks, strict=True)
         ]
         seen = judge(mends)
-        tried[picks] = Attempt(picks, seen, *(agreement(seen, graph, sizes) if seen.problem else (0, "", frozenset())))
-        return tried[picks]
+        far = agreement(seen, graph, sizes) if seen.problem else (0, "", frozenset[str]())
+        tried.append(Attempt(picks, seen, *far, read=reads(seen)))
+        return tried[-1]
+
+    def reads(seen: Retrace) -> tuple[int, ...]:
+        return tuple(i for i, place in enumerate(places) if seen.read is None or place in seen.read)
 
     def idle(path: str, seen: Retrace) -> bool:
         """Whether a module of which the forward makes calls was not called before it failed: it handed on nothing."""
@@ -98,7 +108,7 @@ def search(found: list[Option], judge: Callable[[list[Mend]], Retrace], graph: C
     best = attempt((0,) * len(places))
     while best.seen.problem is not None:
         for picks in moves(best):
-            if picks in tried:
+            if any(other.same(picks) for other in tried):
                 continue
             if len(tried) >= MOST_ATTEMPTS:
                 return best.seen
@@ -128,6 +138,8 @@ def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, st
 
     Where a module makes other calls than it did, nobody can tell which are wrong: what follows there does not count.
     """
+    if seen.agreed is not None:
+        return seen.agreed, seen.where, frozenset({seen.where})
     before = by_module(graph.records)
     order = {id(record): i for i, record in enumerate(seen.records)}
     agreed, first, wrong, off = 0, len(seen.records), seen.where, set[str]()

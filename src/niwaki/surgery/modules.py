@@ -1,8 +1,9 @@
 """Integers that modules keep: the declared sizes of torch's own modules, and mends of anybody's by evidence."""
 
+import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -97,11 +98,18 @@ def declared(module: nn.Module, groups: int | None = None) -> dict[str, Any]:
 
 
 def settings(module: nn.Module) -> frozenset[str]:
-    """Attributes of a torch module that `declared` answers for: its widths, and what is none (stride, layers)."""
-    if not declared(module):
+    """Attributes of a torch module that `declared` answers for, its widths and what is none (stride, layers), and those
+    of poolings, which have no widths."""
+    if not isinstance(module, POOLINGS) and not declared(module):
         return frozenset()
     kind: Any = type(module)
     return _arguments(kind)
+
+
+POOLINGS = tuple(
+    kind for kind in vars(nn.modules.pooling).values() if getattr(kind, "__module__", "") == "torch.nn.modules.pooling"
+)
+"""What torch pools by."""
 
 
 @cache
@@ -166,6 +174,44 @@ def _choices(value: Any, table: Mapping[int, set[int]]) -> list[Any]:
         # a shape is mostly what a forward remembers of its last input, and finds anew
         return [value, *(pick for pick in picks if pick != value)] if isinstance(value, torch.Size) else picks
     return []
+
+
+@contextlib.contextmanager
+def reading(asked: Iterable[tuple[type[nn.Module], str]]) -> Iterator[set[tuple[type[nn.Module], str]]]:
+    """Classes of modules and attributes of their instances -> those that are read while the block runs.
+
+    What the class itself has by that name counts as read.
+    """
+    read = {(kind, name) for kind, name in asked if any(name in vars(base) for base in kind.__mro__)}
+    watched = set(asked) - read
+    for kind, name in watched:
+        setattr(kind, name, _Watched(kind, name, read))
+    try:
+        yield read
+    finally:
+        for kind, name in watched:
+            delattr(kind, name)
+
+
+class _Watched:
+    """Stands in a class for an attribute that its instances hold, and notes that it is read."""
+
+    def __init__(self, kind: type[nn.Module], name: str, read: set[tuple[type[nn.Module], str]]) -> None:
+        self.kind, self.name, self.read = kind, name, read
+
+    def __get__(self, module: nn.Module | None, kind: Any = None) -> Any:
+        if module is None or self.name not in vars(module):
+            raise AttributeError(f"{self.kind.__name__} has no attribute {self.name!r}")
+        self.read.add((self.kind, self.name))
+        return vars(module)[self.name]
+
+    def __set__(self, module: nn.Module, value: Any) -> None:
+        vars(module)[self.name] = value
+
+    def __delete__(self, module: nn.Module) -> None:
+        if self.name not in vars(module):
+            raise AttributeError(self.name)
+        del vars(module)[self.name]
 
 
 def apply_mends(model: nn.Module, mends: list[Mend] | tuple[Mapping[str, Any], ...]) -> None:

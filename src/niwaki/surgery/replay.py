@@ -6,6 +6,7 @@ so it is for the first call, and each call here keeps it so for the next. A call
 ends the quick check, and the full one decides (`niwaki.surgery.check`): this one never finds fault, it only finds none.
 """
 
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any
 
@@ -22,9 +23,9 @@ from niwaki.graph.rules import attention, pointwise, spatial
 from niwaki.graph.rules.indexing import picks_of
 from niwaki.graph.rules.registry import argument, signature
 from niwaki.graph.running import quiet
-from niwaki.graph.skeleton import lent, named_tensors
+from niwaki.graph.skeleton import lent, named_tensors, walk
 from niwaki.graph.values import Value
-from niwaki.surgery.evidence import Sizes
+from niwaki.surgery.evidence import Sizes, failure
 from niwaki.surgery.places import along, moved, positions_of
 from niwaki.units import map_tensors, run, tensors_in
 
@@ -67,22 +68,40 @@ class Departed(Exception):
     """The forward does something else than the traced one, or something that has to be looked at in full."""
 
 
-def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes) -> bool:
-    """Whether the forward of `small` is plainly the traced one, every call cut down; False says nothing."""
+@dataclass(frozen=True)
+class Told:
+    """What a replay says of the cut model: that it does what was traced, that its forward fails, or nothing."""
+
+    same: bool = False
+    problem: str = ""
+    """Why the forward fails, which did what was traced until then."""
+    where: str = ""
+    """The module in which it fails."""
+    ran: frozenset[str] = frozenset()
+    """Modules that made calls until then, or wait for one that failed."""
+    done: int = 0
+    """Calls until then."""
+
+
+def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes) -> Told:
+    """Whether the forward of `small` is plainly the traced one, every call cut down, or fails where it still was."""
     if graph.device != "meta" or graph.data_reads or (alive > 1).any() or not regular(graph, alive > 0):
-        return False
+        return Told()
     replay = Replay(graph, sizes)
     try:
         with lent(small, replay.note) as skeleton:
             if not replay.seed(skeleton, graph):
-                return False
+                return Told()
             inputs = map_tensors(example, lambda t: t.to("meta"))
+            replay.busy = False
             with quiet(skeleton), torch.no_grad(), replay:
                 output = run(skeleton, inputs)
-    except Exception:  # whatever it is, the full check meets it again and says where
-        return False
+    except Exception as error:
+        if replay.busy or replay.departed:  # whatever it is, the full check meets it again and says where
+            return Told()
+        return replay.fault(error, small)
     found = tensors_in(output)
-    return (
+    return Told(
         not replay.departed
         and replay.done == len(graph.records)
         and [tuple(t.shape) for t in found] == list(graph.outputs)
@@ -122,6 +141,8 @@ class Replay(TorchDispatchMode):
         self.sizes = sizes
         self.done = 0
         self.departed = False
+        self.busy = True
+        """Whether what goes wrong now is for the full check to find, not the forward's own fault."""
         self.kernels = Kernels()
         self.known: dict[int, Value | None] = {}
         """Tensors of this forward and what they were in the traced one."""
@@ -168,10 +189,13 @@ class Replay(TorchDispatchMode):
         name, kind, free = _of(func)
         if name in SILENT:
             return func(*args, **kwargs)
+        self.busy = True
         if self.departed or self.done == len(self.records):
             self.leave()
         record = self.records[self.done]
         if record.func is not func or len(record.args) != len(args) or record.kwargs.keys() != kwargs.keys():
+            if name == "detach" and id(args[0]) in self.known:
+                return self.again(func(*args), self.known[id(args[0])])
             self.leave()
         same = True
         known = self.known
@@ -189,18 +213,37 @@ class Replay(TorchDispatchMode):
         if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains(name, args):
             result: Any = like_input(args[0])
         else:
+            self.busy = False
             result = self.kernels(func, args, kwargs)
+            self.busy = True
         self.take(record, result)
         if kind == "strided":
             same = same or walks_alike(args, before)
         if kind != "plain" and not self.keeps(record, func, args, kind, same):
             self.leave()
         self.done += 1
+        self.busy = False
         return result
 
     def leave(self) -> None:
         self.departed = True
         raise Departed
+
+    def again(self, tensor: Tensor, value: Value | None) -> Tensor:
+        """The same result by another tensor: torch takes a new one where somebody, as this does, holds what it made."""
+        self.known[id(tensor)] = value
+        self.kept.append(tensor)
+        self.busy = False
+        return tensor
+
+    def fault(self, error: Exception, model: nn.Module) -> Told:
+        """The forward's own error, in the words of the full check, which would meet it at the same call."""
+        paths = {id(module): path for path, module in walk(model)}
+        stack = [paths[call] for call in _calling(error) if call in paths]
+        where = stack[-1] if stack else ""
+        ran = {record.module for record in self.records[: self.done]} | set(stack)
+        ran |= {path[:at] for path in ran for at, letter in enumerate(path) if letter == "."} | {""}
+        return Told(False, failure(error, where), where, frozenset(ran), self.done)
 
     def same(self, was: Any, now: Any) -> bool:
         """Whether an argument is the one that was given: the same result, or the same setting."""
@@ -305,16 +348,16 @@ class Replay(TorchDispatchMode):
         if record.name not in GROUPED:
             return True
         weight = argument(func, record.args, record.kwargs, "weight")
-        if record.name == "convolution":
-            if weight is None or len(weight.shape) != len(x.shape) or self.cut_axes(weight) - {0, 1}:
-                return False
-            if argument(func, record.args, record.kwargs, "transposed"):
-                return False
+        like_input = weight is not None and len(weight.shape) == len(x.shape)
+        if record.name == "convolution" and (not like_input or self.cut_axes(weight) - {0, 1}):
+            return False
         name = "groups" if record.name == "convolution" else "group"
         old = int(argument(func, record.args, record.kwargs, name))
         now = int(argument(func, args, {}, name))
         if old == now == 1:
             return True
+        if record.name == "convolution" and argument(func, record.args, record.kwargs, "transposed"):
+            return False
         inside, outside = self.rows(x, old), self.rows(y, old)
         if inside is None or outside is None:
             return False
@@ -330,6 +373,19 @@ class Replay(TorchDispatchMode):
         counts = self.sizes.stays[labels].any(1).reshape(groups, -1).sum(1)
         live: np.ndarray = counts > 0
         return live if (counts[live] == counts.max()).all() else None
+
+
+def _calling(error: Exception) -> list[int]:
+    """The ids of the modules whose calls an error passed through, the outermost first; with those of the error that it
+    took the place of, if that passed through any."""
+    found = []
+    for raised in (error, error.__context__):
+        trace = None if raised is None else raised.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code is nn.Module._wrapped_call_impl.__code__:
+                found.append(id(trace.tb_frame.f_locals["self"]))
+            trace = trace.tb_next
+    return found
 
 
 @lru_cache(maxsize=4096)
