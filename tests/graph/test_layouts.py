@@ -48,6 +48,21 @@ CALLS: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = [
     (aten.max_pool2d_with_indices.default, (meta(1, 1, 8, 8), [2, 2]), {}),
     (aten.max_pool2d_with_indices.default, (meta(1, 1, 8, 8), [2, 2], [2, 2], [0, 0], [1, 1], False), {}),
     (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [3, 3], [2, 2], [1, 1], [2, 2]), {}),
+    (aten.avg_pool2d.default, (meta(2, 3, 9, 8), [3, 2]), {}),
+    (aten.avg_pool2d.default, (meta(2, 1, 9, 8), [3, 3], [2, 1], [1, 1], False, False, 5), {}),
+    (aten.linalg_vector_norm.default, (meta(2, 3, 4),), {}),
+    (aten.linalg_vector_norm.default, (meta(2, 3, 4), 1, [-1, 0], True), {}),
+    (aten.linalg_vector_norm.default, (meta(2, 3, 4), 2.0, [1]), {"dtype": torch.float64}),
+    (aten.native_group_norm.default, (meta(2, 6, 5, 4), meta(6), meta(6), 2, 6, 20, 3, 1e-5), {}),
+    (aten.native_group_norm.default, (meta(1, 6), None, None, 1, 6, 1, 1, 1e-5), {}),
+    (aten.native_group_norm.default, (meta(1, 4, 1), meta(4), None, 1, 4, 1, 4, 1e-5), {}),
+    (aten.native_batch_norm.default, (meta(2, 3, 4, 4), None, None, None, None, True, 0.1, 1e-5), {}),
+    (aten.native_batch_norm.default, (meta(1, 1, 5), meta(1), meta(1), meta(1), meta(1), True, 0.1, 1e-5), {}),
+    (aten.upsample_bilinear2d.default, (meta(2, 3, 4, 5), [8, 7], False), {}),
+    (aten.upsample_bilinear2d.default, (meta(1, 1, 1, 1), [2, 1], True, 2.0, None), {}),
+    (aten.upsample_bicubic2d.default, (meta(1, 1, 4, 1), [1, 3], False), {}),
+    (aten.upsample_nearest2d.default, (meta(2, 3, 4, 5), [8, 10], 2.0, 2.0), {}),
+    (aten._upsample_nearest_exact2d.default, (meta(2, 1, 4, 5), [2, 1]), {}),
 ]
 
 
@@ -93,6 +108,19 @@ def test_in_place_gives_the_tensor_itself() -> None:
         (aten.max_pool2d_with_indices.default, (meta(2, 3, 9, 9), [2, 2], [2, 2], [0, 0], [1, 1], True)),
         (aten.max_pool2d_with_indices.default, (meta(2, 3, 1, 1), [3, 3])),
         (aten.max_pool2d_with_indices.default, (meta(3, 9, 9), [2, 2])),
+        (aten.avg_pool2d.default, (meta(2, 3, 9, 9), [2, 2], [2, 2], [0, 0], True)),
+        (aten.avg_pool2d.default, (meta(2, 3, 9, 9), [2])),
+        (aten.avg_pool2d.default, (meta(2, 3, 9, 9), [1, 1], [1, 1], [1, 0])),  # more padding than half the window
+        (aten.linalg_vector_norm.default, (meta(3, 2).t(), 2, [0])),
+        (aten.native_group_norm.default, (meta(2, 6, 5), meta(6), None, 2, 6, 5, 4, 1e-5)),  # six into four
+        (aten.native_group_norm.default, (meta(2, 6, 5), meta(5), None, 2, 6, 5, 3, 1e-5)),
+        (aten.native_group_norm.default, (meta(2, 6, 5), None, None, 2, 6, 4, 3, 1e-5)),
+        (aten.native_batch_norm.default, (meta(2, 3), None, None, meta(3), meta(3), False, 0.1, 1e-5)),
+        (aten.native_batch_norm.default, (meta(2, 3), meta(2), None, None, None, True, 0.1, 1e-5)),
+        (aten.native_batch_norm.default, (meta(3), None, None, None, None, True, 0.1, 1e-5)),
+        (aten.upsample_bilinear2d.default, (meta(2, 3, 4, 5).to(memory_format=torch.channels_last), [8, 7], False)),
+        (aten.upsample_bilinear2d.vec, (meta(2, 3, 4, 5), None, False, [2.0, 2.0])),
+        (aten.upsample_nearest2d.default, (meta(2, 3, 4, 5), [0, 10])),
     ],
 )
 def test_left_to_the_operator(func: Any, args: tuple[Any, ...]) -> None:

@@ -188,6 +188,37 @@ def _mean(x: Any, axes: Any = None, keep: bool = False) -> tuple[Shape, ...] | N
     return (tuple(1 if a in gone else n for a, n in enumerate(x.shape) if keep or a not in gone),)
 
 
+def _length(x: Any, _: Any = 2, axes: Any = None, keep: bool = False, *rest: Any) -> tuple[Shape, ...] | None:
+    """The norms of what lies along axes, of all of them where none is named."""
+    return None if rest else _mean(x, axes or [*range(x.dim())], keep)
+
+
+def _group_norm(x: Any, weight: Any, bias: Any, *settings: Any) -> tuple[Shape, ...] | None:
+    pictures, channels, places, groups, _ = settings
+    given = [tensor for tensor in (weight, bias) if tensor is not None]
+    if not _plain(x) or x.shape[:2] != (pictures, channels) or any(tensor.shape != (channels,) for tensor in given):
+        return None
+    if groups < 1 or channels % groups or x.numel() != pictures * channels * places:
+        return None
+    return x.shape, (pictures, groups), (pictures, groups)
+
+
+def _batch_norm(x: Any, weight: Any, bias: Any, *statistics: Any) -> tuple[Shape, ...] | None:
+    """One that takes the statistics of what comes in; where it is given them there are none to give."""
+    *known, training, _, _ = statistics
+    given = [tensor for tensor in (weight, bias, *known) if tensor is not None]
+    if not training or not _plain(x) or x.dim() < 2 or any(tensor.shape != x.shape[1:2] for tensor in given):
+        return None
+    return x.shape, x.shape[1:2], x.shape[1:2]
+
+
+def _resized(x: Any, size: Any, *_: Any) -> tuple[Shape, ...] | None:
+    """A picture of another size."""
+    if type(size) not in (list, tuple) or len(size) != 2 or min(size) < 1 or not _plain(x) or x.dim() != 4:
+        return None
+    return ((*x.shape[:2], *size),)
+
+
 def _layer_norm(x: Any, inner: Any, weight: Any, bias: Any, *_: Any) -> tuple[Shape, ...] | None:
     """What it gives lies in order, whatever order its input lies in."""
     inner, given = tuple(inner), [tensor for tensor in (weight, bias) if tensor is not None]
@@ -212,15 +243,24 @@ def _every(x: Any, *settings: Any) -> tuple[Shape, ...] | None:
     return ((),) if _plain(x) and not settings else None
 
 
-def _max_pool(x: Any, *settings: Any) -> tuple[Shape, ...] | None:
-    window, given = settings[0], [*settings[1:], *[[], [0, 0], [1, 1], False][len(settings) - 1 :]]
-    stride, padding, dilation, ceil = given
+def _max_pool(
+    x: Any, window: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: bool = False
+) -> tuple[Shape, ...] | None:
     lists = (window, stride or window, padding, dilation)
     if ceil or not _plain(x) or x.dim() != 4 or any(len(values) != 2 for values in lists):
         return None
-    axes = zip(x.shape[2:], *lists, strict=True)
+    axes = list(zip(x.shape[2:], *lists, strict=True))
+    if any(2 * pad > taps for _, taps, _, pad, _ in axes):
+        return None
     space = [(size + 2 * pad - far * (taps - 1) - 1) // step + 1 for size, taps, step, pad, far in axes]
     return ((*x.shape[:2], *space),) * 2 if min(space) > 0 else None
+
+
+def _average_pool(
+    x: Any, window: Any, stride: Any = (), padding: Any = (0, 0), ceil: bool = False, *_: Any
+) -> tuple[Shape, ...] | None:
+    shapes = _max_pool(x, window, stride, padding, (1, 1), ceil)
+    return shapes and shapes[:1]
 
 
 GUESSES: dict[str, Guess] = {
@@ -237,4 +277,12 @@ GUESSES: dict[str, Guess] = {
     "all": _every,
     "any": _every,
     "max_pool2d_with_indices": _max_pool,
+    "avg_pool2d": _average_pool,
+    "linalg_vector_norm": _length,
+    "native_group_norm": _group_norm,
+    "native_batch_norm": _batch_norm,
+    "upsample_nearest2d": _resized,
+    "_upsample_nearest_exact2d": _resized,
+    "upsample_bilinear2d": _resized,
+    "upsample_bicubic2d": _resized,
 }
