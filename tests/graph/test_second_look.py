@@ -1,5 +1,8 @@
 """What only runs in training mode shares widths with the rest, also where that forward reads numbers."""
 
+import importlib
+
+import pytest
 import torch
 from labelled import coupled, cut_and_judge
 from torch import Tensor, nn
@@ -50,3 +53,16 @@ def test_what_was_seen_in_part_is_held() -> None:
     net = NeverTrains().eval()
     (group,) = [g for g in niwaki.trace(net, X).groups for m in g.members if m.tensor == "stand_in"]
     assert group.fixed == "the forward in training mode fails"
+
+
+def test_a_number_that_nothing_uses_is_no_reason_to_look_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a parameter of one element nothing can be cut: scales of losses, say."""
+    module = importlib.import_module("niwaki.graph.trace")
+    monkeypatch.setattr(module, "second_look", lambda *_, **__: pytest.fail("looked again"))
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model.register_parameter("scale", nn.Parameter(torch.zeros(())))
+    model.register_parameter("shift", nn.Parameter(torch.zeros(1)))
+    assert niwaki.trace(model, torch.zeros(1, 3)).units.count
+    model.register_parameter("unused", nn.Parameter(torch.zeros(2)))
+    with pytest.raises(pytest.fail.Exception, match="looked again"):
+        niwaki.trace(model, torch.zeros(1, 3))

@@ -13,6 +13,7 @@ from niwaki.graph.plans import alive_of, plan_of
 from niwaki.surgery.check import example_of, retrace
 from niwaki.surgery.cut import sliced
 from niwaki.surgery.evidence import Sizes, stays_of
+from niwaki.surgery.mending import agreement
 from niwaki.surgery.replay import regular, replays
 from zoo import named
 
@@ -50,6 +51,69 @@ def test_integers_that_were_not_mended_end_it() -> None:
     small.half = 4 - int((~rest[1][rest[0].axes[0].units][:4]).sum())
     small.out.in_features = small.out.weight.shape[1]
     assert replays(small, *rest).same
+
+
+class Counted(nn.Module):
+    """Channels times their numbers, which the forward makes anew, in a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 2, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[-1], device=x.device)[:, None] - torch.arange(x.shape[-1], device=x.device)
+        return self.out(self.wide(x) * places)
+
+
+def test_tensors_that_the_forward_makes_do_not_end_it() -> None:
+    assert replays(*parts(Counted(), torch.zeros(1, 3, 5, 5), [0, 5])).same
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.heads = nn.Linear(3, 8), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(x).view(-1, self.heads, 4).sum(1)
+
+
+class Outer(nn.Module):
+    """Where views of its part no longer fit, it says so in words of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.part, self.out = nn.Linear(3, 3), Inner(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            return self.out(self.part(self.first(x)))
+        except RuntimeError as error:
+            raise ValueError("no heads") from error
+
+
+def test_what_fails_is_told_as_by_the_full_check() -> None:
+    small, graph, alive, example, sizes = parts(Outer(), torch.zeros(1, 3), [0])
+    small.part.heads = 3
+    told = replays(small, graph, alive, example, sizes)
+    seen = retrace(small, graph, alive, example, sizes=sizes)
+    assert (told.same, told.problem) == (False, "forward fails in part: ValueError: no heads")
+    assert (seen.problem, seen.where, seen.ran) == (told.problem, "part", told.ran)
+    assert told.ran == {"", "first", "part", "part.wide"}
+    assert (told.done, told.where, frozenset({"part"})) == agreement(seen, graph, sizes)
+    assert told.done == len([record for record in graph.records if record.module in ("first", "part.wide")])
+
+
+def test_what_the_quick_check_does_not_follow_is_no_fault() -> None:
+    """A forward that reads a number raises on tensors without numbers, in the quick check alone."""
+
+    class Reads(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * int(torch.arange(3).sum())
+
+    small, *rest = parts(nn.Sequential(Reads(3, 4), nn.Linear(4, 2)), torch.zeros(1, 3), [0])
+    told = replays(small, *rest)
+    assert (told.same, told.problem) == (False, "")
 
 
 def test_it_leaves_the_model_as_it_was() -> None:
@@ -125,9 +189,12 @@ def test_where_it_holds_the_full_check_does(name: str) -> None:
         for attribute in numbers:
             if module is not None:
                 setattr(module, attribute, getattr(module, attribute) - 1)
-            if replays(small, graph, alive, given, sizes).same:
+            told = replays(small, graph, alive, given, sizes)
+            if told.same or told.problem:
                 seen = retrace(small, graph, alive, given, sizes=sizes)
-                assert (seen.problem, seen.scales) == (None, ()), attribute
+                assert (seen.problem or "", seen.scales, seen.where) == (told.problem, (), told.where), attribute
+            if told.problem:
+                assert agreement(seen, graph, sizes) == (told.done, told.where, frozenset({told.where})), attribute
             if module is not None:
                 setattr(module, attribute, getattr(module, attribute) + 1)
 

@@ -147,23 +147,31 @@ def resolved(lists: Sequence[Sequence[Term]]) -> tuple[Widths, list[tuple[np.nda
     known: dict[bytes, int] = {}
     units: list[np.ndarray] = []
     sizes: list[int] = []
+    rows_of: dict[int, list[int]] = {}
 
-    def row_of(array: np.ndarray) -> int:
-        key = array.tobytes()
-        if key not in known:
-            known[key] = len(units)
-            units.append(array)
-            sizes.append(array.size)
-        return known[key]
+    def listed_rows(factor: np.ndarray) -> list[int]:
+        """The numbers of the widths that the rows of a factor are; of a factor that many terms share, once."""
+        if id(factor) not in rows_of:
+            whole = factor.tobytes()
+            step = len(whole) // max(factor.shape[0], 1)
+            found = rows_of[id(factor)] = []
+            for r in range(factor.shape[0]):
+                key = whole[r * step : (r + 1) * step]
+                number = known.get(key)
+                if number is None:
+                    number = known[key] = len(units)
+                    units.append(factor[r])
+                    sizes.append(factor[r].size)
+                found.append(number)
+        return rows_of[id(factor)]
 
     found: list[list[tuple[int, list[int], int]]] = []
     for listed in lists:
         items = []
         for number, term in enumerate(listed):
-            rows = max((factor.shape[0] for factor in term.factors), default=1)
-            for r in range(rows):
-                picks = [row_of(np.ascontiguousarray(f[r if f.shape[0] > 1 else 0])) for f in term.factors]
-                items.append((term.constant, picks, number))
+            factors = [listed_rows(factor) for factor in term.factors]
+            for r in range(max(map(len, factors), default=1)):
+                items.append((term.constant, [rows[r] if len(rows) > 1 else rows[0] for rows in factors], number))
         found.append(items)
     count = len(units)
     most = max((len(picks) for items in found for _, picks, _ in items), default=0)

@@ -201,8 +201,9 @@ def evaluating(model: nn.Module, modules: Sequence[nn.Module]) -> nn.Module:
 
 
 @contextlib.contextmanager
-def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[nn.Module]:
-    """`model` itself, ready to be traced and without memory for as long as the block runs; then it is as it was.
+def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None], modules: Sequence[nn.Module]) -> Iterator[nn.Module]:
+    """`model` itself, whose `modules` these are, ready to be traced and without memory for as long as the block runs;
+    then it is as it was.
 
     What `copy_with` makes anew is made anew here too, but for the modules, which only get other attributes meanwhile.
     `note` is told every tensor and its stand-in.
@@ -210,7 +211,6 @@ def lent(model: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[n
     Raises:
         CannotCutError: the model's Python objects can't be copied.
     """
-    modules = [module for _, module in walk(model)]
     own = [(module, vars(module)) for module in modules]
     memo: dict[int, Any] = {id(module): module for module in modules}
 

@@ -292,7 +292,7 @@ def _trace_once(
     features: dict[str, tuple[Value | None, ...]] = {}
     for call in recorder.calls:
         features[call.path] = (*features.get(call.path, ()), call.first)
-    if any(not p.seeds for p in parameters.values() if not p.buffer):
+    if any(not p.seeds and any(n > 1 for n in p.shape) for p in parameters.values() if not p.buffer):
         second_look(
             skeleton,
             inputs,
@@ -313,9 +313,11 @@ def _trace_once(
     whole = {name: first + i for i, block in enumerate(blocks) for name in block.parameters}
     roles = {axis.tensor: axis.role for axis in axes if axis.axis == 0}
     ran = {at: first + i for i, block in enumerate(blocks) for at in block.terms}
+    shared = {id(f): f for t in recorder.terms for f in t.factors}
+    counted = {key: units.unit_of[factor] for key, factor in shared.items()}
     terms = {
         "macs": [
-            _times(Term(t.constant, tuple(units.unit_of[f] for f in t.factors)), ran.get(at))
+            _times(Term(t.constant, tuple([counted[id(f)] for f in t.factors])), ran.get(at))
             for at, t in enumerate(recorder.terms)
         ],
         "params": _parameter_terms(parameters, {(axis.tensor, axis.axis): axis.units for axis in axes}, whole),

@@ -169,11 +169,11 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     example = example_of(graph, model)
     sizes = Sizes(stays_of(graph, alive))
     groups = {r.module: groups_after(r, sizes) for r in graph.records if group_count(r) is not None}
-    mends = declare(small, {cut["tensor"] for cut in plan.cuts}, groups)
+    mends = declare(walk(small), {cut["tensor"] for cut in plan.cuts}, groups)
     mends += adapt_attention(small, graph, alive)
     meta = graph.device == "meta"
-    found = options(small, changes(graph, sizes))
     modules = dict(walk(small))
+    found = options(modules.items(), changes(graph, sizes))
     before = {(path, name): getattr(modules[path], name) for option in found for path, name in option.places}
     extra: list[Mend] = []
     grows = bool((alive > 1).any())

@@ -28,13 +28,17 @@ class Option(NamedTuple):
     """What they may become, the likeliest first."""
 
 
-def declare(model: nn.Module, touched: set[str], groups: Mapping[str, int]) -> list[Mend]:
+Modules = Iterable[tuple[str, nn.Module]]
+"""Modules and their paths."""
+
+
+def declare(modules: Modules, touched: set[str], groups: Mapping[str, int]) -> list[Mend]:
     """Set the declared sizes of torch's own modules whose tensors changed, from the shapes of those tensors.
 
     `groups` has the number of groups that a grouped call in a module is left with (module path -> groups).
     """
     mends: list[Mend] = []
-    for path, module in walk(model):
+    for path, module in modules:
         if not _touched(path, module, touched):
             continue
         for attribute, value in declared(module, groups.get(path)).items():
@@ -125,14 +129,14 @@ MOST_PARTS = 16
 """An integer may be this fraction of a number that changed: heads of a width, bins of four sides."""
 
 
-def options(model: nn.Module, changes: Changes) -> list[Option]:
+def options(modules: Modules, changes: Changes) -> list[Option]:
     """Integers of modules that may have to change with the numbers seen there: those that equal one that changed, whose
     likeliest choice is that it changed too, and those that are a part of one, which are likelier to stay.
 
     Modules of one class in which the same number has the same choices are decided together.
     """
     found: dict[Any, Option] = {}
-    for path, module in walk(model):
+    for path, module in modules:
         home = path
         while home and home not in changes:  # asked by a method and not called: what it computes ran in who holds it
             home = home.rpartition(".")[0]

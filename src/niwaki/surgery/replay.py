@@ -87,14 +87,14 @@ def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
     """Whether the forward of `small` is plainly the traced one, every call cut down, or fails where it still was."""
     if graph.device != "meta" or graph.data_reads or (alive > 1).any() or not regular(graph, alive > 0):
         return Told()
-    replay = Replay(graph, sizes)
+    replay, modules = Replay(graph, sizes), walk(small)
     try:
-        with lent(small, replay.note) as skeleton:
+        with lent(small, replay.note, [module for _, module in modules]) as skeleton:
             if not replay.seed(skeleton, graph):
                 return Told()
             inputs = map_tensors(example, lambda t: t.to("meta"))
             replay.busy = False
-            with quiet(skeleton), torch.no_grad(), replay:
+            with quiet(skeleton, modules), torch.no_grad(), replay:
                 output = run(skeleton, inputs)
     except Exception as error:
         if replay.busy or replay.departed:  # whatever it is, the full check meets it again and says where
