@@ -203,7 +203,7 @@ def run(
 
 def best(rows: Rows, name: str, keep: float, side: str) -> tuple[str, float] | None:
     """What one side ranks by and its learning rate: best after the longest recovery that was tried, on mixed validation
-    pictures, or, where those were not told yet, on the pictures as they are.
+    pictures, or, where those were not told yet or the network never saw them, on the pictures as they are.
     """
     tried = [
         row
@@ -212,7 +212,7 @@ def best(rows: Rows, name: str, keep: float, side: str) -> tuple[str, float] | N
         and (row["network"], row["keep"]) == (name, keep)
         and row["who"].startswith(side)
     ]
-    telling = [row for row in tried if "mixed" in row]
+    telling = [row for row in tried if "mixed" in row and name not in TRAINED]
     tried, what = (telling, "mixed") if telling else (tried, "val")
     steps = [math.prod(int(number) for number in row["passes"].split(" x ")) for row in tried]
     longest = [row for row, count in zip(tried, steps, strict=True) if count == max(steps)]
