@@ -75,13 +75,13 @@ class Ledger:
         kinds, place = np.unique(self.kind[chunks], return_inverse=True)
         return self._change(name, kinds, counts, 1)[place]
 
-    def addition(self, name: str, chunk: int, widths: np.ndarray) -> float:
-        """The same for one chunk; `widths` are the counts and a one behind them."""
+    def addition(self, name: str, chunk: int, counts: np.ndarray) -> float:
+        """The same for one chunk."""
         cost, pairs, kind = self.costs[name], self._pairs(name), int(self.kind[chunk])
         run = slice(pairs.starts[kind], pairs.starts[kind + 1])
-        now, items = widths[pairs.factors[run]].astype(np.float64), pairs.items[run]
+        now, items = np.append(counts, 1).astype(np.float64)[pairs.factors[run]], pairs.items[run]
         change = cost.values(items, now + pairs.moved[run]) - cost.values(items, now)
-        return float(cost.changes(change, items, np.zeros(items.size, np.int64), size=1, counts=widths[:-1])[0])
+        return float(cost.changes(change, items, np.zeros(items.size, np.int64), size=1, counts=counts)[0])
 
     def savings(self, name: str, counts: np.ndarray) -> np.ndarray:
         """What removing each chunk alone would save at these counts; exact; float64 `[chunks]`."""
@@ -166,8 +166,7 @@ def refill(
     `chained` numbers chunks that may only come back in order (fixed multiples): once one does not fit, the rest of its
     chain stays out.
     """
-    widths = np.append(ledger.counts(gone, full), 1)
-    counts = widths[:-1]
+    counts = ledger.counts(gone, full)
     slack = {name: limits[name] - ledger.costs[name].total(counts) for name in limits}
     candidates = order[::-1][gone[order[::-1]]]
     blocked: set[int] = set()
@@ -192,7 +191,7 @@ def refill(
                 if chained[i] >= 0:
                     blocked.add(int(chained[i]))
                 continue
-            price = {name: ledger.addition(name, i, widths) for name in slack}
+            price = {name: ledger.addition(name, i, counts) for name in slack}
             if all(price[name] <= slack[name] for name in slack):
                 gone[i] = False
                 held = slice(ledger.takes.indptr[i], ledger.takes.indptr[i + 1])
