@@ -232,8 +232,8 @@ def page(rows: Rows) -> None:
         softened scores (temperature 4, weight 1). What each side ranks by, and its learning rate, is the pair with the
         best validation accuracy after a short recovery (`--choose`), of up to eight importances of the peer and up
         to fourteen rules of ours. The published network was trained on the validation pictures, so for it, where
-        *mixed* is given, that accuracy chooses: on pictures that were each averaged with another one of their class, which no
-        network was trained on.
+        *mixed* is given, that accuracy chooses: on pictures that were each averaged with another one of
+        their class, which no network was trained on.
         ResNet-56 is the published network (93.39 %), VGG-16-BN was trained here for 4 epochs in bfloat16 (81.46 %,
         `python benchmarks/udfc.py --only vgg16_bn --train 4 --precision bf16`).
 
