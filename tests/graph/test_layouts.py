@@ -117,6 +117,7 @@ def test_in_place_gives_the_tensor_itself() -> None:
         (aten.native_group_norm.default, (meta(2, 6, 5), None, None, 2, 6, 4, 3, 1e-5)),
         (aten.native_batch_norm.default, (meta(2, 3), None, None, meta(3), meta(3), False, 0.1, 1e-5)),
         (aten.native_batch_norm.default, (meta(2, 3), meta(2), None, None, None, True, 0.1, 1e-5)),
+        (aten.native_batch_norm.default, (meta(1, 3, 1), None, None, None, None, True, 0.1, 1e-5)),  # no statistics
         (aten.native_batch_norm.default, (meta(3), None, None, None, None, True, 0.1, 1e-5)),
         (aten.upsample_bilinear2d.default, (meta(2, 3, 4, 5).to(memory_format=torch.channels_last), [8, 7], False)),
         (aten.upsample_bilinear2d.vec, (meta(2, 3, 4, 5), None, False, [2.0, 2.0])),

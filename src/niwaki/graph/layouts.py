@@ -207,7 +207,9 @@ def _batch_norm(x: Any, weight: Any, bias: Any, *statistics: Any) -> tuple[Shape
     """One that takes the statistics of what comes in; where it is given them there are none to give."""
     *known, training, _, _ = statistics
     given = [tensor for tensor in (weight, bias, *known) if tensor is not None]
-    if not training or not _plain(x) or x.dim() < 2 or any(tensor.shape != x.shape[1:2] for tensor in given):
+    if not training or not _plain(x) or x.dim() < 2 or x.numel() <= x.shape[1]:
+        return None  # of one position a channel there are no statistics, and the operator may say so
+    if any(tensor.shape != x.shape[1:2] for tensor in given):
         return None
     return x.shape, x.shape[1:2], x.shape[1:2]
 
