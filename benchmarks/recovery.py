@@ -41,11 +41,14 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, inner widths, uniform": {"protect": STREAMS, "how": niwaki.budgets.Uniform()},
     "L2, inner widths, per MACs": {"protect": STREAMS, "how": niwaki.budgets.GlobalRank(per="macs")},
     "L2, inner widths, rest": {"protect": STREAMS, "how": REST},
-    "L2, inner widths, rest, refitted": {"protect": STREAMS, "how": REST, "refit": True},
-    "L2, inner widths, rest, floor 0.3, refitted": {"protect": STREAMS, "how": REST, "refit": True, "floor": 0.3},
-    "L2, inner widths, rest, floor 0.2, refitted": {"protect": STREAMS, "how": REST, "refit": True, "floor": 0.2},
+    "L2, inner widths, rest, refitted": {"protect": STREAMS, "how": REST, "refit": "whole"},
+    "L2, inner widths, rest, floor 0.3, refitted": {"protect": STREAMS, "how": REST, "refit": "whole", "floor": 0.3},
+    "L2, inner widths, rest, floor 0.2, refitted": {"protect": STREAMS, "how": REST, "refit": "whole", "floor": 0.2},
+    "L2, inner widths, rest, in turn": {"protect": STREAMS, "how": REST, "refit": "cut"},
+    "L2, inner widths, rest, floor 0.3, in turn": {"protect": STREAMS, "how": REST, "refit": "cut", "floor": 0.3},
     "LAMP, inner widths": {"protect": STREAMS, "how": LAMP},
-    "LAMP, inner widths, refitted": {"protect": STREAMS, "how": LAMP, "refit": True},
+    "LAMP, inner widths, refitted": {"protect": STREAMS, "how": LAMP, "refit": "whole"},
+    "LAMP, inner widths, in turn": {"protect": STREAMS, "how": LAMP, "refit": "cut"},
     "UDFC": {"udfc": True},
     "OBS, inner widths": {"protect": STREAMS, "surgeon": niwaki.scores.OptimalBrainSurgeon()},
 }
@@ -74,7 +77,8 @@ def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
     protect = settings.pop("protect", ()) if name not in TRAINED else ()
     surgeon = settings.pop("surgeon", None)
     score, ranking = surgeon or niwaki.scores.Magnitude(p=2), niwaki.budgets.GlobalRank()
-    batches = task.calibration(BATCHES, 0) if settings.pop("refit", False) or surgeon else None
+    refit = settings.pop("refit", "whole" if surgeon else None)
+    batches = task.calibration(BATCHES, 0) if refit else None
     if surgeon:
         ranking = niwaki.budgets.GlobalRank(normalise="none", per="macs")
     graph = niwaki.trace(model, task.example(), protect=protect)
@@ -82,7 +86,8 @@ def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
     plan = niwaki.choose(graph, niwaki.score(graph, evidence, how=score), budget, how=settings.pop("how", ranking))
     small = niwaki.cut(model, plan)
     if batches:
-        niwaki.repair(small, map(task.inputs, batches), how=niwaki.repair.LeastSquares(), model=model, plan=plan)
+        how = niwaki.repair.LeastSquares(inputs=refit)
+        niwaki.repair(small, map(task.inputs, batches), how=how, model=model, plan=plan)
     return small
 
 

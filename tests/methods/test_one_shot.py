@@ -103,6 +103,10 @@ def test_refitting_needs_data_and_takes_the_place_of_folding() -> None:
         small_by(Magnitude(refit=True), task=None)
     with pytest.raises(niwaki.errors.InputError, match=r"Taylor with fold=True and refit=True.*leave fold out"):
         Taylor(fold=True, refit=True)
+    with pytest.raises(niwaki.errors.InputError, match=r"refit_inputs='cut'; found: nothing is refitted.*refit=True"):
+        Magnitude(refit_inputs="cut")
+    with pytest.raises(niwaki.errors.InputError, match=r"refit_inputs.*known: whole, cut"):
+        Magnitude(refit=True, refit_inputs="small")  # type: ignore[arg-type]
 
 
 def test_a_surgeon_needs_data_and_leaves_no_blocks_out() -> None:
@@ -153,14 +157,15 @@ def test_a_refit_is_nearer_to_the_uncut_network() -> None:
     """The same plan; without batch norm nothing else repairs it."""
     model, x = plain(), torch.randn(256, 3)
     apart = {}
-    for settings in ({}, {"fold": True}, {"refit": True}):
+    choices: tuple[dict[str, Any], ...] = ({}, {"fold": True}, {"refit": True}, {"refit": True, "refit_inputs": "cut"})
+    for settings in choices:
         outcome = small_by(Magnitude(**settings), model, task=AnyTask(x))
         with torch.no_grad():
             apart[str(settings)] = float((outcome.model(x) - model(x)).square().mean())
         stages = [stage.stage for stage in outcome.stages]
     assert stages == ["cut", "refitted layers"]
-    bare, folded, refitted = apart.values()
-    assert refitted < 0.5 * folded < 0.5 * bare
+    bare, folded, refitted, in_turn = apart.values()
+    assert in_turn < 0.9 * refitted < 0.45 * folded < 0.225 * bare
     assert outcome.method["refit"] is True
 
 

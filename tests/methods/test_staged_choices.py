@@ -8,7 +8,7 @@ import torch
 from test_staged import METHODS, choosing, made, net, task  # noqa: F401  # a fixture
 
 import niwaki
-from niwaki.errors import BudgetError
+from niwaki.errors import BudgetError, InputError
 from niwaki.methods import GroupChannelPruning, YOLOv8CWD, staged
 from niwaki.methods.group_channel_pruning import BATCHES
 from niwaki.train import Recovery, Validation
@@ -100,14 +100,14 @@ def test_a_group_whose_fraction_is_zero_loses_nothing(task):  # noqa: F811
              "pressing": "local", "switch": 0.4, "quantile": 0.65, "protected": 0.01, "groups": (), "fractions": (),
              "literal": False, "meet": "majority", "floor": 0.01, "least": 1, "backbone": 1e6, "coarsest": 1e3,
              "pyramid": 1e4, "backbone_places": (), "coarsest_places": (), "pyramid_places": (), "things": False,
-             "outputs": 0.0, "temperature": 3.0, "resolution_free": True, "fold": "shift", "grids": "rows",
-             "exact_only": False},
+             "outputs": 0.0, "temperature": 3.0, "resolution_free": True, "fold": "shift", "refit_inputs": "whole",
+             "grids": "rows", "exact_only": False},
         ),
         (
             YOLOv8CWD(),  # of Sabaghian et al.: sections 3.2 to 3.4 and 6
             {"dense_epochs": 100, "sparse_epochs": 100, "tune_epochs": 100, "distil_epochs": 100, "rate": 1e-4,
              "schedule": "decreasing", "shifts": 0.0, "share": 0.0, "multiple": 8, "temperature": 4.0, "alpha": 5.0,
-             "places": (), "fold": "shift", "grids": "rows", "exact_only": False},
+             "places": (), "fold": "shift", "refit_inputs": "whole", "grids": "rows", "exact_only": False},
         ),
     ],
     ids=["group_channel_pruning", "yolov8_cwd"],
@@ -122,11 +122,15 @@ def test_a_refit_is_nearer_to_the_dense_network_than_means(task):  # noqa: F811
     pictures = next(iter(task.splits.test.batches(200)))[0]
     for batch in task.calibration(3, 0):
         model.train()(task.inputs(batch))
-    for fold in ("mean", "refit"):
-        bare = replace(METHODS[1], dense_epochs=0, sparse_epochs=0, tune_epochs=0, distil_epochs=0, fold=fold)
+    none = replace(METHODS[1], dense_epochs=0, sparse_epochs=0, tune_epochs=0, distil_epochs=0)
+    for fold, inputs in (("mean", "whole"), ("refit", "whole"), ("refit", "cut")):
+        bare = replace(none, fold=fold, refit_inputs=inputs)
         found = made(bare, task, model=model.eval(), recovery=None, repair=False)
         with torch.no_grad():
-            apart[fold] = float((found.model.eval()(pictures) - model(pictures)).square().mean())
+            apart[fold, inputs] = float((found.model.eval()(pictures) - model(pictures)).square().mean())
         told[fold] = [stage.stage for stage in found.stages]
     assert told == {"mean": ["cut", "folded constants"], "refit": ["cut", "refitted layers"]}
-    assert apart["refit"] < 0.8 * apart["mean"]
+    mean, whole, cut = apart.values()
+    assert cut < 0.9 * whole < 0.72 * mean
+    with pytest.raises(InputError, match=r"refit_inputs='cut'; found: nothing is refitted.*fold='refit'"):
+        replace(none, refit_inputs="cut")

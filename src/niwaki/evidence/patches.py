@@ -27,7 +27,7 @@ def patches(
     """
     if isinstance(layer, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
-        return rows[_drawn(len(rows), most, generator).to(x.device)]
+        return rows[drawn(len(rows), most, generator).to(x.device)]
     spatial = layer.weight.dim() - 2  # type: ignore[operator, union-attr]
     x = x if x.dim() == spatial + 2 else x[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -36,9 +36,10 @@ def patches(
     for axis, (kernel, stride, dilation) in enumerate(shapes, start=2):
         x = x.unfold(axis, (kernel - 1) * dilation + 1, stride)[..., ::dilation]
     places = (x.shape[0], *x.shape[2 : 2 + spatial])
-    index = torch.unravel_index(_drawn(torch.Size(places).numel(), most, generator).to(x.device), places)
+    index = torch.unravel_index(drawn(torch.Size(places).numel(), most, generator).to(x.device), places)
     return x.movedim(1, spatial + 1)[index].flatten(1)
 
 
-def _drawn(of: int, most: int, generator: torch.Generator) -> Tensor:
-    return torch.arange(of) if of <= most else torch.randperm(of, generator=generator)[:most]
+def drawn(of: int, most: int, generator: torch.Generator) -> Tensor:
+    """Positions in order, of so many: all of them, or `most` that are drawn."""
+    return torch.arange(of) if of <= most else torch.randperm(of, generator=generator)[:most].sort().values

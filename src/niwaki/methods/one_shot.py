@@ -16,6 +16,7 @@ from niwaki.methods.job import Job, Method, Outcome, Request
 from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.repair import BatchNormStatistics, FoldedConstants, LeastSquares, repair
+from niwaki.repair.least_squares import Inputs
 from niwaki.repair.readers import need_modules
 from niwaki.scores import Score, Scores, score
 from niwaki.scores.score import known
@@ -56,6 +57,9 @@ class OneShot(Method):
     """Refit what the next layers read, by least squares over the calibration batches, so that units that stay tell what
     removed ones told (needs a task); it folds the constants, too. A pass over the batches more, and much of what the
     cut costs before any training."""
+    refit_inputs: Inputs = "whole"
+    """For refit: inputs of the uncut network, or then, of all layers in turn, those of the network as it is cut and
+    refitted so far (cut): longer, and much better where there are residual branches. See `LeastSquares`."""
 
     def __post_init__(self) -> None:
         choices = {
@@ -65,6 +69,7 @@ class OneShot(Method):
             "grids": Grids,
             "bundle": Bundle,
             "blocks": Blocks,
+            "refit_inputs": Inputs,
         }
         known(self, **{name: get_args(choice) for name, choice in choices.items()})
         if self.rule == "uniform" and self.per != "unit":
@@ -78,6 +83,12 @@ class OneShot(Method):
                 (f"{type(self).__name__} with ", Setting("fold", True), " and ", Setting("refit", True)),
                 found="a refit folds the constants, too",
                 do=("leave ", Setting("fold"), " out"),
+            )
+        if self.refit_inputs != "whole" and not self.refit:
+            raise InputError(
+                (f"{type(self).__name__} with ", Setting("refit_inputs", self.refit_inputs)),
+                found="nothing is refitted",
+                do=("give ", Setting("refit", True), ", or leave ", Setting("refit_inputs"), " out"),
             )
         self.score(0)  # its settings, too, are refused now
 
@@ -151,7 +162,7 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     unfolded: tuple[str, ...] = ()
     if (method.fold or method.refit) and task is not None:
         inputs = (task.inputs(b) for b in task.calibration(job.calibration, job.seed))
-        how_taken = FoldedConstants("mean") if method.fold else LeastSquares(seed=job.seed)
+        how_taken = FoldedConstants("mean") if method.fold else LeastSquares(seed=job.seed, inputs=method.refit_inputs)
         unfolded = repair(small, inputs, how=how_taken, model=model, plan=plan)
         if unfolded:
             log.info("%s: %s", "constants not folded into" if method.fold else "not refitted", ", ".join(unfolded))

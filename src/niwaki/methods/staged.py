@@ -6,7 +6,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, ClassVar, Literal, Self, final, get_args
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from niwaki.methods.steps import Steps
 from niwaki.plan import Plan
 from niwaki.pressure import Pressure
 from niwaki.repair import BatchNormStatistics, FoldedConstants, LeastSquares, repair
+from niwaki.repair.least_squares import Inputs
 from niwaki.scores.score import known
 from niwaki.surgery import surgery_of
 from niwaki.surgery.cut import eager_door
@@ -67,13 +68,22 @@ class Staged(Method):
     fold: Literal["shift", "mean", "refit", "none"] = "shift"
     """What removed channels still put out goes into what reads them: as if their scales were zero (shift), by their
     mean over the calibration batches (mean), as far as channels that stay tell it there (refit), or not at all."""
+    refit_inputs: Inputs = "whole"
+    """For refit: inputs of the uncut network, or then, of all layers in turn, those of the network as it is cut and
+    refitted so far (cut). See `LeastSquares`."""
     grids: Literal["rows", "columns"] = "rows"
     """Where an axis is a grid: whole rows or equally many columns of every row."""
     exact_only: bool = False
     """Leave groups whole whose removal changes more than zeroing does."""
 
     def __post_init__(self) -> None:
-        known(self, fold=("shift", "mean", "refit", "none"), grids=("rows", "columns"))
+        known(self, fold=("shift", "mean", "refit", "none"), grids=("rows", "columns"), refit_inputs=get_args(Inputs))
+        if self.refit_inputs != "whole" and self.fold != "refit":
+            raise InputError(
+                (f"{type(self).__name__} with ", Setting("refit_inputs", self.refit_inputs)),
+                found="nothing is refitted",
+                do=("give ", Setting("fold", "refit"), ", or leave ", Setting("refit_inputs"), " out"),
+            )
         for name in ("dense_epochs", "sparse_epochs", "tune_epochs", "distil_epochs"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
@@ -236,7 +246,8 @@ class Staged(Method):
             log.warning("cut as a rewritten graph: constants are not folded, and places inside can't be compared")
         elif self.fold != "none":
             batches = inputs()[:1] if self.fold == "shift" else inputs()
-            how = LeastSquares(seed=job.seed) if self.fold == "refit" else FoldedConstants(self.fold)
+            refit = LeastSquares(seed=job.seed, inputs=self.refit_inputs)
+            how = refit if self.fold == "refit" else FoldedConstants(self.fold)
             unfolded = repair(small, batches, how=how, model=sparse, plan=plan)
             if unfolded:
                 log.info("%s: %s", "not refitted" if self.fold == "refit" else "constants not folded into",

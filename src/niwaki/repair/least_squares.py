@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence.patches import patches
 from niwaki.plan import Plan
+from niwaki.repair.in_turn import refit_in_turn
 from niwaki.repair.readers import Readers, listen
+
+Inputs = Literal["whole", "cut"]
 
 
 @final
@@ -21,12 +24,12 @@ class LeastSquares:
 
     Of a layer `W x + b` with inputs x (of a convolution: patches), of which z stay, the weights and constant that
     minimise the mean square of `W x - W' z - c`, with a price on leaving the weights it had. Inputs are the uncut
-    model's. By a large ridge nothing is left but the constants: `FoldedConstants("mean")`.
+    model's, unless others are asked for. By a large ridge nothing is left but the constants: `FoldedConstants("mean")`.
 
     Readers are linear layers and plain convolutions; others are left alone and returned by name.
 
-    Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (the weights for given channels). Differs: a ridge, a constant,
-    and no inputs of the network as it is cut so far.
+    Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (the weights for given channels), 3.2 (residual branches).
+    Differs: a ridge, a constant, and inputs of the uncut network unless `inputs="cut"`.
     """
 
     ridge: float = 1e-2
@@ -38,10 +41,17 @@ class LeastSquares:
     each other: 0.5 GiB for 8192. A larger one takes the constants alone."""
     seed: int = 0
     """Of the draws."""
+    inputs: Inputs = "whole"
+    """Of the uncut network, one pass for all layers ("whole"); or then, of all layers in turn, of the network as it is
+    cut and refitted so far ("cut"), which also makes up in residual branches for what the sum lost. The batches are
+    put together to one for it; what layers put out at the drawn positions is held, 4 bytes a number."""
 
     def __post_init__(self) -> None:
         if not self.ridge > 0:
             raise InputError(f"LeastSquares(ridge={self.ridge!r})", found="not above 0", do="give a positive number")
+        if self.inputs not in get_args(Inputs):
+            found = f"known: {', '.join(get_args(Inputs))}"
+            raise InputError(f"LeastSquares(inputs={self.inputs!r})", found=found, do="use one")
         for name in ("samples", "largest"):
             if (count := getattr(self, name)) < 1:
                 raise InputError(f"LeastSquares({name}={count!r})", found="fewer than 1", do="give 1 or more")
@@ -65,6 +75,7 @@ class LeastSquares:
             InputError: no batches, a model that was not cut through the eager door, or another model's optimiser.
             NotFiniteError: an input of a layer is NaN or infinite.
         """
+        batches = list(batches) if self.inputs == "cut" else batches
         readers = Readers(model, small, plan, optimizer, what="refit layers")
         seen: dict[str, _Moments] = {}
         generator = torch.Generator().manual_seed(self.seed)
@@ -90,6 +101,9 @@ class LeastSquares:
                 change = (taken @ predicted).reshape(len(now), -1, *now.shape[2:])
                 now.index_add_(1, readers.first(name), change.to(now.dtype))  # of a unit's copies the first one
             readers.shift(name, taken @ constant)
+        if isinstance(batches, list) and self.inputs == "cut":
+            most = self.samples * len(batches)
+            refit_in_turn(readers, batches, ridge=self.ridge, most=most, largest=self.largest, seed=self.seed)
         return tuple(dict.fromkeys(readers.skipped))
 
 

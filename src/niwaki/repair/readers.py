@@ -1,12 +1,14 @@
 """Layers that read what a plan removes: which they are, what they read, and how they take a constant."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from niwaki.errors import InputError
 from niwaki.evidence.patches import stock
@@ -50,7 +52,7 @@ class Readers:
         graph = (
             plan.graph if plan.graph is not None else trace(model, decode_example(plan.example, str(device_of(model))))
         )
-        self.small, self.plan, self.optimizer = small, plan, optimizer
+        self.model, self.small, self.plan, self.optimizer = model, small, plan, optimizer
         self.whole, self.modules = dict(model.named_modules()), dict(small.named_modules())
         self.gone, self.skipped = _consumers(model, plan, graph)
         """Layer -> the removed positions of its input; and what reads some and can't be changed."""
@@ -60,11 +62,16 @@ class Readers:
     def weight(self, name: str) -> Tensor:
         """What the layer's weight was, `[outputs that stay, all inputs, ...]`, as its rows are scaled now."""
         weight: Tensor = self.whole[name].weight.detach()  # type: ignore[assignment, operator, union-attr]
-        rows = next((c["keep"] for c in self.plan.by_tensor().get(f"{name}.weight", ()) if c["axis"] == 0), None)
+        rows = self.rows(name)
         if rows is not None:
-            weight = weight.index_select(0, torch.tensor(rows, device=weight.device))
+            weight = weight.index_select(0, rows)
         entry = self.scaled.get(f"{name}.weight")
         return weight if entry is None else scale_slices(weight.double(), entry)
+
+    def rows(self, name: str) -> Int[Tensor, " outputs"] | None:
+        """Which outputs of the layer stay; None where all do."""
+        keep = next((c["keep"] for c in self.plan.by_tensor().get(f"{name}.weight", ()) if c["axis"] == 0), None)
+        return None if keep is None else torch.tensor(keep, device=device_of(self.whole[name]))
 
     def first(self, name: str) -> Int[Tensor, " inputs"]:
         """Where in the small layer's input each one that stays is, in order; of several copies the first."""
@@ -89,6 +96,21 @@ class Readers:
                 _join(self.optimizer, layer.weight, bias)
 
 
+@contextmanager
+def evaluating(model: nn.Module, handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards modules are in the modes they had, and hooks are gone."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def listen(
     model: nn.Module,
     layers: Iterable[str],
@@ -104,26 +126,15 @@ def listen(
         InputError: no batches.
     """
     modules = dict(model.named_modules())
-    handles = []
 
     def watch(name: str) -> Any:
         return lambda module, args: hear(name, module, args[0].detach())
 
-    modes = {module: module.training for module in model.modules()}
     device, seen = device_of(model), 0
-    try:
-        for name in layers:
-            handles.append(modules[name].register_forward_pre_hook(watch(name)))
-        model.eval()
-        with torch.no_grad():
-            for batch in batches:
-                run(model, map_tensors(batch, lambda t: t.to(device)))
-                seen += 1
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model, [modules[name].register_forward_pre_hook(watch(name)) for name in layers]):
+        for batch in batches:
+            run(model, map_tensors(batch, lambda t: t.to(device)))
+            seen += 1
     if seen == 0:
         raise InputError(what, found="no batches", do="give at least one batch of inputs")
 

@@ -1,0 +1,408 @@
+"""Layers refitted one after another, each to the inputs that it gets from the network as it is cut so far."""
+
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from niwaki.errors import InputError, NotFiniteError
+from niwaki.evidence.patches import drawn, patches, stock
+from niwaki.repair.readers import Readers, evaluating
+from niwaki.units import device_of, map_tensors, run, tensors_in
+
+ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
+MUL = torch.ops.aten.mul.Tensor
+PERMUTE, TRANSPOSE = torch.ops.aten.permute.default, torch.ops.aten.transpose.int
+CHUNK = 1 << 14
+"""Rows that are in float64 at a time."""
+LEAST = 1e-3
+"""Of the largest factor behind a layer: a channel with less of it can make up for nothing in a sum."""
+
+
+@dataclass(eq=False)
+class Target:
+    """What a layer of the uncut network put out at drawn positions, and what it is added to."""
+
+    rows: Float[Tensor, "positions outputs"]
+    places: Tensor
+    """The drawn positions, of all that there are in the order of the output with its channels last."""
+    channel: int
+    """Axis of the channels in the output, and in the input."""
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    """Of input and output but for their channels."""
+    number: int
+    """Of the layer, among the operators."""
+    behind: tuple[str, ...] = ()
+    """What scales and shifts each channel before the sum: modules of batch norms, parameters that are factors."""
+    other: tuple[int, int] | None = None
+    """What it is added to: which operator made it, and as which of its outputs."""
+    back: tuple[int, ...] = ()
+    """Order of that value's axes in which it is laid out as the layer's output."""
+    addend: Float[Tensor, "positions outputs"] | None = None
+    """That value in the uncut network."""
+
+    def at(self, value: Tensor) -> Float[Tensor, "positions outputs"]:
+        """A value laid out as the layer's output, at the drawn positions."""
+        flat = value.detach().movedim(self.channel, -1).reshape(-1, value.shape[self.channel])
+        return flat[self.places.to(flat.device)]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How a tensor comes from a layer: channels scaled and shifted, axes in another order."""
+
+    layer: str
+    behind: tuple[str, ...]
+    axes: tuple[int, ...]
+    """Which axis of the layer's output each axis is."""
+
+
+class _Operators(TorchDispatchMode):
+    """Numbers the operators of a forward, of which a layer counts as one: with a bias added it may run others.
+
+    `paused`, they are neither counted nor looked at, as inside of layers.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.names: list[Any] = []
+        self.paused = False
+        self.handles: list[RemovableHandle] = []
+        for name, module in modules.items():
+            if stock(module):
+                self.handles.append(module.register_forward_pre_hook(self._starts(name)))
+                self.handles.append(module.register_forward_hook(self._ends(name)))
+
+    def _starts(self, name: str) -> Any:
+        def hear(module: nn.Module, args: Any) -> None:
+            self.paused = True
+            self.starts(name, module, args[0].detach())
+
+        return hear
+
+    def _ends(self, name: str) -> Any:
+        def hear(module: nn.Module, args: Any, out: Tensor) -> None:
+            self.after([out], self.ends(name, module, out))
+            self.names.append(name)
+            self.paused = False
+
+        return hear
+
+    def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """Hear of a layer that is about to run, and its input."""
+
+    def ends(self, name: str, module: nn.Module, out: Tensor) -> Any:
+        """Hear of what a layer put out; `after` gets what is returned."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        told = self.before(func, args, kwargs)
+        out = func(*args, **kwargs)
+        self.after(tensors_in(out), told)
+        self.names.append(func)
+        return out
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Look at an operator before it runs; `after` gets what is returned. What it writes in place is gone then."""
+
+    def after(self, outputs: list[Tensor], told: Any) -> None:
+        raise NotImplementedError
+
+
+class _Whole(_Operators):
+    """A forward of the uncut network: targets of its layers, and the sums that they go into."""
+
+    def __init__(self, model: nn.Module, layers: Container[str], most: int, seed: int) -> None:
+        modules = dict(model.named_modules())
+        super().__init__(modules)
+        self.layers, self.most, self.seed = layers, most, seed
+        self.targets: dict[str, Target] = {}
+        self.calls: Counter[str] = Counter()
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        """Layers that run, and the shapes of what they were given."""
+        self.wrote: Any = WeakIdKeyDictionary()
+        """Tensor -> the operator that wrote it last, and which of its outputs it is."""
+        self.ways: Any = WeakIdKeyDictionary()
+        self.factors = {(p.data_ptr(), p.numel()): name for name, p in model.named_parameters()}
+        for name, module in modules.items():
+            plain = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+            if plain and module.running_mean is not None:
+                self.handles.append(module.register_forward_hook(self._norm(name)))
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> _Way | None:
+        first, second = (*args[:2], None, None)[:2]
+        way = self.ways.get(first) if isinstance(first, Tensor) else None
+        other = self.ways.get(second) if isinstance(second, Tensor) else None
+        if way is None and other is None:
+            return None
+        if func in ADD and not kwargs and isinstance(second, Tensor) and first.shape == second.shape:
+            self._added(way, second)
+            self._added(other, first)
+        elif func is MUL and isinstance(second, Tensor):
+            return self._scaled(way, first, second) or self._scaled(other, second, first)
+        elif func is PERMUTE and way is not None:
+            return _Way(way.layer, way.behind, tuple(way.axes[axis] for axis in second))
+        elif func is TRANSPOSE and way is not None:
+            axes = list(way.axes)
+            axes[args[1]], axes[args[2]] = axes[args[2]], axes[args[1]]
+            return _Way(way.layer, way.behind, tuple(axes))
+        return None
+
+    def after(self, outputs: list[Tensor], told: _Way | None) -> None:
+        for place, tensor in enumerate(outputs):
+            self.wrote[tensor] = (len(self.names), place)
+            self.ways.pop(tensor, None)
+        if told is not None:
+            self.ways[outputs[0]] = told
+
+    def _added(self, way: _Way | None, other: Tensor) -> None:
+        """What comes from a layer is added to a value; of use if that was there before the layer ran."""
+        made = self.wrote.get(other)
+        if way is None or made is None:
+            return
+        target = self.targets[way.layer]
+        if target.other is None and made[0] < target.number:
+            target.behind, target.other = way.behind, made
+            target.back = tuple(way.axes.index(axis) for axis in range(len(way.axes)))
+            target.addend = target.at(other.permute(target.back))
+
+    def _scaled(self, way: _Way | None, value: Tensor, factor: Tensor) -> _Way | None:
+        """A value's channels are multiplied by a parameter of one number each."""
+        if way is None:
+            return None
+        name = self.factors.get((factor.data_ptr(), factor.numel()))
+        shape = [1] * (value.dim() - factor.dim()) + list(factor.shape)
+        channel = way.axes.index(self.targets[way.layer].channel)
+        wanted = [1] * value.dim()
+        wanted[channel] = value.shape[channel]
+        return None if name is None or shape != wanted else _Way(way.layer, (*way.behind, name), way.axes)
+
+    def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
+        self.inputs[name] = tuple(x.shape)
+
+    def ends(self, name: str, module: nn.Module, out: Tensor) -> _Way | None:
+        self.calls[name] += 1
+        if name not in self.layers or self.calls[name] > 1:
+            return None
+        channel = out.dim() - 1 - (0 if isinstance(module, nn.Linear) else module.weight.dim() - 2)  # type: ignore[operator, union-attr]
+        of = out.numel() // out.shape[channel]
+        places = drawn(of, self.most, torch.Generator().manual_seed(self.seed))
+        shapes = _around(self.inputs.pop(name), channel), _around(tuple(out.shape), channel)
+        target = Target(out.new_empty(0), places, channel, shapes, len(self.names))
+        target.rows = target.at(out).clone()
+        self.targets[name] = target
+        return _Way(name, (), tuple(range(out.dim())))
+
+    def _norm(self, name: str) -> Any:
+        def hear(module: nn.Module, args: Any, out: Tensor) -> None:
+            way = self.ways.get(args[0])
+            if way is not None:
+                self.ways[out] = _Way(way.layer, (*way.behind, name), way.axes)
+
+        return hear
+
+
+class _Small(_Operators):
+    """A forward of the cut network beside the uncut one's; keeps values that its layers are added to."""
+
+    def __init__(
+        self,
+        small: nn.Module,
+        names: list[Any],
+        targets: dict[str, Target],
+        refit: Callable[[str, nn.Module, Tensor, Target, Tensor | None], None],
+    ) -> None:
+        super().__init__(dict(small.named_modules()))
+        self.expected, self.targets, self.refit = names, targets, refit
+        self.same = True
+        """Whether each operator so far was the uncut network's."""
+        self.wanted = Counter(target.other for target in targets.values() if target.other is not None)
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def before(self, func: Any, args: Any, kwargs: Any) -> None:
+        self._expect(func)
+
+    def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
+        self._expect(name)
+        target = self.targets.pop(name, None)
+        if target is not None and _around(tuple(x.shape), target.channel) == target.shapes[0]:
+            self.refit(name, module, x, target, self._addend(target))
+
+    def _expect(self, what: Any) -> None:
+        number = len(self.names)
+        self.same = self.same and number < len(self.expected) and self.expected[number] == what
+
+    def after(self, outputs: list[Tensor], told: None) -> None:
+        for place, tensor in enumerate(outputs):
+            if self.wanted[len(self.names), place]:
+                self.kept[len(self.names), place] = tensor
+
+    def _addend(self, target: Target) -> Float[Tensor, "positions outputs"] | None:
+        """What the layer of a target is added to; None where it was not found."""
+        key = target.other
+        if key is None or key not in self.kept:
+            return None
+        value = self.kept[key]
+        self.wanted[key] -= 1
+        if not self.wanted[key]:
+            del self.kept[key]
+        fits = self.same and value.dim() == len(target.back)
+        value = value.permute(target.back) if fits else value
+        return target.at(value) if fits and _around(tuple(value.shape), target.channel) == target.shapes[1] else None
+
+
+def refit_in_turn(
+    readers: Readers, batches: Sequence[Any], *, ridge: float, most: int, largest: int, seed: int
+) -> None:
+    """Refit all layers of a cut network in place, in the order in which they run, to what the uncut ones put out.
+
+    Inputs are those of the network as it is cut and refitted so far. Where a layer's output, or what batch norms and
+    factors of channels make of it, is added to a value that was there before, the target of the sum is the uncut sum:
+    the layer also makes up for what that value lost. Left alone: layers that are called more than once or not at all,
+    with several groups, a shared weight, outputs that the cut has scaled or more than `largest` inputs.
+
+    Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (inputs of the cut network), sec. 3.2 (residual branches).
+
+    Args:
+        batches: inputs of the model, put together to one batch.
+        most: positions that are drawn for a layer.
+
+    Raises:
+        InputError: batches that can't be put together.
+        NotFiniteError: an input or output of a layer is NaN or infinite.
+    """
+    model, small, modules, own = readers.model, readers.small, readers.whole, readers.modules
+    example = map_tensors(_together(batches), lambda tensor: tensor.to(device_of(model)))
+    times = Counter(id(weight) for module in modules.values() for weight in module._parameters.values())
+    layers = [
+        name
+        for name, module in modules.items()
+        if stock(module)
+        and name in own
+        and getattr(module, "groups", 1) == 1
+        and times[id(module._parameters.get("weight"))] == 1
+        and f"{name}.weight" not in readers.scaled
+        and own[name].weight[0].numel() <= largest  # type: ignore[index, operator, union-attr]
+    ]
+    whole = _Whole(model, set(layers), most, seed)
+    with evaluating(model, whole.handles), whole:
+        run(model, example)
+    targets = {name: target for name, target in whole.targets.items() if whole.calls[name] == 1}
+
+    def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> None:
+        rows = patches(module, x, most, torch.Generator().manual_seed(seed))
+        _refit(name, module, rows, _wanted(name, target, addend, readers), readers, ridge)
+
+    beside = _Small(small, whole.names, targets, refit)
+    with evaluating(small, beside.handles), beside:
+        run(small, example)
+
+
+def _refit(
+    name: str,
+    layer: nn.Module,
+    rows: Float[Tensor, "positions inputs"],
+    wanted: Float[Tensor, "positions outputs"],
+    readers: Readers,
+    ridge: float,
+) -> None:
+    """Change a layer's weight and constant by least squares, so that it puts out what is wanted for its inputs."""
+    weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator, union-attr]
+    flat = weight.flatten(1).double()
+    constant = layer.bias.detach().double() if layer.bias is not None else 0.0  # type: ignore[operator, union-attr]
+    inputs, outputs = flat.shape[1], flat.shape[0]
+    products, cross = flat.new_zeros(inputs, inputs), flat.new_zeros(inputs, outputs)
+    total, missing = flat.new_zeros(inputs), flat.new_zeros(outputs)
+    for part, aim in zip(rows.split(CHUNK), wanted.split(CHUNK), strict=True):
+        part = part.double()
+        rest = aim - part @ flat.T - constant
+        products.addmm_(part.T, part)
+        cross.addmm_(part.T, rest)
+        total += part.sum(0)
+        missing += rest.sum(0)
+    mean, shift = total / len(rows), missing / len(rows)
+    if not bool(mean.isfinite().all() and shift.isfinite().all()):
+        do = "look for it in the batches and in the weights"
+        raise NotFiniteError("refit layers", found="an input or output that is NaN or infinite", where=name, do=do)
+    covariance = products / len(rows) - mean[:, None] * mean
+    level = covariance.diagonal().mean()
+    covariance.diagonal().add_(ridge * level if level > 0 else 1.0)
+    change = torch.cholesky_solve(cross / len(rows) - mean[:, None] * shift, torch.linalg.cholesky(covariance)).T
+    weight.add_(change.reshape(weight.shape).to(weight.dtype))
+    readers.shift(name, shift - change @ mean)
+
+
+def _wanted(
+    name: str, target: Target, addend: Float[Tensor, "positions outputs"] | None, readers: Readers
+) -> Float[Tensor, "positions outputs"]:
+    """What the cut layer is to put out, in float64: behind it the uncut layer's channels that stay, and in sum with the
+    value that it is added to the uncut sum.
+    """
+    behind = target.behind
+    norm = readers.follows.get(name)
+    if norm is not None and norm not in behind and readers.whole[norm].running_mean is not None:
+        behind, addend = (norm,), None
+    rows = target.rows.double()
+    before, ahead = _affine(behind, readers.whole, rows), _affine(behind, readers.modules, rows)
+    aim = rows * before[0] + before[1]
+    if addend is not None and target.addend is not None:
+        aim = aim + target.addend
+    keep = readers.rows(name)
+    if keep is not None:
+        aim, rows = aim[:, keep], rows[:, keep]
+    if addend is not None and target.addend is not None:
+        aim = aim - addend
+    factor, constant = ahead
+    useful = factor.abs() > LEAST * factor.abs().max()
+    return torch.where(useful, (aim - constant) / factor.where(useful, torch.ones_like(factor)), rows)
+
+
+def _affine(behind: tuple[str, ...], modules: dict[str, nn.Module], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor and constant of each channel that batch norms and factors come to."""
+    factor, constant = like.new_ones(()), like.new_zeros(())
+    for name in behind:
+        norm: Any = modules.get(name)
+        if norm is not None:
+            mean, variance = norm.running_mean.double(), norm.running_var.double()
+            scale = (variance + norm.eps).rsqrt()
+            if norm.weight is not None:
+                scale = scale * norm.weight.detach().double()
+            factor, constant = factor * scale, (constant - mean) * scale
+            if norm.bias is not None:
+                constant = constant + norm.bias.detach().double()
+        else:
+            path, _, leaf = name.rpartition(".")
+            scale = modules[path].get_parameter(leaf).detach().double().flatten()
+            factor, constant = factor * scale, constant * scale
+    return factor, constant
+
+
+def _around(shape: tuple[int, ...], channel: int) -> tuple[int, ...]:
+    """A shape without its channels."""
+    return shape[:channel] + shape[channel + 1 :]
+
+
+def _together(batches: Sequence[Any]) -> Any:
+    """Batches put together to one, along the first axis of every tensor."""
+    if not batches:
+        raise InputError("refit layers", found="no batches", do="give at least one batch of inputs")
+    leaves = [tensors_in(batch) for batch in batches]
+    shapes = {tuple(tuple(leaf.shape[1:]) if leaf.dim() else None for leaf in each) for each in leaves}
+    if len(shapes) > 1 or None in next(iter(shapes)):
+        raise InputError(
+            "refit layers in turn",
+            found=f"batches of {len(shapes)} kinds of shapes that can't be put together",
+            do="give batches whose tensors differ in their first axis only",
+        )
+    whole = iter([torch.cat(each) for each in zip(*leaves, strict=True)])
+    return map_tensors(batches[0], lambda tensor: next(whole))
