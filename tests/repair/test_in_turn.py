@@ -174,7 +174,7 @@ def test_it_is_nearer_than_of_whole_inputs_on_unseen_pictures() -> None:
 
 
 class Scaled(nn.Module):
-    """Blocks as ConvNeXt has them: channels last for the linear layers, a factor each before the sum."""
+    """Blocks as ConvNeXt has them: channels last for the linear layers, a factor each before the sum, and one for all."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,11 +182,12 @@ class Scaled(nn.Module):
         self.up = nn.ModuleList(nn.Linear(4, 6) for _ in range(2))
         self.down = nn.ModuleList(nn.Linear(6, 4) for _ in range(2))
         self.factor = nn.ParameterList(torch.rand(4, 1, 1) + 0.5 for _ in range(2))
+        self.all = nn.Parameter(torch.tensor(0.7))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for up, down, factor in zip(self.up, self.down, self.factor, strict=True):
-            x = x + factor * down(F.gelu(up(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+            x = x + 0.5 * (factor * down(F.gelu(up(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2) * self.all)
         return x
 
 
@@ -199,11 +200,11 @@ def test_a_factor_and_turned_axes_before_the_sum() -> None:
     small.up[1].register_forward_hook(lambda module, args, out: seen.update(beside=args[0], hidden=F.gelu(out)))
     with torch.no_grad():
         small(x)
-        wanted = (model(x).permute(0, 2, 3, 1) - seen["beside"]) / model.factor[1].ravel()
+        wanted = (model(x).permute(0, 2, 3, 1) - seen["beside"]) / (0.35 * model.factor[1].ravel())
     told = torch.cat([seen["hidden"].flatten(0, 2), torch.ones(32 * 25, 1)], 1).double()
     best = torch.linalg.lstsq(told, wanted.flatten(0, 2).double()).solution.T
-    assert torch.allclose(small.down[1].weight.double(), best[:, :-1], atol=2e-3)
-    assert torch.allclose(small.down[1].bias.double(), best[:, -1], atol=2e-3)
+    assert torch.allclose(small.down[1].weight.double(), best[:, :-1], atol=5e-3)
+    assert torch.allclose(small.down[1].bias.double(), best[:, -1], atol=5e-3)
 
 
 class Twice(nn.Module):

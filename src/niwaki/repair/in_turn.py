@@ -38,11 +38,12 @@ class Target:
     """Axis of the channels in the output, and in the input."""
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     """Of input and output but for their channels."""
-    number: int
-    """Of the layer, among the operators."""
-    behind: tuple[str, ...] = ()
-    """What scales and shifts each channel before the sum: modules of batch norms, parameters that are factors."""
-    other: tuple[int, int] | None = None
+    number: tuple[int, int]
+    """Of the layer, as operators are numbered."""
+    behind: tuple[str | float, ...] = ()
+    """What scales and shifts each channel before the sum: modules of batch norms, parameters that are factors, or
+    numbers that are."""
+    other: tuple[int, int, int] | None = None
     """What it is added to: which operator made it, and as which of its outputs."""
     back: tuple[int, ...] = ()
     """Order of that value's axes in which it is laid out as the layer's output."""
@@ -60,20 +61,21 @@ class _Way:
     """How a tensor comes from a layer: channels scaled and shifted, axes in another order."""
 
     layer: str
-    behind: tuple[str, ...]
+    behind: tuple[str | float, ...]
     axes: tuple[int, ...]
     """Which axis of the layer's output each axis is."""
 
 
 class _Operators(TorchDispatchMode):
-    """Numbers the operators of a forward, of which a layer counts as one: with a bias added it may run others.
+    """Numbers the operators of a forward from each layer on, so that a kernel chosen otherwise shifts few of them.
 
-    `paused`, they are neither counted nor looked at, as inside of layers.
+    A layer counts as one: with a bias added it may run others. Inside of it none are counted or looked at.
     """
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.names: list[Any] = []
+        self.names: list[list[Any]] = [[None]]
+        """Layers that ran, each with the operators behind it; before the first one is none."""
         self.paused = False
         self.handles: list[RemovableHandle] = []
         for name, module in modules.items():
@@ -90,8 +92,9 @@ class _Operators(TorchDispatchMode):
 
     def _ends(self, name: str) -> Any:
         def hear(module: nn.Module, args: Any, out: Tensor) -> None:
+            self.names.append([])
             self.after([out], self.ends(name, module, out))
-            self.names.append(name)
+            self.names[-1].append(name)
             self.paused = False
 
         return hear
@@ -109,8 +112,13 @@ class _Operators(TorchDispatchMode):
         told = self.before(func, args, kwargs)
         out = func(*args, **kwargs)
         self.after(tensors_in(out), told)
-        self.names.append(func)
+        self.names[-1].append(func)
         return out
+
+    @property
+    def number(self) -> tuple[int, int]:
+        """Of the operator at hand: layers so far, operators behind the last one."""
+        return len(self.names) - 1, len(self.names[-1])
 
     def before(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Look at an operator before it runs; `after` gets what is returned. What it writes in place is gone then."""
@@ -148,6 +156,8 @@ class _Whole(_Operators):
         if func in ADD and not kwargs and isinstance(second, Tensor) and first.shape == second.shape:
             self._added(way, second)
             self._added(other, first)
+        elif func is MUL and isinstance(second, (int, float)) and way is not None:
+            return _Way(way.layer, (*way.behind, float(second)), way.axes)
         elif func is MUL and isinstance(second, Tensor):
             return self._scaled(way, first, second) or self._scaled(other, second, first)
         elif func is PERMUTE and way is not None:
@@ -160,7 +170,7 @@ class _Whole(_Operators):
 
     def after(self, outputs: list[Tensor], told: _Way | None) -> None:
         for place, tensor in enumerate(outputs):
-            self.wrote[tensor] = (len(self.names), place)
+            self.wrote[tensor] = (*self.number, place)
             self.ways.pop(tensor, None)
         if told is not None:
             self.ways[outputs[0]] = told
@@ -171,21 +181,20 @@ class _Whole(_Operators):
         if way is None or made is None:
             return
         target = self.targets[way.layer]
-        if target.other is None and made[0] < target.number:
+        if target.other is None and made[:2] < target.number:
             target.behind, target.other = way.behind, made
             target.back = tuple(way.axes.index(axis) for axis in range(len(way.axes)))
             target.addend = target.at(other.permute(target.back))
 
     def _scaled(self, way: _Way | None, value: Tensor, factor: Tensor) -> _Way | None:
-        """A value's channels are multiplied by a parameter of one number each."""
+        """A value's channels are multiplied by a parameter of one number each, or one for all."""
         if way is None:
             return None
         name = self.factors.get((factor.data_ptr(), factor.numel()))
         shape = [1] * (value.dim() - factor.dim()) + list(factor.shape)
         channel = way.axes.index(self.targets[way.layer].channel)
-        wanted = [1] * value.dim()
-        wanted[channel] = value.shape[channel]
-        return None if name is None or shape != wanted else _Way(way.layer, (*way.behind, name), way.axes)
+        fits = all(count in {1, value.shape[channel] if axis == channel else 1} for axis, count in enumerate(shape))
+        return _Way(way.layer, (*way.behind, name), way.axes) if fits and name is not None else None
 
     def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
         self.inputs[name] = tuple(x.shape)
@@ -198,7 +207,7 @@ class _Whole(_Operators):
         of = out.numel() // out.shape[channel]
         places = drawn(of, self.most, torch.Generator().manual_seed(self.seed))
         shapes = _around(self.inputs.pop(name), channel), _around(tuple(out.shape), channel)
-        target = Target(out.new_empty(0), places, channel, shapes, len(self.names))
+        target = Target(out.new_empty(0), places, channel, shapes, self.number)
         target.rows = target.at(out).clone()
         self.targets[name] = target
         return _Way(name, (), tuple(range(out.dim())))
@@ -218,34 +227,35 @@ class _Small(_Operators):
     def __init__(
         self,
         small: nn.Module,
-        names: list[Any],
+        names: list[list[Any]],
         targets: dict[str, Target],
         refit: Callable[[str, nn.Module, Tensor, Target, Tensor | None], None],
     ) -> None:
         super().__init__(dict(small.named_modules()))
         self.expected, self.targets, self.refit = names, targets, refit
         self.same = True
-        """Whether each operator so far was the uncut network's."""
+        """Whether the operators since the last layer were the uncut network's."""
         self.wanted = Counter(target.other for target in targets.values() if target.other is not None)
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.kept: dict[tuple[int, int, int], Tensor] = {}
 
     def before(self, func: Any, args: Any, kwargs: Any) -> None:
-        self._expect(func)
+        layer, number = self.number
+        expected = self.expected[layer][number : number + 1] if layer < len(self.expected) else None
+        self.same = self.same and expected == [func]
 
     def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
-        self._expect(name)
         target = self.targets.pop(name, None)
         if target is not None and _around(tuple(x.shape), target.channel) == target.shapes[0]:
             self.refit(name, module, x, target, self._addend(target))
 
-    def _expect(self, what: Any) -> None:
-        number = len(self.names)
-        self.same = self.same and number < len(self.expected) and self.expected[number] == what
+    def ends(self, name: str, module: nn.Module, out: Tensor) -> None:
+        layer, _ = self.number
+        self.same = layer < len(self.expected) and self.expected[layer][0] == name
 
     def after(self, outputs: list[Tensor], told: None) -> None:
         for place, tensor in enumerate(outputs):
-            if self.wanted[len(self.names), place]:
-                self.kept[len(self.names), place] = tensor
+            if self.same and self.wanted[*self.number, place]:
+                self.kept[*self.number, place] = tensor
 
     def _addend(self, target: Target) -> Float[Tensor, "positions outputs"] | None:
         """What the layer of a target is added to; None where it was not found."""
@@ -256,9 +266,10 @@ class _Small(_Operators):
         self.wanted[key] -= 1
         if not self.wanted[key]:
             del self.kept[key]
-        fits = self.same and value.dim() == len(target.back)
-        value = value.permute(target.back) if fits else value
-        return target.at(value) if fits and _around(tuple(value.shape), target.channel) == target.shapes[1] else None
+        if value.dim() != len(target.back):
+            return None
+        value = value.permute(target.back)
+        return target.at(value) if _around(tuple(value.shape), target.channel) == target.shapes[1] else None
 
 
 def refit_in_turn(
@@ -301,7 +312,7 @@ def refit_in_turn(
 
     def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> None:
         rows = patches(module, x, most, torch.Generator().manual_seed(seed))
-        _refit(name, module, rows, _wanted(name, target, addend, readers), readers, ridge)
+        _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge)
 
     beside = _Small(small, whole.names, targets, refit)
     with evaluating(small, beside.handles), beside:
@@ -312,7 +323,7 @@ def _refit(
     name: str,
     layer: nn.Module,
     rows: Float[Tensor, "positions inputs"],
-    wanted: Float[Tensor, "positions outputs"],
+    wanted: "_Wanted",
     readers: Readers,
     ridge: float,
 ) -> None:
@@ -323,9 +334,9 @@ def _refit(
     inputs, outputs = flat.shape[1], flat.shape[0]
     products, cross = flat.new_zeros(inputs, inputs), flat.new_zeros(inputs, outputs)
     total, missing = flat.new_zeros(inputs), flat.new_zeros(outputs)
-    for part, aim in zip(rows.split(CHUNK), wanted.split(CHUNK), strict=True):
-        part = part.double()
-        rest = aim - part @ flat.T - constant
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK].double()
+        rest = wanted[start : start + CHUNK] - part @ flat.T - constant
         products.addmm_(part.T, part)
         cross.addmm_(part.T, rest)
         total += part.sum(0)
@@ -342,35 +353,44 @@ def _refit(
     readers.shift(name, shift - change @ mean)
 
 
-def _wanted(
-    name: str, target: Target, addend: Float[Tensor, "positions outputs"] | None, readers: Readers
-) -> Float[Tensor, "positions outputs"]:
-    """What the cut layer is to put out, in float64: behind it the uncut layer's channels that stay, and in sum with the
-    value that it is added to the uncut sum.
+class _Wanted:
+    """What the cut layer is to put out: behind it the uncut layer's channels that stay, and in sum with the value that
+    it is added to the uncut sum. Slices of positions give float64 `[positions, outputs]`.
     """
-    behind = target.behind
-    norm = readers.follows.get(name)
-    if norm is not None and norm not in behind and readers.whole[norm].running_mean is not None:
-        behind, addend = (norm,), None
-    rows = target.rows.double()
-    before, ahead = _affine(behind, readers.whole, rows), _affine(behind, readers.modules, rows)
-    aim = rows * before[0] + before[1]
-    if addend is not None and target.addend is not None:
-        aim = aim + target.addend
-    keep = readers.rows(name)
-    if keep is not None:
-        aim, rows = aim[:, keep], rows[:, keep]
-    if addend is not None and target.addend is not None:
-        aim = aim - addend
-    factor, constant = ahead
-    useful = factor.abs() > LEAST * factor.abs().max()
-    return torch.where(useful, (aim - constant) / factor.where(useful, torch.ones_like(factor)), rows)
+
+    def __init__(
+        self, name: str, target: Target, addend: Float[Tensor, "positions outputs"] | None, readers: Readers
+    ) -> None:
+        behind = target.behind
+        norm = readers.follows.get(name)
+        if norm is not None and norm not in behind and readers.whole[norm].running_mean is not None:
+            behind, addend = (norm,), None
+        self.rows, self.keep = target.rows, readers.rows(name)
+        self.sums = (target.addend, addend) if target.addend is not None and addend is not None else None
+        self.before = _affine(behind, readers.whole, target.rows)
+        self.factor, self.constant = _affine(behind, readers.modules, target.rows)
+        self.useful = self.factor.abs() > LEAST * self.factor.abs().max()
+
+    def __getitem__(self, part: slice) -> Float[Tensor, "positions outputs"]:
+        rows = self.rows[part].double()
+        aim = rows * self.before[0] + self.before[1]
+        if self.sums is not None:
+            aim = aim + self.sums[0][part]
+        if self.keep is not None:
+            aim, rows = aim[:, self.keep], rows[:, self.keep]
+        if self.sums is not None:
+            aim = aim - self.sums[1][part]
+        factor = self.factor.where(self.useful, torch.ones_like(self.factor))
+        return torch.where(self.useful, (aim - self.constant) / factor, rows)
 
 
-def _affine(behind: tuple[str, ...], modules: dict[str, nn.Module], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Factor and constant of each channel that batch norms and factors come to."""
-    factor, constant = like.new_ones(()), like.new_zeros(())
+def _affine(behind: tuple[str | float, ...], modules: dict[str, nn.Module], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor and constant of each channel that batch norms and factors come to, float64."""
+    factor, constant = (like.new_full((), value, dtype=torch.float64) for value in (1.0, 0.0))
     for name in behind:
+        if isinstance(name, float):
+            factor, constant = factor * name, constant * name
+            continue
         norm: Any = modules.get(name)
         if norm is not None:
             mean, variance = norm.running_mean.double(), norm.running_var.double()
