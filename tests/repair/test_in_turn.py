@@ -174,7 +174,7 @@ def test_it_is_nearer_than_of_whole_inputs_on_unseen_pictures() -> None:
 
 
 class Scaled(nn.Module):
-    """Blocks as ConvNeXt has them: channels last for the linear layers, a factor each before the sum, and one for all."""
+    """Blocks as ConvNeXt has them: channels last in linear layers, a factor each before the sum, and others for all."""
 
     def __init__(self) -> None:
         super().__init__()
