@@ -31,8 +31,16 @@ METHODS: dict[str, tuple[niwaki.methods.Method, int]] = {
     "Magnitude L2, global rank": (niwaki.methods.Magnitude(p=2, rule="global_rank"), 0),
     "Magnitude L2, uniform, inner widths": (niwaki.methods.Magnitude(p=2, rule="uniform"), 0),
     "Magnitude L2, uniform, refitted, inner widths": (niwaki.methods.Magnitude(rule="uniform", refit=True), 0),
+    "Magnitude L2, uniform, refitted in turn, inner widths": (
+        niwaki.methods.Magnitude(rule="uniform", refit=True, refit_inputs="cut"),
+        0,
+    ),
     "Magnitude L2, global rank, inner widths": (niwaki.methods.Magnitude(), 0),
     "Magnitude L2, global rank, refitted, inner widths": (niwaki.methods.Magnitude(refit=True), 0),
+    "Magnitude L2, global rank, refitted in turn, inner widths": (
+        niwaki.methods.Magnitude(refit=True, refit_inputs="cut"),
+        0,
+    ),
     "NormScale": (niwaki.methods.NormScale(), 0),
     "Taylor": (niwaki.methods.Taylor(), 0),
     "Random, seed 0": (niwaki.methods.Random(), 0),
@@ -249,8 +257,9 @@ def page(rows: Rows) -> None:
         Accuracies in percent on the 10 000 test pictures, which nothing was chosen on but UDFC's choice of channels (on
         2000 of them and ResNet-20; [validation pictures](udfc.md) agree): scores, batch norm and
         recovery see the training split (45 000 pictures) alone, and settings not named are the library's defaults.
-        *Cut* is the network as cut (*refitted*: and its layers refitted by least squares on 16 batches of 128), *batch
-        norm* after re-estimating its statistics on them, *recovered* after three passes of training from
+        *Cut* is the network as cut (*refitted*: and its layers refitted by least squares on 16 batches of 128; *in
+        turn*: all of them, to the inputs that they get from the network as it is cut so far),
+        *batch norm* after re-estimating its statistics on them, *recovered* after three passes of training from
         there (SGD, rate 0.01, cosine) with the number of steps of 128 pictures that each pass was limited to; a full
         pass has 351. The binomial standard error of an accuracy of 90 % is 0.3, of 50 % 0.5.
     """)
