@@ -207,6 +207,68 @@ def test_a_factor_and_turned_axes_before_the_sum() -> None:
     assert torch.allclose(small.down[1].bias.double(), best[:, -1], atol=5e-3)
 
 
+class NormAndBend(nn.BatchNorm2d):
+    """A batch norm with an activation of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+def test_a_constant_that_lies_in_a_norm_of_its_own_kind() -> None:
+    """It can't be followed through to a sum; what its running mean holds since the first pass is reckoned with."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False), NormAndBend(4)).eval()
+    nn.init.normal_(model[3].running_mean)  # type: ignore[arg-type]
+    x = torch.randn(16, 2, 5, 5)
+    small, _ = in_turn(model, {"0": [1, 4]}, x, ridge=1e-9)
+    with torch.no_grad():
+        hidden = small[:2](x)
+        told = torch.cat([hidden, torch.ones(16, 1, 5, 5)], 1).movedim(1, -1).flatten(0, 2).double()
+        wanted = model[:3](x).movedim(1, -1).flatten(0, 2).double()
+        got = (small[2](hidden) + (model[3].running_mean - small[3].running_mean)[:, None, None]).movedim(1, -1)  # type: ignore[operator]
+    best = told @ torch.linalg.lstsq(told, wanted, driver="gelsd").solution
+    assert torch.allclose(got.flatten(0, 2).double(), best, atol=1e-3)
+
+
+class Otherwise(nn.Module):
+    """May do something else: another operator ahead of the sum, or its layers in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.what = ""
+        self.stem, self.u, self.v = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).tanh()
+        first, second = (self.v, self.u) if self.what == "order" else (self.u, self.v)
+        beside = first(x)
+        beside = F.softplus(beside) if self.what == "operator" else F.relu(beside)
+        x = beside + self.last(beside)
+        return self.head(second(x))
+
+
+@pytest.mark.parametrize("what", ["operator", "order"])
+def test_where_it_runs_otherwise_a_layer_keeps_its_own_target(what: str) -> None:
+    """What it is added to is not known to be what it was."""
+    torch.manual_seed(0)
+    model, x = Otherwise().eval(), torch.randn(200, 3)
+    plan = keeping(model, x, {"stem": [0, 1, 3], "u": [0, 1, 3], "v": [0, 1, 3]})
+    small: Any = niwaki.cut(model, plan)
+    small.what = what
+    LeastSquares(inputs="cut", ridge=1e-9)(model, small, plan, batches=x.chunk(2))
+    seen: dict[str, Tensor] = {}
+    small.last.register_forward_hook(lambda module, args, out: seen.update(cut=args[0], out=out))
+    model.last.register_forward_hook(lambda module, args, out: seen.update(whole=out))
+    with torch.no_grad():
+        small(x)
+        model(x)
+    wanted = seen["whole"][:, [0, 1, 3]] if seen["out"].shape[1] == 3 else seen["whole"]
+    told = torch.cat([seen["cut"], torch.ones(len(x), 1)], 1).double()
+    best = told @ torch.linalg.lstsq(told, wanted.double(), driver="gelsd").solution
+    assert torch.allclose(seen["out"].double(), best, atol=1e-3)
+
+
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()

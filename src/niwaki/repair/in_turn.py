@@ -36,8 +36,8 @@ class Target:
     """The drawn positions, of all that there are in the order of the output with its channels last."""
     channel: int
     """Axis of the channels in the output, and in the input."""
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    """Of input and output but for their channels."""
+    around: tuple[int, ...]
+    """The input's shape without its channels."""
     number: tuple[int, int]
     """Of the layer, as operators are numbered."""
     behind: tuple[str | float, ...] = ()
@@ -206,8 +206,8 @@ class _Whole(_Operators):
         channel = out.dim() - 1 - (0 if isinstance(module, nn.Linear) else module.weight.dim() - 2)  # type: ignore[operator, union-attr]
         of = out.numel() // out.shape[channel]
         places = drawn(of, self.most, torch.Generator().manual_seed(self.seed))
-        shapes = _around(self.inputs.pop(name), channel), _around(tuple(out.shape), channel)
-        target = Target(out.new_empty(0), places, channel, shapes, self.number)
+        around = _around(self.inputs.pop(name), channel)
+        target = Target(out.new_empty(0), places, channel, around, self.number)
         target.rows = target.at(out).clone()
         self.targets[name] = target
         return _Way(name, (), tuple(range(out.dim())))
@@ -245,7 +245,7 @@ class _Small(_Operators):
 
     def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
         target = self.targets.pop(name, None)
-        if target is not None and _around(tuple(x.shape), target.channel) == target.shapes[0]:
+        if target is not None and _around(tuple(x.shape), target.channel) == target.around:
             self.refit(name, module, x, target, self._addend(target))
 
     def ends(self, name: str, module: nn.Module, out: Tensor) -> None:
@@ -266,10 +266,7 @@ class _Small(_Operators):
         self.wanted[key] -= 1
         if not self.wanted[key]:
             del self.kept[key]
-        if value.dim() != len(target.back):
-            return None
-        value = value.permute(target.back)
-        return target.at(value) if _around(tuple(value.shape), target.channel) == target.shapes[1] else None
+        return target.at(value.permute(target.back))
 
 
 def refit_in_turn(

@@ -348,8 +348,8 @@ class Replay(TorchDispatchMode):
         if record.name not in GROUPED:
             return True
         weight = argument(func, record.args, record.kwargs, "weight")
-        like_input = weight is not None and len(weight.shape) == len(x.shape)
-        if record.name == "convolution" and (not like_input or self.cut_axes(weight) - {0, 1}):
+        fits = weight is not None and len(weight.shape) == len(x.shape)
+        if record.name == "convolution" and (not fits or self.cut_axes(weight) - {0, 1}):
             return False
         name = "groups" if record.name == "convolution" else "group"
         old = int(argument(func, record.args, record.kwargs, name))
