@@ -207,6 +207,21 @@ def test_a_factor_and_turned_axes_before_the_sum() -> None:
     assert torch.allclose(small.down[1].bias.double(), best[:, -1], atol=5e-3)
 
 
+def test_norms_hold_the_statistics_of_what_was_fitted() -> None:
+    """Estimated again on the same pictures they compute the same, as they would not with those they had."""
+    torch.manual_seed(0)
+    model, x = Residual().eval(), torch.randn(64, 3, 8, 8)
+    plan = keeping(model, x, {"a": [0, 3], "c": [1, 4, 6, 7], "stem": [0, 1, 2, 5, 6]})
+    small: Any = niwaki.cut(model, plan)
+    LeastSquares(inputs="cut")(model, small, plan, batches=[x])
+    with torch.no_grad():
+        fitted = small.eval()(x)
+    assert float((small.nb.weight - model.nb.weight[[0, 1, 2, 5, 6]]).detach().abs().max()) > 0.05
+    niwaki.repair(small, [x])
+    with torch.no_grad():
+        assert torch.allclose(small(x), fitted, atol=1e-4)
+
+
 class NormAndBend(nn.BatchNorm2d):
     """A batch norm with an activation of its own."""
 
@@ -225,9 +240,8 @@ def test_a_constant_that_lies_in_a_norm_of_its_own_kind() -> None:
         hidden = small[:2](x)
         told = torch.cat([hidden, torch.ones(16, 1, 5, 5)], 1).movedim(1, -1).flatten(0, 2).double()
         wanted = model[:3](x).movedim(1, -1).flatten(0, 2).double()
-        got = (small[2](hidden) + (model[3].running_mean - small[3].running_mean)[:, None, None]).movedim(1, -1)  # type: ignore[operator]
-    best = told @ torch.linalg.lstsq(told, wanted, driver="gelsd").solution
-    assert torch.allclose(got.flatten(0, 2).double(), best, atol=1e-3)
+        best = told @ torch.linalg.lstsq(told, wanted, driver="gelsd").solution
+        assert torch.allclose(small(x), model[3](best.float().unflatten(0, (16, 5, 5)).movedim(-1, 1)), atol=1e-3)
 
 
 class Otherwise(nn.Module):

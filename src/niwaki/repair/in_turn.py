@@ -229,14 +229,20 @@ class _Small(_Operators):
         small: nn.Module,
         names: list[list[Any]],
         targets: dict[str, Target],
-        refit: Callable[[str, nn.Module, Tensor, Target, Tensor | None], None],
+        refit: Callable[[str, nn.Module, Tensor, Target, Tensor | None], str | None],
     ) -> None:
-        super().__init__(dict(small.named_modules()))
+        modules = dict(small.named_modules())
+        super().__init__(modules)
         self.expected, self.targets, self.refit = names, targets, refit
         self.same = True
         """Whether the operators since the last layer were the uncut network's."""
         self.wanted = Counter(target.other for target in targets.values() if target.other is not None)
         self.kept: dict[tuple[int, int, int], Tensor] = {}
+        self.unsettled: set[str] = set()
+        """Norms behind layers that were refitted."""
+        for name, module in modules.items():
+            if isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None:
+                self.handles.append(module.register_forward_pre_hook(self._norm(name)))
 
     def before(self, func: Any, args: Any, kwargs: Any) -> None:
         layer, number = self.number
@@ -246,7 +252,8 @@ class _Small(_Operators):
     def starts(self, name: str, module: nn.Module, x: Tensor) -> None:
         target = self.targets.pop(name, None)
         if target is not None and _around(tuple(x.shape), target.channel) == target.around:
-            self.refit(name, module, x, target, self._addend(target))
+            norm = self.refit(name, module, x, target, self._addend(target))
+            self.unsettled |= {norm} if norm is not None else set()
 
     def ends(self, name: str, module: nn.Module, out: Tensor) -> None:
         layer, _ = self.number
@@ -256,6 +263,15 @@ class _Small(_Operators):
         for place, tensor in enumerate(outputs):
             if self.same and self.wanted[*self.number, place]:
                 self.kept[*self.number, place] = tensor
+
+    def _norm(self, name: str) -> Any:
+        def hear(module: nn.Module, args: Any) -> None:
+            if name in self.unsettled:
+                self.paused = True
+                _settle(module, args[0].detach())
+                self.paused = False
+
+        return hear
 
     def _addend(self, target: Target) -> Float[Tensor, "positions outputs"] | None:
         """What the layer of a target is added to; None where it was not found."""
@@ -278,6 +294,9 @@ def refit_in_turn(
     factors of channels make of it, is added to a value that was there before, the target of the sum is the uncut sum:
     the layer also makes up for what that value lost. Left alone: layers that are called more than once or not at all,
     with several groups, a shared weight, outputs that the cut has scaled or more than `largest` inputs.
+
+    Batch norms behind refitted layers then hold the statistics of what goes into them, and compute what they did: to
+    estimate them again changes little, and training starts from what was fitted.
 
     Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (inputs of the cut network), sec. 3.2 (residual branches).
 
@@ -307,9 +326,10 @@ def refit_in_turn(
         run(model, example)
     targets = {name: target for name, target in whole.targets.items() if whole.calls[name] == 1}
 
-    def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> None:
+    def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> str | None:
         rows = patches(module, x, most, torch.Generator().manual_seed(seed))
         _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge)
+        return readers.follows.get(name)
 
     beside = _Small(small, whole.names, targets, refit)
     with evaluating(small, beside.handles), beside:
@@ -348,6 +368,22 @@ def _refit(
     change = torch.cholesky_solve(cross / len(rows) - mean[:, None] * shift, torch.linalg.cholesky(covariance)).T
     weight.add_(change.reshape(weight.shape).to(weight.dtype))
     readers.shift(name, shift - change @ mean)
+
+
+def _settle(norm: Any, x: Float[Tensor, "batch channels ..."]) -> None:
+    """Give a batch norm the statistics of what goes into it, and a scale and shift by which it computes what it did.
+
+    What is refitted varies less than what it stands for. Left with the old statistics, a norm would put that out as it
+    is now but, once they are estimated again or in training, larger than was fitted.
+    """
+    places = [axis for axis in range(x.dim()) if axis != 1]
+    variance, mean = torch.var_mean(x.double(), places)
+    scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
+    shift = norm.bias.double() + scale * (mean - norm.running_mean.double())
+    norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+    norm.bias.copy_(shift)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
 
 
 class _Wanted:
