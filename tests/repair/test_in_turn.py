@@ -309,13 +309,41 @@ def test_shared_layers_and_modes_are_left_alone() -> None:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
-def test_layers_too_large_and_with_groups_are_left_alone() -> None:
+def test_layers_too_large_are_left_alone() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1, groups=2), nn.Conv2d(6, 2, 1))
+    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1))
     x = torch.randn(4, 2, 4, 4)
-    small, _ = in_turn(model, {"0": [0, 1, 2, 3]}, x, largest=3)
+    small, _ = in_turn(model, {"0": [0, 1, 2, 3]}, x, largest=5)
+    assert not torch.equal(small[1].weight, model[1].weight[:, :4])
     assert torch.equal(small[2].weight, model[2].weight)
-    assert torch.equal(small[3].weight, model[3].weight)
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_groups_against_a_solver(groups: int) -> None:
+    """A grouped or depthwise convolution is solved group by group; it is not told to be left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=groups),
+        nn.Conv2d(8, 2, 1),
+    ).eval()
+    x = torch.randn(16, 3, 6, 6)
+    small, skipped = in_turn(model, {"0": [0, 1, 5], "2": [0, 1, 2, 4, 5, 6]}, x, ridge=1e-9, samples=10**6)
+    assert skipped == ()
+    keep = [0, 1, 2, 4, 5, 6] if groups == 8 else list(range(8))  # what is depthwise puts out what it reads
+    with torch.no_grad():
+        hidden, wanted, got = small[:4](x), model[:5](x)[:, keep], small[:5](x)
+        each, outputs = 6 // small[4].groups, small[4].out_channels // small[4].groups
+        for group in range(small[4].groups):
+            rows = F.unfold(hidden[:, each * group : each * (group + 1)], 3).transpose(1, 2).flatten(0, 1)
+            at = slice(outputs * group, outputs * (group + 1))
+            told = torch.cat([rows, torch.ones(len(rows), 1)], 1).double()
+            aim = wanted[:, at].movedim(1, -1).flatten(0, 2).double()
+            best = told @ torch.linalg.lstsq(told, aim, driver="gelsd").solution
+            assert torch.allclose(got[:, at].movedim(1, -1).flatten(0, 2).double(), best, atol=1e-3)
 
 
 def test_bad_settings_and_inputs() -> None:

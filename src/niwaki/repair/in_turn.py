@@ -287,13 +287,13 @@ class _Small(_Operators):
 
 def refit_in_turn(
     readers: Readers, batches: Sequence[Any], *, ridge: float, most: int, largest: int, seed: int
-) -> None:
+) -> set[str]:
     """Refit all layers of a cut network in place, in the order in which they run, to what the uncut ones put out.
 
     Inputs are those of the network as it is cut and refitted so far. Where a layer's output, or what batch norms and
     factors of channels make of it, is added to a value that was there before, the target of the sum is the uncut sum:
     the layer also makes up for what that value lost. Left alone: layers that are called more than once or not at all,
-    with several groups, a shared weight, outputs that the cut has scaled or more than `largest` inputs.
+    with a shared weight, outputs that the cut has scaled or more than `largest` inputs.
 
     Batch norms behind refitted layers then hold the statistics of what goes into them, and compute what they did: to
     estimate them again changes little, and training starts from what was fitted.
@@ -303,6 +303,9 @@ def refit_in_turn(
     Args:
         batches: inputs of the model, put together to one batch.
         most: positions that are drawn for a layer.
+
+    Returns:
+        Names of the layers that were refitted.
 
     Raises:
         InputError: batches that can't be put together.
@@ -316,7 +319,6 @@ def refit_in_turn(
         for name, module in modules.items()
         if stock(module)
         and name in own
-        and getattr(module, "groups", 1) == 1
         and times[id(module._parameters.get("weight"))] == 1
         and f"{name}.weight" not in readers.scaled
         and own[name].weight[0].numel() <= largest  # type: ignore[index, operator, union-attr]
@@ -326,14 +328,18 @@ def refit_in_turn(
         run(model, example)
     targets = {name: target for name, target in whole.targets.items() if whole.calls[name] == 1}
 
+    done: set[str] = set()
+
     def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> str | None:
         rows = patches(module, x, most, torch.Generator().manual_seed(seed))
         _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge)
+        done.add(name)
         return readers.follows.get(name)
 
     beside = _Small(small, whole.names, targets, refit)
     with evaluating(small, beside.handles), beside:
         run(small, example)
+    return done
 
 
 def _refit(
@@ -346,28 +352,32 @@ def _refit(
 ) -> None:
     """Change a layer's weight and constant by least squares, so that it puts out what is wanted for its inputs."""
     weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator, union-attr]
-    flat = weight.flatten(1).double()
+    groups = int(getattr(layer, "groups", 1))
+    flat = weight.double().reshape(groups, len(weight) // groups, -1)  # [groups, outputs, inputs]
     constant = layer.bias.detach().double() if layer.bias is not None else 0.0  # type: ignore[operator, union-attr]
-    inputs, outputs = flat.shape[1], flat.shape[0]
-    products, cross = flat.new_zeros(inputs, inputs), flat.new_zeros(inputs, outputs)
-    total, missing = flat.new_zeros(inputs), flat.new_zeros(outputs)
+    outputs, inputs = flat.shape[1:]
+    products, cross = flat.new_zeros(groups, inputs, inputs), flat.new_zeros(groups, inputs, outputs)
+    total, missing = flat.new_zeros(groups, inputs), flat.new_zeros(groups, outputs)
     for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK].double()
-        rest = wanted[start : start + CHUNK] - part @ flat.T - constant
-        products.addmm_(part.T, part)
-        cross.addmm_(part.T, rest)
-        total += part.sum(0)
-        missing += rest.sum(0)
+        part = rows[start : start + CHUNK].double().unflatten(1, (groups, inputs)).movedim(1, 0)
+        rest = (wanted[start : start + CHUNK] - constant).unflatten(1, (groups, outputs)).movedim(1, 0) - part @ flat.mT
+        products.baddbmm_(part.mT, part)
+        cross.baddbmm_(part.mT, rest)
+        total += part.sum(1)
+        missing += rest.sum(1)
     mean, shift = total / len(rows), missing / len(rows)
     if not bool(mean.isfinite().all() and shift.isfinite().all()):
         do = "look for it in the batches and in the weights"
         raise NotFiniteError("refit layers", found="an input or output that is NaN or infinite", where=name, do=do)
-    covariance = products / len(rows) - mean[:, None] * mean
-    level = covariance.diagonal().mean()
-    covariance.diagonal().add_(ridge * level if level > 0 else 1.0)
-    change = torch.cholesky_solve(cross / len(rows) - mean[:, None] * shift, torch.linalg.cholesky(covariance)).T
-    weight.add_(change.reshape(weight.shape).to(weight.dtype))
-    readers.shift(name, shift - change @ mean)
+    covariance = products / len(rows) - mean[:, :, None] * mean[:, None]
+    level = covariance.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    price = torch.where(level > 0, ridge * level, torch.ones_like(level))
+    covariance.diagonal(dim1=1, dim2=2).add_(price)
+    solved = torch.cholesky_solve(
+        cross / len(rows) - mean[:, :, None] * shift[:, None], torch.linalg.cholesky(covariance)
+    )  # [groups, inputs, outputs]
+    weight.add_(solved.mT.reshape(weight.shape).to(weight.dtype))
+    readers.shift(name, (shift - (mean[:, None] @ solved)[:, 0]).flatten())
 
 
 def _settle(norm: Any, x: Float[Tensor, "batch channels ..."]) -> None:

@@ -103,7 +103,9 @@ class LeastSquares:
             readers.shift(name, taken @ constant)
         if isinstance(batches, list) and self.inputs == "cut":
             most = self.samples * len(batches)
-            refit_in_turn(readers, batches, ridge=self.ridge, most=most, largest=self.largest, seed=self.seed)
+            settings = {"most": most, "largest": self.largest, "seed": self.seed}
+            done = refit_in_turn(readers, batches, ridge=self.ridge, **settings)
+            readers.skipped = [name for name in readers.skipped if name not in done]
         return tuple(dict.fromkeys(readers.skipped))
 
 
