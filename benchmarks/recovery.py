@@ -8,6 +8,7 @@ for the report alone.
 import argparse
 import copy
 import functools
+import itertools
 import math
 import os
 import statistics
@@ -301,7 +302,7 @@ def main() -> None:
         parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="shares of MACs")
         parser.add_argument("--epochs", type=int, default=3, help="of recovery (default: %(default)s)")
         parser.add_argument("--steps", type=int, default=0, help="most steps of each (default: all)")
-        parser.add_argument("--lr", type=float, help="highest learning rate (default: the chosen one)")
+        parser.add_argument("--lr", nargs="+", type=float, help="highest learning rates (default: the chosen one)")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of recovery (default: fp32)")
@@ -325,7 +326,7 @@ def main() -> None:
                 if options.choose:
                     for who in (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES)):
                         if any(part in who for part in options.rules):
-                            for rate in (options.lr,) if options.lr else RATES:
+                            for rate in options.lr or RATES:
                                 run(rows, name, keep, who, options.seeds[0], task, replaced(options, rate))
                     continue
                 ours, peer = best(rows, name, keep, OURS), best(rows, name, keep, PEER)
@@ -334,8 +335,8 @@ def main() -> None:
                     continue
                 for seed in options.seeds:
                     for who, rate in (ours, peer):
-                        for taught in (who, who + TAUGHT):
-                            run(rows, name, keep, taught, seed, task, replaced(options, options.lr or rate))
+                        for taught, lr in itertools.product((who, who + TAUGHT), options.lr or (rate,)):
+                            run(rows, name, keep, taught, seed, task, replaced(options, lr))
     page(rows)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import niwaki
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.repair import LeastSquares
+from niwaki.repair.normal_equations import NormalEquations, raised
 from niwaki.units import map_tensors, run, tensors_in
 from repair.test_constants import keeping
 from zoo import named
@@ -21,6 +22,7 @@ CORNERS = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
 def in_turn(model: nn.Module, kept: dict[str, list[int]], x: Tensor, **settings: Any) -> tuple[Any, tuple[str, ...]]:
     plan = keeping(model, x, kept)
     small = niwaki.cut(model, plan)
+    settings = {"raises": 0, **settings}
     return small, LeastSquares(inputs="cut", **settings)(model, small, plan, batches=x.chunk(2))
 
 
@@ -64,6 +66,40 @@ def test_the_ridge_by_hand() -> None:
     """
     small, _ = in_turn(two(), {"0.a": [0]}, CORNERS, ridge=2 / 17)
     assert small[1].a.weight.ravel().tolist() == pytest.approx([1.0, 0.0, 0.0, 3.5], abs=1e-5)
+
+
+def test_halves_that_agree_leave_the_ridge_and_others_raise_it() -> None:
+    """One input x and what is missing, y, in two halves. Where y = 2 x in both, the least ridge is best. Where y is x
+    in one half and -x in the other, each one's answer is the other's fault, and the more it is held back the better.
+    """
+    x = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).reshape(1, 4, 1)
+
+    def half(factor: float) -> NormalEquations:
+        sums = NormalEquations.of(torch.zeros(1, 1, 1, dtype=torch.float64))
+        sums.add(x, factor * x)
+        return sums
+
+    assert raised(half(2.0), half(2.0), 0.01, 5) == 0.01
+    assert raised(half(1.0), half(-1.0), 0.01, 5) == pytest.approx(1000.0)
+    assert raised(half(1.0), half(-1.0), 0.01, 2) == pytest.approx(1.0)
+    assert raised(half(1.0), half(-1.0), 0.01, 0) == 0.01
+    change, shift = half(2.0).solved(1.0)  # 2 / (1 + 1)
+    assert (change.item(), shift.item()) == pytest.approx((1.0, 0.0))
+    assert half(2.0).missed(change, shift) == pytest.approx(4 * (1.0 - 4.0))  # squares of x, less those of 2 x
+
+
+def test_few_positions_for_many_inputs() -> None:
+    """A head of 40 inputs, 12 pictures: as given the ridge takes what is by chance for what is so."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 80), nn.Tanh(), nn.Linear(80, 3)).eval()
+    kept = {"0": list(range(40))}
+    x, unseen = torch.randn(12, 6), torch.randn(500, 6)
+    apart = []
+    for raises in (0, 5):
+        small, _ = in_turn(model, kept, x, raises=raises, ridge=1e-4)
+        with torch.no_grad():
+            apart.append(float((small(unseen) - model(unseen)).square().mean()))
+    assert apart[1] < apart[0]
 
 
 def test_of_the_uncut_networks_inputs_nothing_behind_changes() -> None:
@@ -270,7 +306,7 @@ def test_where_it_runs_otherwise_a_layer_keeps_its_own_target(what: str) -> None
     plan = keeping(model, x, {"stem": [0, 1, 3], "u": [0, 1, 3], "v": [0, 1, 3]})
     small: Any = niwaki.cut(model, plan)
     small.what = what
-    LeastSquares(inputs="cut", ridge=1e-9)(model, small, plan, batches=x.chunk(2))
+    LeastSquares(inputs="cut", ridge=1e-9, raises=0)(model, small, plan, batches=x.chunk(2))
     seen: dict[str, Tensor] = {}
     small.last.register_forward_hook(lambda module, args, out: seen.update(cut=args[0], out=out))
     model.last.register_forward_hook(lambda module, args, out: seen.update(whole=out))
@@ -349,6 +385,8 @@ def test_groups_against_a_solver(groups: int) -> None:
 def test_bad_settings_and_inputs() -> None:
     with pytest.raises(InputError, match=r"inputs='both'.*known: whole, cut"):
         LeastSquares(inputs="both")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"raises=-1.*fewer than 0"):
+        LeastSquares(raises=-1)
     model = two()
     plan = keeping(model, CORNERS, {"0.a": [0]})
     small = niwaki.cut(model, plan)

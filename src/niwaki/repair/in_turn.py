@@ -15,6 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence.patches import drawn, patches, stock
+from niwaki.repair.normal_equations import NormalEquations, raised
 from niwaki.repair.readers import Readers, evaluating
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
@@ -286,7 +287,7 @@ class _Small(_Operators):
 
 
 def refit_in_turn(
-    readers: Readers, batches: Sequence[Any], *, ridge: float, most: int, largest: int, seed: int
+    readers: Readers, batches: Sequence[Any], *, ridge: float, raises: int, most: int, largest: int, seed: int
 ) -> set[str]:
     """Refit all layers of a cut network in place, in the order in which they run, to what the uncut ones put out.
 
@@ -332,7 +333,7 @@ def refit_in_turn(
 
     def refit(name: str, module: nn.Module, x: Tensor, target: Target, addend: Tensor | None) -> str | None:
         rows = patches(module, x, most, torch.Generator().manual_seed(seed))
-        _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge)
+        _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge, raises)
         done.add(name)
         return readers.follows.get(name)
 
@@ -349,6 +350,7 @@ def _refit(
     wanted: "_Wanted",
     readers: Readers,
     ridge: float,
+    raises: int,
 ) -> None:
     """Change a layer's weight and constant by least squares, so that it puts out what is wanted for its inputs."""
     weight: Tensor = layer.weight.detach()  # type: ignore[assignment, operator, union-attr]
@@ -356,28 +358,23 @@ def _refit(
     flat = weight.double().reshape(groups, len(weight) // groups, -1)  # [groups, outputs, inputs]
     constant = layer.bias.detach().double() if layer.bias is not None else 0.0  # type: ignore[operator, union-attr]
     outputs, inputs = flat.shape[1:]
-    products, cross = flat.new_zeros(groups, inputs, inputs), flat.new_zeros(groups, inputs, outputs)
-    total, missing = flat.new_zeros(groups, inputs), flat.new_zeros(groups, outputs)
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK].double().unflatten(1, (groups, inputs)).movedim(1, 0)
-        rest = (wanted[start : start + CHUNK] - constant).unflatten(1, (groups, outputs)).movedim(1, 0) - part @ flat.mT
-        products.baddbmm_(part.mT, part)
-        cross.baddbmm_(part.mT, rest)
-        total += part.sum(1)
-        missing += rest.sum(1)
-    mean, shift = total / len(rows), missing / len(rows)
-    if not bool(mean.isfinite().all() and shift.isfinite().all()):
+    halves = []
+    for first, end in ((0, len(rows) // 2), (len(rows) // 2, len(rows))):
+        sums = NormalEquations.of(flat)
+        for start in range(first, end, CHUNK):
+            at = slice(start, min(start + CHUNK, end))
+            part = rows[at].double().unflatten(1, (groups, inputs)).movedim(1, 0)
+            aim = (wanted[at] - constant).unflatten(1, (groups, outputs)).movedim(1, 0)
+            sums.add(part, aim - part @ flat.mT)
+        halves.append(sums)
+    one, other = halves
+    both = one + other
+    if not bool(both.inputs.isfinite().all() and both.missing.isfinite().all()):
         do = "look for it in the batches and in the weights"
         raise NotFiniteError("refit layers", found="an input or output that is NaN or infinite", where=name, do=do)
-    covariance = products / len(rows) - mean[:, :, None] * mean[:, None]
-    level = covariance.diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
-    price = torch.where(level > 0, ridge * level, torch.ones_like(level))
-    covariance.diagonal(dim1=1, dim2=2).add_(price)
-    solved = torch.cholesky_solve(
-        cross / len(rows) - mean[:, :, None] * shift[:, None], torch.linalg.cholesky(covariance)
-    )  # [groups, inputs, outputs]
-    weight.add_(solved.mT.reshape(weight.shape).to(weight.dtype))
-    readers.shift(name, (shift - (mean[:, None] @ solved)[:, 0]).flatten())
+    change, shift = both.solved(raised(one, other, ridge, raises))
+    weight.add_(change.mT.reshape(weight.shape).to(weight.dtype))
+    readers.shift(name, shift.flatten())
 
 
 def _settle(norm: Any, x: Float[Tensor, "batch channels ..."]) -> None:

@@ -34,6 +34,9 @@ class LeastSquares:
 
     ridge: float = 1e-2
     """Price of leaving the weights, as a share of the mean variance of an input that stays."""
+    raises: int = 5
+    """Of layers in turn (`inputs="cut"`): how often the ridge may be raised tenfold, as long as each half of the
+    positions is met better by what is solved from the other half. It keeps a layer of many inputs from few batches."""
     samples: int = 4096
     """Positions (tokens, pixels) that are drawn from a batch for a layer; where it has fewer, all are taken."""
     largest: int = 8192
@@ -55,6 +58,8 @@ class LeastSquares:
         for name in ("samples", "largest"):
             if (count := getattr(self, name)) < 1:
                 raise InputError(f"LeastSquares({name}={count!r})", found="fewer than 1", do="give 1 or more")
+        if self.raises < 0:
+            raise InputError(f"LeastSquares(raises={self.raises!r})", found="fewer than 0", do="give 0 or more")
 
     def __call__(
         self,
@@ -103,7 +108,7 @@ class LeastSquares:
             readers.shift(name, taken @ constant)
         if isinstance(batches, list) and self.inputs == "cut":
             most = self.samples * len(batches)
-            settings = {"most": most, "largest": self.largest, "seed": self.seed}
+            settings = {"raises": self.raises, "most": most, "largest": self.largest, "seed": self.seed}
             done = refit_in_turn(readers, batches, ridge=self.ridge, **settings)
             readers.skipped = [name for name in readers.skipped if name not in done]
         return tuple(dict.fromkeys(readers.skipped))
