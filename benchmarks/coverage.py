@@ -176,7 +176,7 @@ def page(rows: Rows) -> None:
             reach half of the multiply-accumulates: ours by its budget, the peer by its loop of steps with its own count
             after each. Our time goes with the number of calls, the peer's with the number of channels, too: of the
             transformers, which have a layer or two of width 64 here, it takes tens of milliseconds, and ours no fewer.
-            Rows of transformers and ultralytics were timed beside other work. Our own columns of seconds are from
+            They were timed on one core, beside other work on the other one. Our own columns of seconds are from
             earlier versions, which were slower; the rows say which.
         """)
     bare = [row for row in whole if prunes(row) and row.get("passed") and "bare_s" in row]

@@ -17,6 +17,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = "%.2f s"
+LONGEST = 600
+"""Most characters of a command that are told."""
 NAMED = 6
 """Rows of one command that are listed by name."""
 
@@ -82,13 +84,18 @@ class Rows:
         for row in self.rows:
             versions = ", ".join(f"{name} {number}" for name, number in row["versions"].items())
             origin = (
-                f"`{row['command']}`, seed {row['seed']}, {row['threads']} threads, commit {row['commit']}"
+                f"`{_short(row['command'])}`, seed {row['seed']}, {row['threads']} threads, commit {row['commit']}"
                 f"{' with uncommitted changes in src' if row['dirty'] else ''}; {versions}; {row['machine']}"
             )
             listed.setdefault(origin, []).append(row["key"])
         lines = ["## Where the rows come from", "", f"Raw rows: `benchmarks/results/{self.path.name}`.", ""]
         told = [f"- {origin}: {_told(keys)}" for origin, keys in listed.items()]
         return "\n".join(lines + told) + "\n"
+
+
+def _short(command: str) -> str:
+    """A command; of one that names hundreds of models the beginning, as the rows have it whole."""
+    return command if len(command) <= LONGEST else f"{command[:LONGEST].rpartition(' ')[0]} ..."
 
 
 def _told(keys: Sequence[str]) -> str:
