@@ -49,7 +49,15 @@ RULES: dict[str, dict[str, Any]] = {
     "L2, inner widths, rest, floor 0.3, in turn": {"protect": STREAMS, "how": REST, "refit": "cut", "floor": 0.3},
     "LAMP, inner widths": {"protect": STREAMS, "how": LAMP},
     "LAMP, inner widths, refitted": {"protect": STREAMS, "how": LAMP, "refit": "whole"},
+    "L2, inner widths, rest, floor 0.3, in turn, unsettled": {
+        "protect": STREAMS,
+        "how": REST,
+        "refit": "cut",
+        "settle": False,
+        "floor": 0.3,
+    },
     "LAMP, inner widths, in turn": {"protect": STREAMS, "how": LAMP, "refit": "cut"},
+    "LAMP, inner widths, in turn, unsettled": {"protect": STREAMS, "how": LAMP, "refit": "cut", "settle": False},
     "UDFC": {"udfc": True},
     "OBS, inner widths": {"protect": STREAMS, "surgeon": niwaki.scores.OptimalBrainSurgeon()},
 }
@@ -79,6 +87,7 @@ def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
     surgeon = settings.pop("surgeon", None)
     score, ranking = surgeon or niwaki.scores.Magnitude(p=2), niwaki.budgets.GlobalRank()
     refit = settings.pop("refit", "whole" if surgeon else None)
+    settle = settings.pop("settle", True)
     batches = task.calibration(BATCHES, 0) if refit else None
     if surgeon:
         ranking = niwaki.budgets.GlobalRank(normalise="none", per="macs")
@@ -87,7 +96,7 @@ def cut(name: str, keep: float, rule: str, task: Classification) -> nn.Module:
     plan = niwaki.choose(graph, niwaki.score(graph, evidence, how=score), budget, how=settings.pop("how", ranking))
     small = niwaki.cut(model, plan)
     if batches:
-        how = niwaki.repair.LeastSquares(inputs=refit)
+        how = niwaki.repair.LeastSquares(inputs=refit, settle=settle)
         niwaki.repair(small, map(task.inputs, batches), how=how, model=model, plan=plan)
     return small
 

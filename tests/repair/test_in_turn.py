@@ -254,8 +254,14 @@ def test_norms_hold_the_statistics_of_what_was_fitted() -> None:
         fitted = small.eval()(x)
     assert float((small.nb.weight - model.nb.weight[[0, 1, 2, 5, 6]]).detach().abs().max()) > 0.05
     niwaki.repair(small, [x])
+    other: Any = niwaki.cut(model, plan)
+    LeastSquares(inputs="cut", settle=False)(model, other, plan, batches=[x])
+    assert torch.equal(other.nb.weight, model.nb.weight[[0, 1, 2, 5, 6]])
     with torch.no_grad():
         assert torch.allclose(small(x), fitted, atol=1e-4)
+        assert torch.allclose(other.eval()(x), fitted, atol=1e-4)
+        niwaki.repair(other, [x])
+        assert not torch.allclose(other(x), fitted, atol=0.1)
 
 
 class NormAndBend(nn.BatchNorm2d):

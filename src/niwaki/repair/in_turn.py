@@ -287,7 +287,15 @@ class _Small(_Operators):
 
 
 def refit_in_turn(
-    readers: Readers, batches: Sequence[Any], *, ridge: float, raises: int, most: int, largest: int, seed: int
+    readers: Readers,
+    batches: Sequence[Any],
+    *,
+    ridge: float,
+    raises: int,
+    most: int,
+    largest: int,
+    settle: bool,
+    seed: int,
 ) -> set[str]:
     """Refit all layers of a cut network in place, in the order in which they run, to what the uncut ones put out.
 
@@ -296,8 +304,8 @@ def refit_in_turn(
     the layer also makes up for what that value lost. Left alone: layers that are called more than once or not at all,
     with a shared weight, outputs that the cut has scaled or more than `largest` inputs.
 
-    Batch norms behind refitted layers then hold the statistics of what goes into them, and compute what they did: to
-    estimate them again changes little, and training starts from what was fitted.
+    With `settle` batch norms behind refitted layers then hold the statistics of what goes into them, and compute what
+    they did: to estimate them again changes little, and training starts from what was fitted.
 
     Source: He et al. 2017, arXiv:1707.06168, sec. 3.1 (inputs of the cut network), sec. 3.2 (residual branches).
 
@@ -335,7 +343,7 @@ def refit_in_turn(
         rows = patches(module, x, most, torch.Generator().manual_seed(seed))
         _refit(name, module, rows, _Wanted(name, target, addend, readers), readers, ridge, raises)
         done.add(name)
-        return readers.follows.get(name)
+        return readers.follows.get(name) if settle else None
 
     beside = _Small(small, whole.names, targets, refit)
     with evaluating(small, beside.handles), beside:

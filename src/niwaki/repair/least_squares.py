@@ -44,6 +44,9 @@ class LeastSquares:
     each other: 0.5 GiB for 8192. A larger one takes the constants alone."""
     seed: int = 0
     """Of the draws."""
+    settle: bool = True
+    """Of layers in turn: batch norms behind them take over the statistics of what was fitted, with scales and shifts by
+    which they compute what they did. Else what was fitted lasts until the norms are estimated again, or trained."""
     inputs: Inputs = "whole"
     """Of the uncut network, one pass for all layers ("whole"); or then, of all layers in turn, of the network as it is
     cut and refitted so far ("cut"), which also makes up in residual branches for what the sum lost. The batches are
@@ -108,8 +111,8 @@ class LeastSquares:
             readers.shift(name, taken @ constant)
         if isinstance(batches, list) and self.inputs == "cut":
             most = self.samples * len(batches)
-            settings = {"raises": self.raises, "most": most, "largest": self.largest, "seed": self.seed}
-            done = refit_in_turn(readers, batches, ridge=self.ridge, **settings)
+            counts = {"raises": self.raises, "most": most, "largest": self.largest, "seed": self.seed}
+            done = refit_in_turn(readers, batches, ridge=self.ridge, settle=self.settle, **counts)
             readers.skipped = [name for name in readers.skipped if name not in done]
         return tuple(dict.fromkeys(readers.skipped))
 
