@@ -233,3 +233,12 @@ def test_what_could_not_be_folded_is_in_the_report(tmp_path: Path) -> None:
     )
     assert outcome.unfolded == ("cell.weight_ih_l0", "cell.weight_hh_l0")
     assert outcome.report()["unfolded"] == list(outcome.unfolded)
+
+
+def test_norms_are_settled_where_no_training_follows() -> None:
+    """Refitted in turn they take over new statistics and scales; a recovery starts from those that they had."""
+    method = Magnitude(refit=True, refit_inputs="cut")
+    for recovery, settled in ((None, True), (niwaki.train.Recovery(epochs=1, lr=1e-9), False)):
+        outcome = small_by(method, repair=False, recovery=recovery)
+        norm: Any = outcome.model[1]
+        assert bool((norm.weight - 1).abs().max() > 0.05) is settled

@@ -162,7 +162,9 @@ def one_shot(job: Job, method: OneShot, *, batches: int = 16) -> Outcome:
     unfolded: tuple[str, ...] = ()
     if (method.fold or method.refit) and task is not None:
         inputs = (task.inputs(b) for b in task.calibration(job.calibration, job.seed))
-        how_taken = FoldedConstants("mean") if method.fold else LeastSquares(seed=job.seed, inputs=method.refit_inputs)
+        settle = job.recovery is None  # training goes further from norms with the spread that they had
+        refit = LeastSquares(seed=job.seed, inputs=method.refit_inputs, settle=settle)
+        how_taken = FoldedConstants("mean") if method.fold else refit
         unfolded = repair(small, inputs, how=how_taken, model=model, plan=plan)
         if unfolded:
             log.info("%s: %s", "constants not folded into" if method.fold else "not refitted", ", ".join(unfolded))

@@ -246,7 +246,9 @@ class Staged(Method):
             log.warning("cut as a rewritten graph: constants are not folded, and places inside can't be compared")
         elif self.fold != "none":
             batches = inputs()[:1] if self.fold == "shift" else inputs()
-            refit = LeastSquares(seed=job.seed, inputs=self.refit_inputs)
+            refit = LeastSquares(
+                seed=job.seed, inputs=self.refit_inputs, settle=not (self.tune_epochs or self.distil_epochs)
+            )
             how = refit if self.fold == "refit" else FoldedConstants(self.fold)
             unfolded = repair(small, batches, how=how, model=sparse, plan=plan)
             if unfolded:
