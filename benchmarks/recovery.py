@@ -67,6 +67,7 @@ IMPORTANCES = ("L2", "L1", "LAMP", "BN scale", "Taylor", *MOST)
 """The peer's, and the first with at most such a share of a layer cut, as our floors have it (else 95 %)."""
 RATES = (0.01, 0.03)
 """Learning rates that every candidate of both sides is tried with, where none is given."""
+UNTRAINED = "0 x 0"
 STEPS = 400
 """Most steps of the peer's pruner on its way to the budget: fine enough to stop within half a percent of it."""
 BATCHES = 16
@@ -175,7 +176,7 @@ def run(
     rows: Rows, name: str, keep: float, who: str, seed: int, task: Classification, options: argparse.Namespace
 ) -> None:
     """One row: a cut and its recovery, by the learning rate `options.lr`."""
-    passes = f"{options.epochs} x {options.steps or task.steps}"
+    passes = f"{options.epochs} x {options.steps or task.steps}" if options.epochs else UNTRAINED
     rate = "" if options.lr == RATES[0] else f", rate {options.lr}"
     choosing = ", choosing" if options.choose else ""
     key = f"{name}, keep {keep}, {who}, {passes} steps{rate}, seed {seed}{choosing}"
@@ -190,10 +191,11 @@ def run(
     if who.endswith(TAUGHT):
         taught = Distilled(task, network(name).to(device), (TEACHING,))
     speed = Speed(precision=options.precision)
-    how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed, speed=speed)
     model = model.to(device, memory_format=torch.channels_last).train()
-    start = time.perf_counter()
-    history = how(model, taught, progress=lambda done, of, words: print(f"{key}: {done} of {of}", flush=True))
+    start, losses = time.perf_counter(), []
+    if options.epochs:
+        how = Recovery(epochs=options.epochs, limit=options.steps or None, lr=options.lr, seed=seed, speed=speed)
+        losses = how(model, taught, progress=lambda done, of, _: print(f"{key}: {done} of {of}", flush=True)).losses
     seconds = time.perf_counter() - start
     model.eval()
     values = {
@@ -209,16 +211,17 @@ def run(
         "pictures": options.pictures,
         "lr": options.lr,
         "precision": options.precision,
-        "losses": history.losses,
+        "losses": losses,
         "seconds": seconds,
         "device": str(device),
     }
     rows.add(key, values, seed=seed, threads=options.threads)
 
 
-def best(rows: Rows, name: str, keep: float, side: str) -> tuple[str, float] | None:
-    """What one side ranks by and its learning rate: best after the longest recovery that was tried, on mixed validation
-    pictures, or, where those were not told yet or the network never saw them, on the pictures as they are.
+def best(rows: Rows, name: str, keep: float, side: str, *, trained: bool) -> tuple[str, float] | None:
+    """What one side ranks by and its learning rate: best after the longest recovery that was tried, or after none, on
+    mixed validation pictures, or, where those were not told yet or the network never saw them, on the pictures as they
+    are.
     """
     tried = [
         row
@@ -226,6 +229,7 @@ def best(rows: Rows, name: str, keep: float, side: str) -> tuple[str, float] | N
         if row["key"].endswith("choosing")
         and (row["network"], row["keep"]) == (name, keep)
         and row["who"].startswith(side)
+        and (row["passes"] != UNTRAINED) is trained
     ]
     telling = [row for row in tried if "mixed" in row and name not in TRAINED]
     tried, what = (telling, "mixed") if telling else (tried, "val")
@@ -309,7 +313,7 @@ def replaced(options: argparse.Namespace, rate: float) -> argparse.Namespace:
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="shares of MACs")
-        parser.add_argument("--epochs", type=int, default=3, help="of recovery (default: %(default)s)")
+        parser.add_argument("--epochs", type=int, default=3, help="of recovery, 0 for none (default: %(default)s)")
         parser.add_argument("--steps", type=int, default=0, help="most steps of each (default: all)")
         parser.add_argument("--lr", nargs="+", type=float, help="highest learning rates (default: the chosen one)")
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -338,13 +342,15 @@ def main() -> None:
                             for rate in options.lr or RATES:
                                 run(rows, name, keep, who, options.seeds[0], task, replaced(options, rate))
                     continue
-                ours, peer = best(rows, name, keep, OURS), best(rows, name, keep, PEER)
+                trained = bool(options.epochs)
+                ours, peer = (best(rows, name, keep, side, trained=trained) for side in (OURS, PEER))
                 if ours is None or peer is None:
                     print(f"{name}, keep {keep}: nothing chosen yet (--choose)", flush=True)
                     continue
-                for seed in options.seeds:
+                for seed in options.seeds if trained else options.seeds[:1]:
                     for who, rate in (ours, peer):
-                        for taught, lr in itertools.product((who, who + TAUGHT), options.lr or (rate,)):
+                        whos = (who, who + TAUGHT) if trained else (who,)
+                        for taught, lr in itertools.product(whos, options.lr or (rate,)):
                             run(rows, name, keep, taught, seed, task, replaced(options, lr))
     page(rows)
 
