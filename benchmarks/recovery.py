@@ -319,7 +319,12 @@ def main() -> None:
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
         parser.add_argument("--pictures", type=int, default=10000, help="to test on (default: %(default)s)")
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of recovery (default: fp32)")
-        parser.add_argument("--rules", nargs="+", default=[""], help="of --choose: those whose name has such a part")
+        parser.add_argument(
+            "--rules",
+            nargs="+",
+            default=[""],
+            help="those whose name has such a part: of --choose, or in place of what was chosen",
+        )
         parser.add_argument("--choose", action="store_true", help="try both sides' rankings, on validation pictures")
         parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
@@ -336,19 +341,23 @@ def main() -> None:
                 print(f"{name}: not trained yet (benchmarks/udfc.py --train EPOCHS)", flush=True)
                 continue
             for keep in options.keeps:
+                every = (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES))
+                asked = [who for who in every if any(part in who for part in options.rules)]
                 if options.choose:
-                    for who in (*(f"{PEER}: {what}" for what in IMPORTANCES), *(f"{OURS}: {rule}" for rule in RULES)):
-                        if any(part in who for part in options.rules):
-                            for rate in options.lr or RATES:
-                                run(rows, name, keep, who, options.seeds[0], task, replaced(options, rate))
+                    for who in asked:
+                        for rate in options.lr or RATES:
+                            run(rows, name, keep, who, options.seeds[0], task, replaced(options, rate))
                     continue
                 trained = bool(options.epochs)
-                ours, peer = (best(rows, name, keep, side, trained=trained) for side in (OURS, PEER))
-                if ours is None or peer is None:
-                    print(f"{name}, keep {keep}: nothing chosen yet (--choose)", flush=True)
-                    continue
+                sides = [(who, RATES[0]) for who in asked]
+                if options.rules == [""]:
+                    chosen = [best(rows, name, keep, side, trained=trained) for side in (OURS, PEER)]
+                    sides = [side for side in chosen if side]
+                    if len(sides) < len(chosen):
+                        print(f"{name}, keep {keep}: nothing chosen yet (--choose)", flush=True)
+                        continue
                 for seed in options.seeds if trained else options.seeds[:1]:
-                    for who, rate in (ours, peer):
+                    for who, rate in sides:
                         whos = (who, who + TAUGHT) if trained else (who,)
                         for taught, lr in itertools.product(whos, options.lr or (rate,)):
                             run(rows, name, keep, taught, seed, task, replaced(options, lr))
