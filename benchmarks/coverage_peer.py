@@ -49,6 +49,8 @@ def peer(source: str) -> None:
         pruner(network, 1).step()
         return network, time.perf_counter() - clock
 
+    left: dict[str, float] = {}
+
     def theirs_to_budget() -> float:
         """Its loop of steps, its own count after each, until half of the operations are left."""
         network = copy.deepcopy(model)
@@ -57,8 +59,10 @@ def peer(source: str) -> None:
         before, _ = tp.utils.count_ops_and_params(network, example)
         for _ in range(PEER_STEPS):
             loop.step()
-            if tp.utils.count_ops_and_params(network, example)[0] <= KEEP * before:
+            now, _ = tp.utils.count_ops_and_params(network, example)
+            if now <= KEEP * before:
                 break
+        left["peer_left"] = now / before
         return time.perf_counter() - clock
 
     def ours(of: str) -> float:
@@ -67,7 +71,10 @@ def peer(source: str) -> None:
         scores = niwaki.score(graph, niwaki.collect(model, graph, RANDOM.needs), how=RANDOM)
         plan, _ = closest(graph, scores, how=niwaki.budgets.Uniform(), of=of)
         niwaki.cut(model, plan)
-        return time.perf_counter() - clock
+        seconds = time.perf_counter() - clock
+        if of == "macs":
+            left["ours_left"] = plan.promised["macs"] / plan.promised["macs_before"]
+        return seconds
 
     small, first = theirs()
     with torch.no_grad():
@@ -81,6 +88,7 @@ def peer(source: str) -> None:
     print(json.dumps({"bare_s": bare(model, example)}), flush=True)
     turns("warm", lambda: ours("units"), lambda: theirs()[1], most=TURNS)
     turns("budget", lambda: ours("macs"), theirs_to_budget, most=TURNS_BUDGET)
+    print(json.dumps(left), flush=True)
 
 
 class Nothing(TorchDispatchMode):

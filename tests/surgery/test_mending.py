@@ -11,7 +11,7 @@ import niwaki
 from laws.common import closest, random_scores
 from niwaki.surgery.check import Retrace
 from niwaki.surgery.evidence import Sizes, stays_of
-from niwaki.surgery.mending import search
+from niwaki.surgery.mending import agreement, search
 from niwaki.surgery.modules import Mend, Option, options, reading
 
 
@@ -108,6 +108,16 @@ class Pooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.norm(self.pool(self.wide(x)).transpose(1, 2)))
+
+
+def test_where_a_forward_strays_is_told_apart_from_where_it_fails() -> None:
+    """What it strays by is looked for near the first call that is another one, then around both."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    graph = niwaki.trace(model, torch.zeros(1, 2))
+    sizes = Sizes(stays_of(graph, np.ones(graph.units.count, bool)))
+    assert agreement(Retrace([], {}, "fails", where="a", agreed=3), graph, sizes) == (3, "a", frozenset("a"))
+    seen = Retrace([], {}, "fails", where="a", agreed=3, wrong="")
+    assert agreement(seen, graph, sizes) == (3, "", frozenset({"a", ""}))
 
 
 def test_windows_are_no_widths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 import niwaki
 from laws.common import closest, random_scores
+from niwaki.graph.kernels import Kernels
 from niwaki.graph.plans import alive_of, plan_of
+from niwaki.surgery.astray import Astray
 from niwaki.surgery.check import example_of, retrace
 from niwaki.surgery.cut import sliced
 from niwaki.surgery.evidence import Sizes, stays_of
@@ -104,16 +106,133 @@ def test_what_fails_is_told_as_by_the_full_check() -> None:
     assert told.done == len([record for record in graph.records if record.module in ("first", "part.wide")])
 
 
-def test_what_the_quick_check_does_not_follow_is_no_fault() -> None:
-    """A forward that reads a number raises on tensors without numbers, in the quick check alone."""
+class Reads(nn.Module):
+    """Four channels times a number that the forward reads: of its own making, or the sum of a table as wide as they."""
 
-    class Reads(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) * int(torch.arange(3).sum())
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.wide, self.out, self.of = nn.Linear(3, 4), nn.Linear(4, 2), of
+        self.register_buffer("table", torch.ones(4))
+        self.steps = torch.tensor([2.0, 3.0])
 
-    small, *rest = parts(nn.Sequential(Reads(3, 4), nn.Linear(4, 2)), torch.zeros(1, 3), [0])
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x) + self.table
+        if self.of == "steps":
+            first, second = self.steps
+            return self.out(x * float(first + second))
+        if self.of == "made":
+            return self.out(x * int(torch.arange(3).sum()))
+        if self.of == "as many":
+            return self.out(x * int(self.steps[0].expand(x.shape[1]).sum()))
+        return self.out(x * int(self.table.sum()))
+
+
+@pytest.mark.parametrize("of", ["steps", "made"])
+def test_numbers_of_constants_are_followed(of: str) -> None:
+    small, *rest = parts(Reads(of).eval(), torch.zeros(1, 3), [0])
+    assert replays(small, *rest).same
+    small.steps = torch.tensor([2.0, 4.0])
+    assert replays(small, *rest).same == (of == "made")
+
+
+@pytest.mark.parametrize("of", ["table", "as many"])
+def test_numbers_of_what_is_cut_are_left_to_the_full_check(of: str) -> None:
+    """A table of four ones adds up to three once one of them went, as four of anything do: another factor, by which the
+    full check mends."""
+    small, *rest = parts(Reads(of).eval(), torch.zeros(1, 3), [0])
+    graph, alive, example, sizes = rest
     told = replays(small, *rest)
     assert (told.same, told.problem) == (False, "")
+    assert [scale.factor for scale in retrace(small, graph, alive, example, sizes=sizes).scales] == [4 / 3]
+
+
+class Strays(nn.Module):
+    """A view by a number of its own gives another shape than it should, and what comes after it fails, or does not."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__()
+        self.wide, self.act, self.out, self.fails = nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2), fails
+        self.sizes = (8,)
+        self.steps = torch.tensor([1.0, 2.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.wide(x)
+        for size in self.sizes:
+            x = wide.reshape(-1, size)
+        x, steps = self.act(x), self.steps * 1
+        x = x * float(steps[1])
+        return self.out(x) if self.fails else x.sum(-1, keepdim=True).sum(0) * self.out.weight
+
+
+def test_what_strays_and_then_fails_is_told_as_by_the_full_check() -> None:
+    """Seven channels of four rows in rows of fourteen: nothing is wrong with that until they are read."""
+    small, graph, alive, example, sizes = parts(Strays(fails=True).eval(), torch.zeros(4, 3), [0])
+    reshaped = next(i for i, record in enumerate(graph.records) if record.name.endswith(("view", "reshape")))
+    for small.sizes in ((14,), (14, 7, 14)):  # the second is what it should be, and comes too late
+        told = replays(small, graph, alive, example, sizes)
+        seen = retrace(small, graph, alive, example, sizes=sizes)
+        assert told.problem == seen.problem
+        assert "same reduction dim" in told.problem
+        assert (told.where, told.wrong, told.done) == (seen.where, "", reshaped) == ("out", "", reshaped)
+        assert seen.ran == told.ran == {"", "wide", "act", "out"}
+    small.sizes = (7,)
+    assert replays(small, graph, alive, example, sizes).same
+
+
+def test_what_strays_and_does_not_fail_is_left_to_the_full_check() -> None:
+    small, graph, alive, example, sizes = parts(Strays(fails=False).eval(), torch.zeros(4, 3), [0])
+    small.sizes = (14,)
+    told = replays(small, graph, alive, example, sizes)
+    assert (told.same, told.problem) == (False, "")
+    assert retrace(small, graph, alive, example, sizes=sizes).problem is not None
+
+
+def test_one_call_more_is_left_to_the_full_check() -> None:
+    """After everything that was traced, and of no use to anybody."""
+
+    class More(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.out, self.more = nn.Linear(3, 4), nn.Linear(4, 2), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.out(self.wide(x))
+            for _ in range(self.more):
+                x.sum()
+            return x
+
+    small, *rest = parts(More(), torch.zeros(1, 3), [0])
+    assert replays(small, *rest).same
+    small.more = 1
+    told = replays(small, *rest)
+    assert (told.same, told.problem) == (False, "")
+
+
+def test_what_is_computed_along_is_forgotten_once_it_is_overwritten() -> None:
+    astray, steps = Astray(Kernels(), {}), torch.ones(2)
+    assert astray.of(nn.Parameter(steps)) is None  # training changes it
+    tripled = astray(torch.ops.aten.mul.Tensor, (steps, 3), {})
+    assert torch.equal(astray.of(tripled), torch.tensor([3.0, 3.0]))
+    assert astray.of(astray(torch.ops.aten.mul.Tensor, (torch.ones(2, device="meta"), 3), {})) is None
+    astray.write([steps])
+    assert astray.of(steps) is astray.of(steps[1]) is None
+    assert astray.of(tripled) is not None
+
+
+def test_numbers_that_the_forward_overwrites_are_left_to_the_full_check() -> None:
+    """Astray, by another path than was traced: a table is written to before it strays, and read after it has."""
+
+    class Writes(Strays):
+        def forward(self, x: Tensor) -> Tensor:
+            self.steps.add_(1)
+            x = self.wide(x).reshape(-1, self.sizes[0])
+            return self.out(x if self.sizes[0] < 9 else x * float(self.steps[1]))
+
+    small, graph, alive, example, sizes = parts(Writes(fails=True).eval(), torch.zeros(4, 3), [0])
+    small.sizes = (14,)
+    told = replays(small, graph, alive, example, sizes)
+    assert (told.same, told.problem) == (False, "")
+    assert "meta" in (retrace(small, graph, alive, example, sizes=sizes).problem or "")
 
 
 def test_it_leaves_the_model_as_it_was() -> None:

@@ -19,7 +19,8 @@ class Kernels:
     """Calls operators; what one made of these shapes and settings, it is taken to make of them again.
 
     Only on the meta device, where a result is nothing but a shape, and only for operators of ATen that write nothing
-    and give new tensors. Lives as long as one trace. What plain arithmetic tells is neither asked nor remembered.
+    and give new tensors. Lives as long as one trace, or one cut. What plain arithmetic tells is neither asked nor
+    remembered.
     """
 
     def __init__(self) -> None:

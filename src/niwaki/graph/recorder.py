@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from niwaki.graph.constants import computed, countable, memory_of, tensors_of, written_by
 from niwaki.graph.cost import Term
 from niwaki.graph.kernels import Kernels, like_input
 from niwaki.graph.labels import LabelSpace
@@ -21,16 +22,8 @@ from niwaki.graph.rules import MOVEMENT, RULES, Call
 from niwaki.graph.values import Labels, Memory, Value
 from niwaki.units import DataRead, Unknown, tensors_in
 
-CONSTANT_LIMIT = 1 << 22
-"""Integer tensors up to this many elements are computed along, so that gathers by them are movement."""
-NUMBERS_LIMIT = 1 << 12
-"""Real tensors that no parameter has a part in are computed along up to this size, so that forwards may read them."""
-
 UNREGISTERED = "a constant tensor that the model does not register"
 UNSPANNED = "an axis that no parameter spans"
-MADE = frozenset({"arange", "scalar_tensor", "tril_indices", "triu_indices", "zeros", "ones", "full"})
-"""Operators that make a tensor of nothing but numbers."""
-
 LEAVES = frozenset(
     ("numpy", "tolist", "__array__", "__dlpack__", "data_ptr", "storage", "untyped_storage", "__deepcopy__")
 )
@@ -236,12 +229,12 @@ class Recorder(TorchDispatchMode):
     def hold(self, tensor: Tensor, value: Value, constant: Tensor) -> None:
         """`tensor` is known to be `constant` until something is written where it lies."""
         value.constant = constant
-        self.held.setdefault(_memory(tensor), []).append(value)
+        self.held.setdefault(memory_of(tensor), []).append(value)
 
     def forget(self, tensor: Tensor) -> None:
         """Something was written into `tensor`: neither it nor any view of it is known any more."""
         self.value(tensor).constant = None
-        for value in self.held.pop(_memory(tensor), ()):
+        for value in self.held.pop(memory_of(tensor), ()):
             value.constant = None
 
     # -- numbers that leave ------------------------------------------------------------------------------------
@@ -315,7 +308,7 @@ class Recorder(TorchDispatchMode):
         moved = kind in MOVEMENT
         direct = moved and bool(inputs) and all(v.direct for v in inputs)
         made = []
-        written = _written(operator.slots, args, kwargs) if operator.slots else []
+        written = written_by(operator.slots, args, kwargs) if operator.slots else []
         for i, tensor in enumerate(outputs):
             fields = labels[i] if i < len(labels) else ()
             old = self.seen(tensor) if [None for one in given if one is tensor] else None
@@ -377,28 +370,12 @@ class Recorder(TorchDispatchMode):
 
     def _constants(self, call: Call, outputs: list[Tensor], inputs: list[Value]) -> list[Tensor] | None:
         """What the outputs are, where the inputs are known."""
+        known: list[Tensor] = []
         for value in inputs:
             if value.constant is None:
                 return None
-        if not all(map(countable, outputs)) or torch.Tag.nondeterministic_seeded in call.func.tags:
-            return None
-        if call.func._schema.is_mutable:
-            return None
-        if not outputs[0].is_meta:
-            return [tensor.detach() for tensor in outputs]
-        if not inputs and call.name not in MADE:
-            return None
-        try:
-            with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-                known = iter([value.constant for value in inputs]).__next__
-                args = _swap(call.args, known)
-                kwargs = {k: _swap(v, known) for k, v in call.kwargs.items()}
-                if "device" in kwargs and kwargs["device"] is not None:
-                    kwargs["device"] = torch.device("cpu")
-                answers = tensors_of(call.func(*args, **kwargs))
-        except Exception:  # not computable beside the trace: it stays unknown, which is safe
-            return None
-        return answers if [a.shape for a in answers] == [tensor.shape for tensor in outputs] else None
+            known.append(value.constant)
+        return computed(call.name, call.func, call.args, call.kwargs, outputs, known)
 
 
 def _reason(inputs: list[Value]) -> str:
@@ -407,17 +384,6 @@ def _reason(inputs: list[Value]) -> str:
         if value.parameter is None and not value.fields:
             return value.why
     return UNSPANNED
-
-
-def countable(tensor: Tensor) -> bool:
-    """Whether a tensor that is known may be computed along."""
-    if tensor.dtype.is_complex:
-        return False
-    return tensor.numel() <= (NUMBERS_LIMIT if tensor.dtype.is_floating_point else CONSTANT_LIMIT)
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
 class Watch(TorchFunctionMode):
@@ -433,42 +399,6 @@ class Watch(TorchFunctionMode):
         if name in LEAVES and args and isinstance(args[0], Tensor):
             return self.recorder.leave(name, args[0], lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
-
-
-def tensors_of(value: Any) -> list[Tensor]:
-    """Tensors among arguments or results of an operator, in order: those nest in lists and tuples only."""
-    if isinstance(value, Tensor):
-        return [value]
-    found: list[Tensor] = []
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            kind = type(item)
-            if kind is int or kind is bool or kind is float or item is None:
-                continue
-            if isinstance(item, Tensor):
-                found.append(item)
-            elif isinstance(item, (list, tuple)):
-                found += tensors_of(item)
-    return found
-
-
-def _swap(value: Any, following: Callable[[], Any]) -> Any:
-    """`value` with every tensor in it replaced by the following one of something, in the order of `tensors_of`."""
-    kind = type(value)
-    if kind is int or kind is bool or kind is float or value is None:
-        return value
-    if isinstance(value, Tensor):
-        return following()
-    if isinstance(value, (list, tuple)):
-        return kind([_swap(item, following) for item in value])
-    return value
-
-
-def _written(slots: tuple[tuple[int | None, str], ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for place, name in slots:
-        found += tensors_of(kwargs.get(name, args[place] if place is not None and place < len(args) else None))
-    return found
 
 
 def _source_line() -> str:

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, InputError, OutOfMemoryError
 from niwaki.graph.blocks import Block, add_units, block_group, find_blocks
+from niwaki.graph.constants import countable
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
 from niwaki.graph.ends import fix_outputs, seed
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
-from niwaki.graph.recorder import Heard, Record, Recorder, countable
+from niwaki.graph.recorder import Heard, Record, Recorder
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.second_look import real_twin, second_look
 from niwaki.graph.skeleton import (

@@ -57,7 +57,9 @@ class Retrace:
     ran: frozenset[str] = frozenset()
     """Modules that were called until then."""
     agreed: int | None = None
-    """Calls until then, where all of them are known to do what they did; `records` then holds none."""
+    """Calls that are known to do what they did, where `records` holds none."""
+    wrong: str | None = None
+    """Then: the module of the first call that does not, where that is not the one in which the forward failed."""
     read: frozenset[tuple[str, str]] | None = None
     """Module paths and attributes: those of the open integers that may have had a part in it; None where all may."""
 

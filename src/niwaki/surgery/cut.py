@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from niwaki.errors import CannotCutError, PlanMismatchError, Setting
 from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.kernels import Kernels
 from niwaki.graph.plans import plan_of, times_of
 from niwaki.graph.skeleton import Ties, copy_with, like, named_tensors, walk, without_caches
 from niwaki.graph.trace import fingerprint, uncollected
@@ -176,7 +177,7 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
     found = options(modules.items(), changes(graph, sizes))
     before = {(path, name): getattr(modules[path], name) for option in found for path, name in option.places}
     extra: list[Mend] = []
-    grows = bool((alive > 1).any())
+    grows, kernels = bool((alive > 1).any()), Kernels()
 
     def judge(given: list[Mend]) -> Retrace:
         extra[:] = [mend for mend in given if mend["value"] != before[mend["module"], mend["attribute"]]]
@@ -186,11 +187,13 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
         return replace(seen, read=frozenset([place for place in before if (type(modules[place[0]]), place[1]) in read]))
 
     def looked() -> Retrace:
-        told = Told() if grows else replays(small, graph, alive, example, sizes)  # nor does it follow orders of copies
+        told = (
+            Told() if grows else replays(small, graph, alive, example, sizes, kernels)
+        )  # it follows no order of copies
         if told.same:
             return Retrace([], {}, None)
         if told.problem:
-            return Retrace([], {}, told.problem, where=told.where, ran=told.ran, agreed=told.done)
+            return Retrace([], {}, told.problem, where=told.where, ran=told.ran, agreed=told.done, wrong=told.wrong)
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
     seen = search(found, judge, graph, sizes)

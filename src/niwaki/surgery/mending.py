@@ -139,7 +139,8 @@ def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, st
     Where a module makes other calls than it did, nobody can tell which are wrong: what follows there does not count.
     """
     if seen.agreed is not None:
-        return seen.agreed, seen.where, frozenset({seen.where})
+        wrong = seen.where if seen.wrong is None else seen.wrong
+        return seen.agreed, wrong, frozenset({wrong, seen.where})
     before = by_module(graph.records)
     order = {id(record): i for i, record in enumerate(seen.records)}
     agreed, first, wrong, off = 0, len(seen.records), seen.where, set[str]()

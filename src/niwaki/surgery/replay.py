@@ -3,12 +3,13 @@
 Where every call of the cut model's forward is the one that was traced, with the same settings, given the results of the
 same calls, and every result has the shape that the labels promise, then what each call gives is what it gave, cut down:
 so it is for the first call, and each call here keeps it so for the next. A call for which that is not plain by its kind
-ends the quick check, and the full one decides (`niwaki.surgery.check`): this one never finds fault, it only finds none.
+ends the quick check, and the full one decides (`niwaki.surgery.check`). A forward that does otherwise is at fault if it
+then fails by itself, as it would there; else the full check decides here, too.
 """
 
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from niwaki.graph import ChannelGraph
+from niwaki.graph.constants import tensors_of, written_by
 from niwaki.graph.kernels import Kernels, like_input
-from niwaki.graph.operators import NORMS, SILENT, find_rule, trains
-from niwaki.graph.recorder import Record, tensors_of
+from niwaki.graph.operators import NORMS, SILENT, Operator, trains
+from niwaki.graph.recorder import Record
 from niwaki.graph.rules import attention, pointwise, spatial
 from niwaki.graph.rules.indexing import picks_of
 from niwaki.graph.rules.registry import argument, signature
 from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import lent, named_tensors, walk
 from niwaki.graph.values import Value
+from niwaki.surgery.astray import Astray
 from niwaki.surgery.evidence import Sizes, failure
 from niwaki.surgery.places import along, moved, positions_of
 from niwaki.units import map_tensors, run, tensors_in
@@ -52,6 +55,7 @@ PLAIN = frozenset(
         *("linalg_vector_norm", "_softmax", "_safe_softmax", "_log_softmax", "cumsum", "embedding", "glu"),
         *("native_batch_norm", "_native_batch_norm_legit_no_training", "native_layer_norm", "_fused_rms_norm"),
         *("zeros_like", "ones_like", "full_like", "empty_like", "_weight_norm_interface"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
     )
 )
 """Calls that do the same to what stays of an axis as they did to all of it, whichever positions stay."""
@@ -78,16 +82,24 @@ class Told:
     where: str = ""
     """The module in which it fails."""
     ran: frozenset[str] = frozenset()
-    """Modules that made calls until then, or wait for one that failed."""
+    """Modules that made calls until then, or wait for one that failed; any may have that came after the first call that
+    was not the traced one."""
     done: int = 0
-    """Calls until then."""
+    """Calls until then that were the traced ones, cut down."""
+    wrong: str = ""
+    """The module of the first call that was not, or in which it fails."""
 
 
-def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes) -> Told:
-    """Whether the forward of `small` is plainly the traced one, every call cut down, or fails where it still was."""
+def replays(
+    small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: Any, sizes: Sizes, kernels: Kernels | None = None
+) -> Told:
+    """Whether the forward of `small` is plainly the traced one, every call cut down, or fails.
+
+    `kernels` remember what calls gave in other attempts at the same model.
+    """
     if graph.device != "meta" or graph.data_reads or (alive > 1).any() or not regular(graph, alive > 0):
         return Told()
-    replay, modules = Replay(graph, sizes), walk(small)
+    replay, modules = Replay(graph, sizes, kernels or Kernels()), walk(small)
     try:
         with lent(small, replay.note, [module for _, module in modules]) as skeleton:
             if not replay.seed(skeleton, graph):
@@ -102,7 +114,7 @@ def replays(small: nn.Module, graph: ChannelGraph, alive: np.ndarray, example: A
         return replay.fault(error, small)
     found = tensors_in(output)
     return Told(
-        not replay.departed
+        not (replay.departed or replay.astray)
         and replay.done == len(graph.records)
         and [tuple(t.shape) for t in found] == list(graph.outputs)
         and all(replay.known.get(id(t)) is value for t, value in zip(found, graph.results, strict=True))
@@ -135,15 +147,17 @@ def regular(graph: ChannelGraph, alive: np.ndarray) -> bool:
 class Replay(TorchDispatchMode):
     """Goes along the records of a trace, one for each call."""
 
-    def __init__(self, graph: ChannelGraph, sizes: Sizes) -> None:
+    def __init__(self, graph: ChannelGraph, sizes: Sizes, kernels: Kernels) -> None:
         super().__init__()
         self.records = graph.records
         self.sizes = sizes
         self.done = 0
         self.departed = False
+        self.astray = False
+        """Whether the forward no longer does what was traced, and is only followed to see whether it fails."""
         self.busy = True
         """Whether what goes wrong now is for the full check to find, not the forward's own fault."""
-        self.kernels = Kernels()
+        self.kernels = kernels
         self.known: dict[int, Value | None] = {}
         """Tensors of this forward and what they were in the traced one."""
         self.bound: dict[int, Tensor] = {}
@@ -151,9 +165,11 @@ class Replay(TorchDispatchMode):
         self.real: dict[int, Tensor] = {}
         """Stand-ins on the meta device and the tensors they stand for."""
         self.kept: list[Tensor] = []
+        self.beside = Astray(self.kernels, self.real)
 
     def note(self, real: Tensor, stand_in: Tensor) -> None:
         self.real[id(stand_in)] = real
+        self.kept.append(stand_in)  # no other may take its place
 
     def seed(self, skeleton: nn.Module, graph: ChannelGraph) -> bool:
         """Bind registered tensors to the values they had, and see that they have the sizes of the plan."""
@@ -186,17 +202,23 @@ class Replay(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        name, kind, free = _of(func)
+        name, kind, free, slots = _of(func)
         if name in SILENT:
             return func(*args, **kwargs)
         self.busy = True
-        if self.departed or self.done == len(self.records):
+        if self.departed:
             self.leave()
+        if slots:
+            self.beside.write(written_by(slots, args, kwargs))
+        if kind == "read":
+            return self.number(args[0])
+        if self.astray or self.done == len(self.records):
+            return self.follow(func, args, kwargs)
         record = self.records[self.done]
         if record.func is not func or len(record.args) != len(args) or record.kwargs.keys() != kwargs.keys():
             if name == "detach" and id(args[0]) in self.known:
                 return self.again(func(*args), self.known[id(args[0])])
-            self.leave()
+            return self.follow(func, args, kwargs)
         same = True
         known = self.known
         for place, (was, now) in enumerate(zip(record.args, args, strict=True)):
@@ -204,11 +226,11 @@ class Replay(TorchDispatchMode):
                 continue
             if not self.same(was, now):
                 if place not in free:
-                    self.leave()
+                    return self.follow(func, args, kwargs)
                 same = False
         for key, was in record.kwargs.items():
             if not self.same(was, kwargs[key]):
-                self.leave()
+                return self.follow(func, args, kwargs)
         before = args[0].stride() if kind == "strided" else ()
         if name in NORMS and args[0].is_meta and args[0].is_contiguous() and not trains(name, args):
             result: Any = like_input(args[0])
@@ -216,7 +238,9 @@ class Replay(TorchDispatchMode):
             self.busy = False
             result = self.kernels(func, args, kwargs)
             self.busy = True
-        self.take(record, result)
+        if not self.take(record, result):
+            self.astray, self.busy = True, False
+            return result
         if kind == "strided":
             same = same or walks_alike(args, before)
         if kind != "plain" and not self.keeps(record, func, args, kind, same):
@@ -225,9 +249,36 @@ class Replay(TorchDispatchMode):
         self.busy = False
         return result
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         self.departed = True
         raise Departed
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a call that is not the traced one, or that comes after such a one."""
+        self.astray, self.busy = True, False
+        return self.beside(func, args, kwargs)
+
+    def number(self, tensor: Tensor) -> Any:
+        """What a tensor of one number holds, where the model makes it of its own constants."""
+        numbers, value = self.beside.of(tensor), self.known.get(id(tensor))
+        if numbers is None and value is not None and not self.beside.is_written(tensor):
+            numbers = self.constant(value)
+        if numbers is None:
+            self.leave()
+        self.busy = False
+        return numbers.item()
+
+    def constant(self, value: Value) -> Tensor | None:
+        """What a traced value was known to hold, where it was made of nothing that is registered (and may be cut)."""
+        todo = [value]
+        for source in todo:
+            if source.constant is None:
+                return None
+            if id(source) in self.makers:
+                todo += self.makers[id(source)].inputs
+            elif source.parameter is not None or source.table is not None:
+                return None  # bound by its name: nobody has seen that its numbers are the same
+        return value.constant
 
     def again(self, tensor: Tensor, value: Value | None) -> Tensor:
         """The same result by another tensor: torch takes a new one where somebody, as this does, holds what it made."""
@@ -241,9 +292,10 @@ class Replay(TorchDispatchMode):
         paths = {id(module): path for path, module in walk(model)}
         stack = [paths[call] for call in _calling(error) if call in paths]
         where = stack[-1] if stack else ""
-        ran = {record.module for record in self.records[: self.done]} | set(stack)
+        ran = {record.module for record in self.records[: None if self.astray else self.done]} | set(stack)
         ran |= {path[:at] for path in ran for at, letter in enumerate(path) if letter == "."} | {""}
-        return Told(False, failure(error, where), where, frozenset(ran), self.done)
+        wrong = self.records[self.done].module if self.astray and self.done < len(self.records) else where
+        return Told(False, failure(error, where), where, frozenset(ran), self.done, wrong)
 
     def same(self, was: Any, now: Any) -> bool:
         """Whether an argument is the one that was given: the same result, or the same setting."""
@@ -259,7 +311,7 @@ class Replay(TorchDispatchMode):
 
     def meets(self, was: Value, now: Tensor) -> bool:
         """A tensor that no call made: the model's own constants, and its inputs."""
-        if was.parameter is not None or was.table is not None or id(was) in self.bound or id(was) in self.made:
+        if was.parameter is not None or was.table is not None or id(was) in self.bound or id(was) in self.makers:
             return False
         if tuple(now.shape) != was.shape or was.fields:
             return False
@@ -274,18 +326,18 @@ class Replay(TorchDispatchMode):
         return True
 
     @cached_property
-    def made(self) -> set[int]:
-        """Values that calls gave."""
-        return {id(value) for record in self.records for value in record.outputs}
+    def makers(self) -> dict[int, Record]:
+        """The calls that gave values, by the values' ids."""
+        return {id(value): record for record in self.records for value in record.outputs}
 
-    def take(self, record: Record, result: Any) -> None:
-        """Bind results to what they were, each in the shape that the labels promise."""
+    def take(self, record: Record, result: Any) -> bool:
+        """Bind results to what they were, each in the shape that the labels promise; whether all have it."""
         tensors = [result] if type(result) is Tensor else tensors_of(result)
         if len(tensors) != len(record.outputs):
-            self.leave()
+            return False
         for i, (tensor, value) in enumerate(zip(tensors, record.outputs, strict=True)):
             if (i == 0 or value.fields or record.moves) and tensor.shape != self.sizes.of(value):
-                self.leave()
+                return False
             known = self.known.get(id(tensor), self)
             if known is self:
                 if id(value) in self.bound:
@@ -294,6 +346,7 @@ class Replay(TorchDispatchMode):
                 self.bound[id(value)] = tensor
             elif known is not value:
                 self.leave()
+        return True
 
     # -- kinds of calls ----------------------------------------------------------------------------------------
     def keeps(self, record: Record, func: Any, args: tuple[Any, ...], kind: str, same: bool) -> bool:
@@ -404,16 +457,19 @@ def walks_alike(args: tuple[Any, ...], before: tuple[int, ...]) -> bool:
 
 
 @cache
-def _of(func: Any) -> tuple[str, str, frozenset[int]]:
-    """Name of an operator, how what it does to an axis is looked at, and where its arguments may follow a width."""
-    name = func.overloadpacket.__name__
+def _of(func: Any) -> tuple[str, str, frozenset[int], tuple[tuple[int | None, str], ...]]:
+    """Name of an operator, how what it does to an axis is looked at, where its arguments may follow a width, and which
+    it writes to."""
+    operator = Operator.of(func)
+    name = operator.name
     known = signature(func)
     free = frozenset(
         place for argued in SIZED.get(name, ()) if argued in known and (place := known[argued][0]) is not None
     )
-    rule = find_rule(func, name)
-    module = "" if rule is None else rule.__module__
-    if name in PLACED:
+    rule, module = operator.rule, operator.kind
+    if name == "_local_scalar_dense":
+        kind = "read"
+    elif name in PLACED:
         kind = "placed"
     elif name in GROUPED or module == spatial.__name__:
         kind = "windows"
@@ -429,4 +485,4 @@ def _of(func: Any) -> tuple[str, str, frozenset[int]]:
         kind = "rolled"
     else:
         kind = "other"
-    return name, kind, free
+    return name, kind, free, operator.slots
