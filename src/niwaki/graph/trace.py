@@ -100,6 +100,8 @@ class ChannelGraph:
     """The other tensors that the model registers: how many elements, and bytes of one."""
     inputs: Any = field(default=None, repr=False)
     """The example itself, where the forward ran on a real device."""
+    given: tuple[Value, ...] = field(default=(), repr=False)
+    """The tensors of the example, in their order."""
     results: tuple[Value, ...] = field(default=(), repr=False)
     """The tensors that it puts out."""
     features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict, repr=False)
@@ -268,9 +270,9 @@ def _trace_once(
     parameters = seed(recorder, skeleton)
     for real, copy in pairs:
         note_constant(recorder, real, copy)
-    for tensor in tensors_in(inputs):
-        recorder.value(tensor).why = "input of the model"
-        recorder.value(tensor).constant = None
+    given = [recorder.value(tensor) for tensor in tensors_in(inputs)]
+    for value in given:
+        value.why, value.constant = "input of the model", None
     with quiet(skeleton, modules), torch.no_grad(), recorder, watch(recorder, meta=attempt == "meta"):
         output = run(skeleton, inputs)
     fix_outputs(recorder, output)
@@ -356,6 +358,7 @@ def _trace_once(
         costs=costs,
         records=tuple(recorder.records),
         outputs=tuple(tuple(t.shape) for t in tensors_in(output)),
+        given=tuple(given),
         results=tuple(results),
         example=map_tensors(example, lambda t: t.detach().to("meta")),
         names=names,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from niwaki.graph.constants import computed, countable, memory_of, tensors_of
 from niwaki.graph.kernels import Kernels
@@ -53,3 +53,16 @@ class Astray:
             return self.held[id(tensor)][1]
         real = self.real.get(id(tensor), tensor)
         return None if real.is_meta or is_parameter(real) or not countable(real) else real.detach().cpu()
+
+
+def calling(error: Exception) -> list[int]:
+    """The ids of the modules whose calls an error passed through, the outermost first; with those of the error that it
+    took the place of, if that passed through any."""
+    found = []
+    for raised in (error, error.__context__):
+        trace = None if raised is None else raised.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code is nn.Module._wrapped_call_impl.__code__:
+                found.append(id(trace.tb_frame.f_locals["self"]))
+            trace = trace.tb_next
+    return found

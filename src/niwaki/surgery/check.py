@@ -18,29 +18,18 @@ from niwaki.graph.ends import fix_outputs, seed
 from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.recorder import UNREGISTERED, Record, Recorder
-from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution, spatial
+from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution
 from niwaki.graph.rules.registry import signature
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, readied, to_meta, walk
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
 from niwaki.surgery.evidence import Sizes, failure, stays_of
+from niwaki.surgery.factors import WINDOWED, Pair, Scale, followed, scales_of
 from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
-SCALARS = ("mul", "div", "mul_", "div_", "true_divide")
 CONTRACTIONS = (contraction.__name__, convolution.__name__, attention.__name__)
-WINDOWED = (convolution.__name__, spatial.__name__)
-ATTENTION = "_scaled_dot_product"
-
-
-@dataclass(frozen=True, eq=False)
-class Scale:
-    """A factor that depended on a width: what `value` must be multiplied by to undo its change."""
-
-    value: Value
-    factor: float
-    record: Record
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +105,17 @@ def retrace(
     fix_outputs(recorder, output)
     sizes = sizes or Sizes(stays_of(graph, alive))
     pairs_made = _pairs(recorder.records, graph)
-    problem: str | None = _calls(pairs_made, graph, sizes) or _compare(space, parameters, graph, alive, pairs_made)
-    scales = () if problem else _scales(recorder.records, graph, sizes)
+    given = [recorder.value(tensor) for tensor in tensors_in(inputs)]
+    problem: str | None = (
+        _calls(pairs_made, graph, sizes)
+        or _compare(space, parameters, graph, alive, pairs_made)
+        or _crossed(pairs_made, graph, given)
+        or followed(pairs_made)
+    )
+    scales = () if problem else scales_of(recorder.records, graph, sizes)
+    for scale in scales:
+        if not isinstance(scale.value, Value):  # a number made of a width, and no tensor that weights lead to
+            problem = f"{scale.record.name} in {scale.record.module or 'the model'} is of other numbers than it was"
     return Retrace(recorder.records, parameters, problem, scales)
 
 
@@ -133,10 +131,6 @@ def by_module(listing: tuple[Record, ...] | list[Record]) -> dict[str, list[Reco
     for record in listing:
         table.setdefault(record.module, []).append(record)
     return table
-
-
-Pair = tuple[Record, Record, bool]
-"""A call of the original, the same one of the cut model, and whether their module makes the very calls it made."""
 
 
 def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
@@ -230,6 +224,20 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
     data_say = graph.device != "meta" and was.outputs and now.outputs[0].shape[2:] != was.outputs[0].shape[2:]
     if window(was) != window(now) and not data_say:  # a picture resized to the size of a box
         return f"{now.name} in {where} runs with {window(now)}, not {window(was)}"
+    return None
+
+
+def _crossed(pairs: list[Pair], graph: ChannelGraph, given: list[Value]) -> str | None:
+    """Whether a call gets the result of another call, or another input of the model, than it got."""
+    made: dict[int, Value] = {}
+    for was, now, _ in pairs:
+        made.update((id(a), b) for a, b in zip(was.outputs, now.outputs, strict=True))
+    made.update((id(a), b) for a, b in zip(graph.given, given, strict=True))
+    known = {id(value) for value in made.values()}
+    for was, now, _ in pairs:
+        for a, b in zip(was.inputs, now.inputs, strict=False):
+            if id(b) in known and made.get(id(a), b) is not b:
+                return f"{now.name} in {now.module or 'the model'} gets another tensor than it got"
     return None
 
 
@@ -375,59 +383,3 @@ def _tensor_at(graph: ChannelGraph, parameters: dict[str, Parameter], label: int
             if seeds[0] <= label <= seeds[-1]:
                 return f"axis {axis} of {name}"
     return "a tensor"
-
-
-def _scales(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> tuple[Scale, ...]:
-    """Factors that differ between the two forwards, call by call of each module."""
-
-    def keyed(listing: tuple[Record, ...] | list[Record]) -> dict[tuple[str, str], list[Record]]:
-        table: dict[tuple[str, str], list[Record]] = {}
-        for record in listing:
-            if record.name in SCALARS or record.name.startswith(ATTENTION):
-                table.setdefault((record.module, record.name), []).append(record)
-        return table
-
-    before, found = keyed(graph.records), []
-    pairs = [pair for key, made in keyed(records).items() for pair in _aligned(before.get(key, []), made, sizes)]
-    for old, record in pairs:
-        was, now = _factor(old), _factor(record)
-        if was is not None and now is not None and was != now and now != 0:
-            factor = was / now
-            if record.name.startswith("div") or record.name == "true_divide":
-                factor = now / was
-            if abs(factor - 1) > 1e-12:
-                found.append(Scale(record.args[0], factor, record))
-    return tuple(found)
-
-
-def _aligned(old: list[Record], made: list[Record], sizes: Sizes) -> list[tuple[Record, Record]]:
-    """Calls and what they were, in order.
-
-    A forward that remembers what it computed once (anchors, tables of positions) makes fewer calls the next time: as
-    many as can be are then those of the same shape, and of these as many as can be those with the same factor.
-    """
-    if len(old) == len(made):
-        return list(zip(old, made, strict=True))
-    best: dict[tuple[int, int], tuple[int, int, tuple[tuple[Record, Record], ...]]] = {}
-    for i in range(len(old), -1, -1):
-        for j in range(len(made), -1, -1):
-            ways = [best[place] for place in ((i + 1, j), (i, j + 1)) if place in best] or [(0, 0, ())]
-            if i < len(old) and j < len(made) and sizes.of(old[i].outputs[0]) == made[j].outputs[0].shape:
-                met, like, pairs = best[i + 1, j + 1]
-                ways.append((met + 1, like + (_factor(old[i]) == _factor(made[j])), ((old[i], made[j]), *pairs)))
-            best[i, j] = max(ways, key=lambda way: way[:2])
-    return list(best[0, 0][2])
-
-
-def _factor(record: Record) -> float | None:
-    """The number a call multiplies or divides by, where it is one number."""
-    if record.name.startswith(ATTENTION):
-        given = record.kwargs.get("scale")
-        width = record.args[0].shape[-1]
-        return float(given) if given is not None else float(width) ** -0.5
-    other = record.args[1]
-    if isinstance(other, (int, float)) and not isinstance(other, bool):
-        return float(other)
-    if isinstance(other, Value) and other.shape == () and other.constant is not None:
-        return float(other.constant)
-    return None

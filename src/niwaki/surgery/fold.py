@@ -8,7 +8,8 @@ from niwaki.graph.labels import varying
 from niwaki.graph.recorder import Record
 from niwaki.graph.rules import MOVEMENT, RULES
 from niwaki.graph.values import Value
-from niwaki.surgery.check import Retrace, Scale
+from niwaki.surgery.check import Retrace
+from niwaki.surgery.factors import Scale
 
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "addmm_")
 SUMS = ("add", "sub", "add_", "sub_")

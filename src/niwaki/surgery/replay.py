@@ -27,7 +27,7 @@ from niwaki.graph.rules.registry import argument, signature
 from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import lent, named_tensors, walk
 from niwaki.graph.values import Value
-from niwaki.surgery.astray import Astray
+from niwaki.surgery.astray import Astray, calling
 from niwaki.surgery.evidence import Sizes, failure
 from niwaki.surgery.places import along, moved, positions_of
 from niwaki.units import map_tensors, run, tensors_in
@@ -102,9 +102,9 @@ def replays(
     replay, modules = Replay(graph, sizes, kernels or Kernels()), walk(small)
     try:
         with lent(small, replay.note, [module for _, module in modules]) as skeleton:
-            if not replay.seed(skeleton, graph):
-                return Told()
             inputs = map_tensors(example, lambda t: t.to("meta"))
+            if not replay.seed(skeleton, graph, tensors_in(inputs)):
+                return Told()
             replay.busy = False
             with quiet(skeleton, modules), torch.no_grad(), replay:
                 output = run(skeleton, inputs)
@@ -171,26 +171,35 @@ class Replay(TorchDispatchMode):
         self.real[id(stand_in)] = real
         self.kept.append(stand_in)  # no other may take its place
 
-    def seed(self, skeleton: nn.Module, graph: ChannelGraph) -> bool:
-        """Bind registered tensors to the values they had, and see that they have the sizes of the plan."""
+    def seed(self, skeleton: nn.Module, graph: ChannelGraph, inputs: list[Tensor]) -> bool:
+        """Bind inputs to the values they had, by their place, and registered tensors, by their name, and see that they
+        have the sizes of the plan. Tables whose numbers are known are met by these alone."""
+        if len(inputs) != len(graph.given):
+            return False
+        for tensor, value in zip(inputs, graph.given, strict=True):
+            if tensor.shape != value.shape or id(tensor) in self.known or id(value) in self.bound:
+                return False
+            self.known[id(tensor)], self.bound[id(value)] = value, tensor
         named: dict[str, Value] = {}
         for record in graph.records:
             for value in record.inputs:
                 if value.parameter is not None:
                     named.setdefault(value.parameter.name, value)
-                elif value.table is not None:
+                elif value.table is not None and value.constant is None:
                     named.setdefault(value.table, value)
         for listing in named_tensors(skeleton):
             for name, tensor in listing:
                 if id(tensor) in self.known:
                     continue
+                self.kept.append(tensor)
                 known = named.get(name)
+                if known is None and self.beside.of(tensor) is not None:
+                    continue
                 if known is not None:
                     if tensor.shape != self.sizes.of(known) or id(known) in self.bound:
                         return False
                     self.bound[id(known)] = tensor
                 self.known[id(tensor)] = known
-                self.kept.append(tensor)
         return True
 
     # -- calls -------------------------------------------------------------------------------------------------
@@ -225,7 +234,7 @@ class Replay(TorchDispatchMode):
             if was is now or (type(was) is Value and known.get(id(now)) is was):
                 continue
             if not self.same(was, now):
-                if place not in free:
+                if place not in free or _rank(was) != _rank(now):
                     return self.follow(func, args, kwargs)
                 same = False
         for key, was in record.kwargs.items():
@@ -276,7 +285,7 @@ class Replay(TorchDispatchMode):
                 return None
             if id(source) in self.makers:
                 todo += self.makers[id(source)].inputs
-            elif source.parameter is not None or source.table is not None:
+            elif source.parameter is not None:
                 return None  # bound by its name: nobody has seen that its numbers are the same
         return value.constant
 
@@ -290,7 +299,7 @@ class Replay(TorchDispatchMode):
     def fault(self, error: Exception, model: nn.Module) -> Told:
         """The forward's own error, in the words of the full check, which would meet it at the same call."""
         paths = {id(module): path for path, module in walk(model)}
-        stack = [paths[call] for call in _calling(error) if call in paths]
+        stack = [paths[call] for call in calling(error) if call in paths]
         where = stack[-1] if stack else ""
         ran = {record.module for record in self.records[: None if self.astray else self.done]} | set(stack)
         ran |= {path[:at] for path in ran for at, letter in enumerate(path) if letter == "."} | {""}
@@ -310,25 +319,28 @@ class Replay(TorchDispatchMode):
         return type(was) is type(now) and bool(was == now)
 
     def meets(self, was: Value, now: Tensor) -> bool:
-        """A tensor that no call made: the model's own constants, and its inputs."""
-        if was.parameter is not None or was.table is not None or id(was) in self.bound or id(was) in self.makers:
+        """A tensor that no call made: one of the model's own constants, known by its numbers."""
+        if was.constant is None or was.parameter is not None or was.fields or tuple(now.shape) != was.shape:
             return False
-        if tuple(now.shape) != was.shape or was.fields:
+        if id(was) in self.bound or id(was) in self.makers:
             return False
-        real = self.real.get(id(now), now)
-        if was.constant is not None:
-            with torch.utils._python_dispatch._disable_current_modes():
-                mine = None if real.is_meta else real.detach().cpu()
-                if mine is None or mine.dtype != was.constant.dtype or not torch.equal(mine, was.constant):
-                    return False
+        with torch.utils._python_dispatch._disable_current_modes():
+            mine = self.beside.of(now)
+            if mine is None or mine.dtype != was.constant.dtype or not torch.equal(mine, was.constant.cpu()):
+                return False
         self.known[id(now)] = was
         self.bound[id(was)] = now
         return True
 
     @cached_property
     def makers(self) -> dict[int, Record]:
-        """The calls that gave values, by the values' ids."""
-        return {id(value): record for record in self.records for value in record.outputs}
+        """The calls that gave values, by the values' ids; none gave what it was given and wrote to."""
+        return {
+            id(value): record
+            for record in self.records
+            for value in record.outputs
+            if not any(value is given for given in record.inputs)
+        }
 
     def take(self, record: Record, result: Any) -> bool:
         """Bind results to what they were, each in the shape that the labels promise; whether all have it."""
@@ -428,17 +440,9 @@ class Replay(TorchDispatchMode):
         return live if (counts[live] == counts.max()).all() else None
 
 
-def _calling(error: Exception) -> list[int]:
-    """The ids of the modules whose calls an error passed through, the outermost first; with those of the error that it
-    took the place of, if that passed through any."""
-    found = []
-    for raised in (error, error.__context__):
-        trace = None if raised is None else raised.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_code is nn.Module._wrapped_call_impl.__code__:
-                found.append(id(trace.tb_frame.f_locals["self"]))
-            trace = trace.tb_next
-    return found
+def _rank(setting: Any) -> int | None:
+    """How many axes a setting is for, where it is one of several."""
+    return len(setting) if isinstance(setting, (list, tuple)) else None
 
 
 @lru_cache(maxsize=4096)
