@@ -241,8 +241,11 @@ class Budget:
             )
 
     def limit(self, before: float) -> float:
-        """The largest allowed cost, given the uncut cost."""
-        return self.keep * before if isinstance(self.keep, float) and not self.absolute else float(self.keep)
+        """The largest allowed cost, given the uncut cost; 0.29 of 100 are 29, though binary makes it a little less."""
+        if self.absolute or not isinstance(self.keep, float):
+            return float(self.keep)
+        share = self.keep * before
+        return float(round(share)) if math.isclose(share, round(share), rel_tol=2**-50) else share
 
 
 def budgets_of(given: Any) -> tuple[Budget, ...]:

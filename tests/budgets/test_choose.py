@@ -33,6 +33,13 @@ def test_a_budget_between_two_units_is_never_exceeded() -> None:
     assert chosen(chain(2, 4, 1), SHAPE, [[0.1, 0.4, 0.3, 0.2]], Budget(keep=9, of="macs")).kept == {"0": (1, 2, 3)}
 
 
+@pytest.mark.parametrize(("keep", "units"), [(0.29, 29), (0.57, 57), (0.289, 28), (0.2999999, 29)])
+def test_a_share_that_binary_misses_is_the_count_that_is_meant(keep: float, units: int) -> None:
+    """0.29 * 100 and 0.57 * 100 are a little below 29 and 57 in binary."""
+    plan = chosen(chain(2, 100, 1), SHAPE, [list(range(100))], Budget(keep=keep, of="units"))
+    assert plan.promised["units"] == units
+
+
 def test_parameters_with_biases_by_hand() -> None:
     """2 -> 4 -> 1 with biases: (8 + 4) + (4 + 1) = 17; a unit has 2 + 1 + 1 = 4, and one bias stays: 1 + 4
     n <= 10 gives 2.
