@@ -1,14 +1,15 @@
 """Where a trace begins and ends: parameters and buffers made known to the recorder, outputs held as they are."""
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from niwaki.graph.labels import varying
 from niwaki.graph.recorder import Recorder
-from niwaki.graph.skeleton import named_tensors
+from niwaki.graph.skeleton import Ties, named_tensors
 from niwaki.graph.values import Parameter, Value
-from niwaki.units import tensors_in
+from niwaki.units import Needed, tensors_in
 
 
 def seed(recorder: Recorder, model: nn.Module) -> dict[str, Parameter]:
@@ -44,3 +45,17 @@ def fix_outputs(recorder: Recorder, output: Any, reason: str = "output of the mo
         for labels in recorder.value(tensor).get(recorder.space):
             if varying(labels):
                 recorder.space.fix(labels, reason)
+
+
+def held_twice(ties: Ties, listings: Sequence[list[tuple[str, Tensor]]], known: Collection[str]) -> list[Needed]:
+    """Registered tensors, by their `known` names, that can't be cut: another one is a view of them, and would go on
+    with what was cut away."""
+    if not (overlapping := ties.overlapping()):
+        return []
+    names = {id(tensor): name for listing in reversed(listings) for name, tensor in reversed(listing)}
+    found = []
+    for mine, other in overlapping:
+        if names.get(id(mine)) in known:
+            what = f"{names.get(id(other), 'a tensor of its module')} {tuple(other.shape)}"
+            found.append(Needed(names[id(mine)], f"its memory is also that of {what}"))
+    return found

@@ -65,16 +65,16 @@ Rest = list[tuple[dict[str, Any], str, Any]]
 """Attributes that are still to be copied: where they go, by which name, and what they are."""
 
 
-def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+def copy_with(model: nn.Module, change: Callable[[Tensor], Tensor], ties: "Ties | None" = None) -> nn.Module:
     """A deep copy in which every parameter, buffer and loose tensor `t` is `change(t)`, made once for each tensor.
 
-    No tensor is copied on the way. Tensors held under several names stay one tensor.
+    No tensor is copied on the way. Tensors held under several names stay one tensor; `ties` knows which they are.
 
     Raises:
         CannotCutError: the model's Python objects can't be copied.
     """
     memo: dict[int, Any] = {}
-    twin_of = _twins(memo, change)
+    twin_of = _twins(memo, change, ties)
     modules = [module for _, module in walk(model)]
     if all(map(_leaves_copying, {type(module) for module in modules})) and not any(map(_says_how, modules)):
         return _copied_plainly(model, modules, memo, twin_of)
@@ -164,10 +164,12 @@ def _fill(
     return odd
 
 
-def _twins(memo: dict[int, Any], change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _twins(
+    memo: dict[int, Any], change: Callable[[Tensor], Tensor], ties: "Ties | None" = None
+) -> Callable[[Tensor], Tensor]:
     """What gives the twin of a tensor, made by `change`, one for all names of it, and puts it into `memo`."""
     made: dict[Any, Tensor] = {}
-    ties = Ties()
+    ties = ties or Ties()
 
     def twin(tensor: Tensor) -> Tensor:
         if id(tensor) not in memo:
@@ -359,6 +361,8 @@ class Ties:
     def __init__(self) -> None:
         self.first: dict[int, Tensor] = {}
         self.kept: list[Tensor] = []  # as long as they live, no other object has their id
+        self.beside: dict[int, list[Tensor]] = {}
+        """Memory, and the tensors that lie in it besides the first, otherwise than that one."""
 
     def key(self, tensor: Tensor) -> Any:
         if tensor.layout is not torch.strided or not tensor.numel():
@@ -369,7 +373,30 @@ class Ties:
         if first is tensor:
             return memory
         mine = identity(tensor)
-        return memory if mine == identity(first) else mine
+        if mine == identity(first):
+            return memory
+        self.beside.setdefault(memory, []).append(tensor)
+        return mine
+
+    def overlapping(self) -> list[tuple[Tensor, Tensor]]:
+        """Tensors that share numbers with another one without being the same: views that a module keeps."""
+        found = []
+        for memory, others in self.beside.items():
+            listed = sorted([(*_extent(tensor), i) for i, tensor in enumerate((self.first[memory], *others))])
+            tensors, end, last = (self.first[memory], *others), 0, -1
+            for first, stop, i in listed:
+                if first < end and identity(tensors[i]) != identity(tensors[last]):
+                    found += [(tensors[i], tensors[last]), (tensors[last], tensors[i])]
+                if stop > end:
+                    end, last = stop, i
+        return found
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of its memory that a tensor has a part in, and the one after the last."""
+    first = tensor.storage_offset() * tensor.itemsize
+    steps = sum((int(size) - 1) * int(step) for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(first), int(first) + (steps + 1) * tensor.itemsize
 
 
 def is_parameter(tensor: Tensor) -> bool:

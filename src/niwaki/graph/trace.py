@@ -20,7 +20,7 @@ from niwaki.errors import CannotCutError, InputError, OutOfMemoryError
 from niwaki.graph.blocks import Block, add_units, block_group, find_blocks
 from niwaki.graph.constants import countable
 from niwaki.graph.cost import Cost, Term, Widths, build, macs_of
-from niwaki.graph.ends import fix_outputs, seed
+from niwaki.graph.ends import fix_outputs, held_twice, seed
 from niwaki.graph.groups import Axis, Units, make_groups, resolve
 from niwaki.graph.labels import LabelSpace
 from niwaki.graph.recorder import Heard, Record, Recorder
@@ -260,7 +260,7 @@ def _trace_once(
         pairs.append((tensor, copy))
         return copy
 
-    skeleton = copy_with(model, stand_in)
+    skeleton = copy_with(model, stand_in, ties := Ties())
     modules = walk(skeleton)
     readied(skeleton, [module for _, module in modules])
     place = "meta" if attempt == "meta" else device
@@ -306,6 +306,7 @@ def _trace_once(
         )
     recorder.memory.clear()  # what is freed from here on outlived the forward
     _protect(model, protect, recorder, parameters)
+    _protect(model, held_twice(ties, listings, parameters), recorder, parameters)
     units, axes = resolve(space, parameters)
     axes = [axis for axis in axes if axis.size > 1]
     held = np.zeros(units.count + 1, bool)
