@@ -101,4 +101,4 @@ def _means(model: nn.Module, consumers: Iterable[str], batches: Iterable[Any]) -
         counts[name] = counts.get(name, 0) + flat.shape[1]
 
     listen(model, consumers, batches, hear, what="fold constants")
-    return {name: total / counts[name] for name, total in sums.items()}
+    return {name: total / counts[name] for name, total in sums.items() if counts[name]}

@@ -16,7 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from niwaki.errors import InputError, NotFiniteError
 from niwaki.evidence.patches import drawn, patches, stock
 from niwaki.repair.normal_equations import NormalEquations, raised
-from niwaki.repair.readers import Readers, evaluating
+from niwaki.repair.readers import Readers, evaluating, input_of
+from niwaki.surgery.record import surgery_of
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
 ADD = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
@@ -81,13 +82,13 @@ class _Operators(TorchDispatchMode):
         self.handles: list[RemovableHandle] = []
         for name, module in modules.items():
             if stock(module):
-                self.handles.append(module.register_forward_pre_hook(self._starts(name)))
+                self.handles.append(module.register_forward_pre_hook(self._starts(name), with_kwargs=True))
                 self.handles.append(module.register_forward_hook(self._ends(name)))
 
     def _starts(self, name: str) -> Any:
-        def hear(module: nn.Module, args: Any) -> None:
+        def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
             self.paused = True
-            self.starts(name, module, args[0].detach())
+            self.starts(name, module, input_of(args, kwargs).detach())
 
         return hear
 
@@ -142,6 +143,10 @@ class _Whole(_Operators):
         self.wrote: Any = WeakIdKeyDictionary()
         """Tensor -> the operator that wrote it last, and which of its outputs it is."""
         self.ways: Any = WeakIdKeyDictionary()
+        self.read: Any = WeakIdKeyDictionary()
+        """Tensors on their way from layers that were read."""
+        self.branches: set[str] = set()
+        """Layers of which something is read by several: what they put out is not for one sum alone."""
         self.factors = {(p.data_ptr(), p.numel()): name for name, p in model.named_parameters()}
         for name, module in modules.items():
             plain = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
@@ -149,6 +154,11 @@ class _Whole(_Operators):
                 self.handles.append(module.register_forward_hook(self._norm(name)))
 
     def before(self, func: Any, args: Any, kwargs: Any) -> _Way | None:
+        for tensor in tensors_in((args, kwargs)):
+            if (passing := self.ways.get(tensor)) is not None:
+                if tensor in self.read:
+                    self.branches.add(passing.layer)
+                self.read[tensor] = True
         first, second = (*args[:2], None, None)[:2]
         way = self.ways.get(first) if isinstance(first, Tensor) else None
         other = self.ways.get(second) if isinstance(second, Tensor) else None
@@ -216,7 +226,7 @@ class _Whole(_Operators):
     def _norm(self, name: str) -> Any:
         def hear(module: nn.Module, args: Any, out: Tensor) -> None:
             way = self.ways.get(args[0])
-            if way is not None:
+            if way is not None and way.axes[1] == self.targets[way.layer].channel:
                 self.ways[out] = _Way(way.layer, (*way.behind, name), way.axes)
 
         return hear
@@ -322,20 +332,27 @@ def refit_in_turn(
     """
     model, small, modules, own = readers.model, readers.small, readers.whole, readers.modules
     example = map_tensors(_together(batches), lambda tensor: tensor.to(device_of(model)))
-    times = Counter(id(weight) for module in modules.values() for weight in module._parameters.values())
     layers = [
         name
         for name, module in modules.items()
         if stock(module)
         and name in own
-        and times[id(module._parameters.get("weight"))] == 1
+        and name not in readers.shared
+        and module._parameters.get("weight") is not None
         and f"{name}.weight" not in readers.scaled
         and own[name].weight[0].numel() <= largest  # type: ignore[index, operator, union-attr]
     ]
     whole = _Whole(model, set(layers), most, seed)
     with evaluating(model, whole.handles), whole:
         run(model, example)
-    targets = {name: target for name, target in whole.targets.items() if whole.calls[name] == 1}
+    targets = {name: target for name, target in whole.targets.items() if whole.calls[name] == 1 and len(target.rows)}
+    for name in whole.branches & targets.keys():
+        targets[name].other, targets[name].addend, targets[name].behind = None, None, ()
+    scaled = {str(entry["tensor"]) for entry in surgery_of(small).scaled}
+    for name in list(targets):
+        names = (*targets[name].behind, *filter(None, [readers.follows.get(name)]))
+        if any(f"{one}.{leaf}" in scaled or one in scaled for one in names for leaf in ("weight", "bias")):
+            del targets[name]  # what stands behind it is of another scale than it was
 
     done: set[str] = set()
 
@@ -392,6 +409,8 @@ def _settle(norm: Any, x: Float[Tensor, "batch channels ..."]) -> None:
     is now but, once they are estimated again or in training, larger than was fitted.
     """
     places = [axis for axis in range(x.dim()) if axis != 1]
+    if x.numel() < 2 * x.shape[1]:
+        return  # one position has no variance
     variance, mean = torch.var_mean(x.double(), places)
     scale = norm.weight.double() * (norm.running_var.double() + norm.eps).rsqrt()
     shift = norm.bias.double() + scale * (mean - norm.running_mean.double())
@@ -467,10 +486,12 @@ def _together(batches: Sequence[Any]) -> Any:
     leaves = [tensors_in(batch) for batch in batches]
     shapes = {tuple(tuple(leaf.shape[1:]) if leaf.dim() else None for leaf in each) for each in leaves}
     if len(shapes) > 1 or None in next(iter(shapes)):
+        kinds = [", ".join("one number" if shape is None else str(shape) for shape in each) for each in shapes]
         raise InputError(
-            "refit layers in turn",
-            found=f"batches of {len(shapes)} kinds of shapes that can't be put together",
-            do="give batches whose tensors differ in their first axis only",
+            f"refit layers in turn on {len(batches)} batches",
+            found=f"{len(kinds)} kinds of shapes, which can't be put together: {'; '.join(sorted(kinds)[:4])}",
+            where="LeastSquares(inputs='cut'), which runs on all batches at once",
+            do="give batches whose tensors differ in their first axis only, or inputs='whole'",
         )
     whole = iter([torch.cat(each) for each in zip(*leaves, strict=True)])
     return map_tensors(batches[0], lambda tensor: next(whole))

@@ -94,7 +94,9 @@ class LeastSquares:
 
         listen(model, readers.gone, batches, hear, what="refit layers")
         for name, gone in readers.gone.items():
-            if name not in seen:  # its weight is read without a call of the layer, as attention does with its output
+            if (
+                name not in seen or not seen[name].count
+            ):  # its weight is read without a call of the layer, as attention does with its output
                 readers.skipped.append(name)
                 continue
             weight = readers.weight(name)  # [outputs, inputs, ...]

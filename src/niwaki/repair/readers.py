@@ -1,6 +1,7 @@
 """Layers that read what a plan removes: which they are, what they read, and how they take a constant."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -8,11 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from niwaki.errors import InputError
 from niwaki.evidence.patches import stock
 from niwaki.graph import ChannelGraph, trace
+from niwaki.graph.skeleton import identity
 from niwaki.plan import Plan, decode_example
 from niwaki.surgery.record import add_bias, surgery_of
 from niwaki.surgery.verify import scale_slices
@@ -54,9 +57,11 @@ class Readers:
         )
         self.model, self.small, self.plan, self.optimizer = model, small, plan, optimizer
         self.whole, self.modules = dict(model.named_modules()), dict(small.named_modules())
-        self.gone, self.skipped = _consumers(model, plan, graph)
+        self.shared = _sharing(small)
+        """Layers of the small model whose weight or bias others have too."""
+        self.gone, self.skipped = _consumers(model, plan, graph, self.shared)
         """Layer -> the removed positions of its input; and what reads some and can't be changed."""
-        self.follows = _norm_after(graph)
+        self.follows = _norm_after(graph, self.whole)
         self.scaled = {str(entry["tensor"]): entry for entry in surgery_of(small).scaled if entry["axis"] == 0}
 
     def weight(self, name: str) -> Tensor:
@@ -100,6 +105,7 @@ class Readers:
 def evaluating(model: nn.Module, handles: Iterable[RemovableHandle]) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards modules are in the modes they had, and hooks are gone."""
     modes = {module: module.training for module in model.modules()}
+    own = [module for module in modes if type(module).train is not nn.Module.train]
     try:
         model.eval()
         with torch.no_grad():
@@ -107,6 +113,8 @@ def evaluating(model: nn.Module, handles: Iterable[RemovableHandle]) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+        for module in own:  # a mode may be more than its flag: weights put together for evaluation
+            module.train(modes[module])
         for module, mode in modes.items():
             module.training = mode
 
@@ -128,10 +136,11 @@ def listen(
     modules = dict(model.named_modules())
 
     def watch(name: str) -> Any:
-        return lambda module, args: hear(name, module, args[0].detach())
+        return lambda module, args, kwargs: hear(name, module, input_of(args, kwargs).detach())
 
     device, seen = device_of(model), 0
-    with evaluating(model, [modules[name].register_forward_pre_hook(watch(name)) for name in layers]):
+    hooks = [modules[name].register_forward_pre_hook(watch(name), with_kwargs=True) for name in layers]
+    with evaluating(model, hooks):
         for batch in batches:
             run(model, map_tensors(batch, lambda t: t.to(device)))
             seen += 1
@@ -139,22 +148,44 @@ def listen(
         raise InputError(what, found="no batches", do="give at least one batch of inputs")
 
 
-def _consumers(model: nn.Module, plan: Plan, graph: ChannelGraph) -> tuple[dict[str, Tensor], list[str]]:
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a linear layer or convolution is called on."""
+    given: Tensor = args[0] if args else kwargs["input"]
+    return given
+
+
+def _sharing(model: nn.Module) -> set[str]:
+    """Linear layers and convolutions whose weight or bias is that of another module too, by their first names."""
+    held = {name: [p for p in module._parameters.values() if p is not None] for name, module in model.named_modules()}
+    times = Counter(identity(parameter) for parameters in held.values() for parameter in parameters)
+    return {name for name, parameters in held.items() if any(times[identity(p)] > 1 for p in parameters)}
+
+
+def _consumers(
+    model: nn.Module, plan: Plan, graph: ChannelGraph, shared: set[str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Layers that lose input channels -> the removed positions; and whatever else reads some and can't take a bias."""
     modules = dict(model.named_modules())
     cuts = {(str(cut["tensor"]), cut["axis"]): cut for cut in plan.cuts}
     found: dict[str, Tensor] = {}
     skipped = []
+    computed = {axis.tensor for axis in graph.axes if axis.role == "direction"}  # of a weight of norm one
     for axis in graph.axes:
-        for tensor in graph.names[axis.tensor] if axis.role == "in" else ():
+        reads = axis.role == "in" or (axis.role == "other" and axis.tensor in computed)
+        aliases = graph.names[axis.tensor] if reads else ()
+        for tensor in aliases:
             cut = cuts.get((tensor, axis.axis))
             if cut is None or plan.drops(tensor):
                 continue
             path, _, leaf = tensor.rpartition(".")
             module = modules.get(path)
-            if not stock(module) or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
+            if module is None and leaf == "weight" and any(name.rpartition(".")[0] in found for name in aliases):
+                continue  # another name of the same module
+            own = module is not None and module._parameters.get("weight") is not None
+            if not own or not stock(module) or path in shared or (leaf, axis.axis, axis.blocks) != ("weight", 1, 1):
                 skipped.append(tensor if leaf != "weight" or module is None else path)
                 continue
+            assert module is not None
             gone = torch.ones(module.weight.shape[1], dtype=torch.bool)  # type: ignore[index, operator, union-attr]
             gone[torch.tensor(cut["keep"])] = False
             found[path] = torch.nonzero(gone).ravel().to(module.weight.device)  # type: ignore[operator, union-attr]
@@ -168,16 +199,21 @@ def _join(optimizer: torch.optim.Optimizer, weight: Tensor, bias: nn.Parameter) 
             group["params"].append(bias)
 
 
-def _norm_after(graph: ChannelGraph) -> dict[str, str]:
-    """Layer -> the batch norm that reads its output directly, by the trace."""
+def _norm_after(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Layer -> the batch norm that reads its output directly, and no other one's, by the trace."""
     made: dict[int, str] = {}
-    readers: dict[int, int] = {}
+    readers: Counter[int] = Counter()
     found: dict[str, str] = {}
+    norms: Counter[str] = Counter()
     for record in graph.records:
-        for value in record.args:
-            readers[id(value)] = readers.get(id(value), 0) + 1
+        readers.update(id(value) for value in record.inputs)
         if record.name in ("convolution", "addmm", "mm", "_unsafe_view", "view") and record.outputs:
             made[id(record.outputs[0])] = record.module
-        if "batch_norm" in record.name and id(record.args[0]) in made and readers[id(record.args[0])] == 1:
-            found[made[id(record.args[0])]] = record.module
-    return {layer: norm for layer, norm in found.items() if layer != norm}
+        if "batch_norm" in record.name and isinstance(modules.get(record.module), _BatchNorm):
+            norms[record.module] += 1
+            given = record.inputs[0]
+            layer = modules.get(made.get(id(given), ""))
+            channels = 1 if isinstance(layer, nn.modules.conv._ConvNd) else len(given.shape) - 1
+            if layer is not None and channels == 1 and readers[id(given)] == 1:
+                found[made[id(given)]] = record.module
+    return {layer: norm for layer, norm in found.items() if layer != norm and norms[norm] == 1}
