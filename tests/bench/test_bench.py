@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 import niwaki
 from niwaki.bench import RUNTIMES, bench
-from niwaki.bench.items import open_item
+from niwaki.bench.items import Item, example_of, open_item
 from niwaki.bench.process import work
 from niwaki.bench.starting import failure
 from niwaki.cli import main
@@ -232,3 +233,13 @@ def test_the_command(here: Path, inside: None, capfd: pytest.CaptureFixture[str]
 def test_failures_in_a_line() -> None:
     assert failure(InputError("a", found="b")) == "a; found: b"
     assert failure(KeyError("x")) == "KeyError: 'x'" and failure(ValueError()) == "ValueError: no message"
+
+
+def test_the_input_is_one_that_an_item_knows_and_no_guess() -> None:
+    """A network that says nothing is taken to read pictures of 224; a file or run beside it knows better."""
+    guessed, sure = (Item(name, "model", name, example=torch.zeros(1, count)) for name, count in (("a", 3), ("b", 1)))
+    guessed = replace(guessed, assumed="a picture, as a guess")
+    file = Item("c.onnx", "onnx", "c.onnx", example=torch.zeros(1, 2))
+    assert example_of([guessed, sure, file], None) is sure.example
+    assert example_of([guessed, file], None) is file.example
+    assert example_of([guessed], None) is guessed.example

@@ -93,13 +93,15 @@ def test_validation_looks_at_the_average_and_the_weights_train_on():
     assert [epoch["validation"] for epoch in history.epochs] == pytest.approx(task.seen)
 
 
-def test_patience_ends_it():
+def test_patience_ends_it(caplog):
     task = Squares(values=[1.0, 3.0, 3.0, 2.0, 9.0])
     history = Recovery(epochs=9, lr=1e-4, validation=Validation(patience=2))(Line(), task)
     assert len(history.epochs) == 4 and history.stopped  # the best was the second; an equal one is no better
+    assert "stopped early after epoch 4 of 9: validation 2, the best was 3" in caplog.text
+    caplog.clear()
     task = Squares(values=[3.0, 1.0, 2.0, 0.5])
     history = Recovery(epochs=4, lr=1e-4, validation=Validation(patience=2, lower=True))(Line(), task)
-    assert len(history.epochs) == 4 and not history.stopped
+    assert len(history.epochs) == 4 and not history.stopped and "stopped early" not in caplog.text
 
 
 def test_every_second_epoch_and_the_last_are_validated():

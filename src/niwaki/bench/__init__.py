@@ -89,7 +89,7 @@ def bench(
             two. Empty: eager where there is a network or a `.pt2`, onnxruntime for ONNX files, openvino for `.xml`.
         batches: of each runtime, one after the other.
         threads: CPU threads inside an operation.
-        shape: of the example, batch first; the first network's own unless given.
+        shape: of the example, batch first; unless given the first network's own, of those that know theirs.
         seed: of random weights and of the inputs.
 
     Raises:
@@ -118,7 +118,7 @@ def bench(
         "runtimes": list(chosen),
         "inputs": [f"{'x'.join(map(str, t.shape[1:]))} {str(t.dtype)[6:]}" for t in tensors_in(example)],
         "machine": f"{device_name(torch.device('cpu'))}, {platform.system()}",
-        "assumed": next((item.assumed for item in labelled if item.kind in ("run", "model")), ""),
+        "assumed": next((item.assumed for item in labelled if item.example is example), ""),
         "versions": versions() | {name: _version(name) for name in chosen if RUNTIMES[name]},
     }
     with ExitStack() as stack:

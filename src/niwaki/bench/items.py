@@ -140,13 +140,15 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 
 
 def example_of(items: Sequence[Item], shape: tuple[int, ...] | None) -> Any:
-    """The input of all: the first network's, else the first file's that says what it takes.
+    """The input of all: the first network's that knows what it takes, else the first file's, else the first guess.
 
     Raises:
         InputError: no item says, or a given shape is of several inputs.
     """
-    networks = [item for item in items if item.kind in ("run", "model")] or list(items)
-    example = next((item.example for item in networks if item.example is not None), None)
+    networks = [item for item in items if item.kind in ("run", "model")]
+    sure = [item for item in networks if not item.assumed]
+    files = [item for item in items if item not in networks]
+    example = next((item.example for item in (*sure, *files, *networks) if item.example is not None), None)
     if shape is not None and not any(item.kind in ("run", "model") for item in items):
         found = tensors_in(example) if example is not None else [torch.zeros(1)]
         if len(found) != 1:

@@ -10,6 +10,7 @@ logs/NAME.log   what the attempts said
 
 import importlib.util
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from niwaki.errors import FileDamagedError, InputError
 from niwaki.files import REPORT, write_text
 from niwaki.sweep.attempt import finished
 from niwaki.sweep.trials import Trial
+
+log = logging.getLogger(__name__)
 
 RESULTS, ATTEMPTS, TIMING, PLAN = "results.jsonl", "attempts.jsonl", "timing.jsonl", "sweep.json"
 TRIALS, LOGS = "trials", "logs"
@@ -127,6 +130,7 @@ def write_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
     write_text(folder / RESULTS, "".join(json.dumps(row) + "\n" for row in rows))
     if importlib.util.find_spec("pyarrow") is None:
+        log.info("no results.parquet: pyarrow is not installed (pip install 'niwaki[sweep]')")
         return
     import pyarrow
     import pyarrow.parquet

@@ -196,6 +196,9 @@ class Loop:
             self.log.write({"step": at.step, "epoch_loss": mean, **{k: v for k, v in entry.items() if k != "loss"}})
         log.info("epoch %d of %d: loss %.4f%s, %.1f s", at.epoch, self.how.epochs, mean,
                  f", validation {entry['validation']:.4g}" if "validation" in entry else "", seconds)  # fmt: skip
+        if at.stopped and at.epoch < self.how.epochs:
+            log.warning("stopped early after epoch %d of %d: validation %.4g, the best was %.4g; these are the last "
+                        "weights, not the best ones", at.epoch, self.how.epochs, at.looks[-1][0], at.best)  # fmt: skip
         ended = at.stopped or at.epoch == self.how.epochs
         if keep := self.how.checkpoints:
             good = at.step in self._best()
