@@ -49,6 +49,8 @@ class Retrace:
     """Calls that are known to do what they did, where `records` holds none."""
     wrong: str | None = None
     """Then: the module of the first call that does not, where that is not the one in which the forward failed."""
+    off: frozenset[str] = frozenset()
+    """Then: modules that made such a call."""
     read: frozenset[tuple[str, str]] | None = None
     """Module paths and attributes: those of the open integers that may have had a part in it; None where all may."""
 

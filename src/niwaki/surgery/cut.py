@@ -193,7 +193,9 @@ def _eager(model: nn.Module, plan: Plan, graph: ChannelGraph, alive: np.ndarray)
         if told.same:
             return Retrace([], {}, None)
         if told.problem:
-            return Retrace([], {}, told.problem, where=told.where, ran=told.ran, agreed=told.done, wrong=told.wrong)
+            return Retrace(
+                [], {}, told.problem, (), told.where, told.ran, agreed=told.done, wrong=told.wrong, off=told.off
+            )
         return retrace(small, graph, alive, example, meta=meta, sizes=sizes)
 
     seen = search(found, judge, graph, sizes)

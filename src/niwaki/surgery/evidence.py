@@ -85,6 +85,29 @@ def stays_of(graph: ChannelGraph, alive: np.ndarray) -> np.ndarray:
     return np.append(alive, True)[graph.units.unit_of]
 
 
+def regular(graph: ChannelGraph, alive: np.ndarray) -> bool:
+    """Whether the units that stay are what a plan may keep: no block left out, nothing fixed gone, slabs with what they
+    span, and every block of an axis as wide as the others that stay."""
+    units = graph.units
+    if not all(alive[block.ids].all() for block in graph.blocks) or not alive[units.reason >= 0].all():
+        return False
+    slab, element = units.slabs
+    spans, lives = np.zeros(units.count, bool), np.zeros(units.count, bool)
+    spans[slab] = True
+    lives[slab[alive[element]]] = True
+    if (lives != alive)[spans].any():
+        return False
+    padded = np.append(alive, True)
+    if not all(padded[source].all() for _, source, _ in graph.tables):
+        return False
+    for axis in graph.axes:
+        if axis.blocks > 1:
+            counts = padded[axis.units].reshape(axis.blocks, -1).sum(1)
+            if (counts[counts > 0] != counts.max()).any():
+                return False
+    return True
+
+
 def changes(graph: ChannelGraph, sizes: Sizes) -> Changes:
     """Numbers seen in each module and what they become."""
     found: Changes = {}

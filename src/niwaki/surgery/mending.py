@@ -140,7 +140,7 @@ def agreement(seen: Retrace, graph: ChannelGraph, sizes: Sizes) -> tuple[int, st
     """
     if seen.agreed is not None:
         wrong = seen.where if seen.wrong is None else seen.wrong
-        return seen.agreed, wrong, frozenset({wrong, seen.where})
+        return seen.agreed, wrong, frozenset({*seen.off, wrong, seen.where})
     before = by_module(graph.records)
     order = {id(record): i for i, record in enumerate(seen.records)}
     agreed, first, wrong, off = 0, len(seen.records), seen.where, set[str]()

@@ -7,6 +7,7 @@ ends the quick check, and the full one decides (`niwaki.surgery.check`). A forwa
 then fails by itself, as it would there; else the full check decides here, too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from typing import Any, NoReturn
@@ -27,8 +28,8 @@ from niwaki.graph.rules.registry import argument, signature
 from niwaki.graph.running import quiet
 from niwaki.graph.skeleton import lent, named_tensors, walk
 from niwaki.graph.values import Value
-from niwaki.surgery.astray import Astray, calling
-from niwaki.surgery.evidence import Sizes, failure
+from niwaki.surgery.astray import Astray, Tally, calling
+from niwaki.surgery.evidence import Sizes, failure, regular
 from niwaki.surgery.places import along, moved, positions_of
 from niwaki.units import map_tensors, run, tensors_in
 
@@ -85,9 +86,11 @@ class Told:
     """Modules that made calls until then, or wait for one that failed; any may have that came after the first call that
     was not the traced one."""
     done: int = 0
-    """Calls until then that were the traced ones, cut down."""
+    """Calls until then that were the traced ones, cut down; in each module up to the first that was not."""
     wrong: str = ""
     """The module of the first call that was not, or in which it fails."""
+    off: frozenset[str] = frozenset()
+    """Modules that made such a call."""
 
 
 def replays(
@@ -99,7 +102,8 @@ def replays(
     """
     if graph.device != "meta" or graph.data_reads or (alive > 1).any() or not regular(graph, alive > 0):
         return Told()
-    replay, modules = Replay(graph, sizes, kernels or Kernels()), walk(small)
+    modules = walk(small)
+    replay = Replay(graph, sizes, kernels or Kernels(), modules)
     try:
         with lent(small, replay.note, [module for _, module in modules]) as skeleton:
             inputs = map_tensors(example, lambda t: t.to("meta"))
@@ -121,33 +125,12 @@ def replays(
     )
 
 
-def regular(graph: ChannelGraph, alive: np.ndarray) -> bool:
-    """Whether the units that stay are what a plan may keep: no block left out, nothing fixed gone, slabs with what they
-    span, and every block of an axis as wide as the others that stay."""
-    units = graph.units
-    if not all(alive[block.ids].all() for block in graph.blocks) or not alive[units.reason >= 0].all():
-        return False
-    slab, element = units.slabs
-    spans, lives = np.zeros(units.count, bool), np.zeros(units.count, bool)
-    spans[slab] = True
-    lives[slab[alive[element]]] = True
-    if (lives != alive)[spans].any():
-        return False
-    padded = np.append(alive, True)
-    if not all(padded[source].all() for _, source, _ in graph.tables):
-        return False
-    for axis in graph.axes:
-        if axis.blocks > 1:
-            counts = padded[axis.units].reshape(axis.blocks, -1).sum(1)
-            if (counts[counts > 0] != counts.max()).any():
-                return False
-    return True
-
-
 class Replay(TorchDispatchMode):
     """Goes along the records of a trace, one for each call."""
 
-    def __init__(self, graph: ChannelGraph, sizes: Sizes, kernels: Kernels) -> None:
+    def __init__(
+        self, graph: ChannelGraph, sizes: Sizes, kernels: Kernels, modules: Sequence[tuple[str, nn.Module]] = ()
+    ) -> None:
         super().__init__()
         self.records = graph.records
         self.sizes = sizes
@@ -166,6 +149,7 @@ class Replay(TorchDispatchMode):
         """Stand-ins on the meta device and the tensors they stand for."""
         self.kept: list[Tensor] = []
         self.beside = Astray(self.kernels, self.real)
+        self.tally = Tally(graph.records, sizes, modules)
 
     def note(self, real: Tensor, stand_in: Tensor) -> None:
         self.real[id(stand_in)] = real
@@ -248,6 +232,7 @@ class Replay(TorchDispatchMode):
             result = self.kernels(func, args, kwargs)
             self.busy = True
         if not self.take(record, result):
+            self.tally.begin(self.done, record.module)
             self.astray, self.busy = True, False
             return result
         if kind == "strided":
@@ -264,8 +249,12 @@ class Replay(TorchDispatchMode):
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that is not the traced one, or that comes after such a one."""
+        if not self.astray:
+            self.tally.begin(self.done)
         self.astray, self.busy = True, False
-        return self.beside(func, args, kwargs)
+        result = self.beside(func, args, kwargs)
+        self.tally(func, result)
+        return result
 
     def number(self, tensor: Tensor) -> Any:
         """What a tensor of one number holds, where the model makes it of its own constants."""
@@ -304,7 +293,8 @@ class Replay(TorchDispatchMode):
         ran = {record.module for record in self.records[: None if self.astray else self.done]} | set(stack)
         ran |= {path[:at] for path in ran for at, letter in enumerate(path) if letter == "."} | {""}
         wrong = self.records[self.done].module if self.astray and self.done < len(self.records) else where
-        return Told(False, failure(error, where), where, frozenset(ran), self.done, wrong)
+        off = frozenset({*self.tally.off, wrong})
+        return Told(False, failure(error, where), where, frozenset(ran), self.done + self.tally.agreed, wrong, off)
 
     def same(self, was: Any, now: Any) -> bool:
         """Whether an argument is the one that was given: the same result, or the same setting."""
