@@ -29,16 +29,32 @@ def along(value: Value, axis: int) -> np.ndarray | None:
     return None
 
 
-def moved(labels: np.ndarray, positions: np.ndarray, sizes: "Sizes") -> np.ndarray:
-    """Where those of the positions that stay lie after the cut; `labels` are those along the axis, `[size, rest]`."""
-    often = sizes.times[labels].max(1)
+def moved(labels: np.ndarray, positions: np.ndarray, sizes: "Sizes", left: int) -> np.ndarray:
+    """Where those of the positions that stay lie after the cut, which leaves so many; `labels` are those along the
+    axis, `[positions, rest]`. Rows of a grid may keep other columns each: then all have to lie in the same places, or
+    nothing lies where it should (-1).
+    """
+    often = _often(labels, left, sizes)
     if int(often.max(initial=0)) > 1:
-        asked = np.zeros(often.size, bool)
+        asked = np.zeros(len(often), bool)
         asked[positions] = True
-        return np.flatnonzero(np.repeat(asked, often))
-    stays = often > 0
-    places: np.ndarray = (np.cumsum(stays) - 1)[positions[stays[positions]]]
-    return places
+        return np.flatnonzero(np.repeat(asked, often.max(1)))
+    places = (np.cumsum(often, 0) - 1)[positions]  # [asked, rows]
+    stay = often[positions] > 0
+    counts = stay.sum(0)
+    listed = places.T[stay.T].reshape(often.shape[1], -1) if (counts == counts[0]).all() else None
+    return listed[0] if listed is not None and (listed == listed[0]).all() else np.array([-1])
+
+
+def _often(labels: np.ndarray, left: int, sizes: "Sizes") -> np.ndarray:
+    """How often each position of an axis is there, of which `left` are left; `[positions, 1]`, or `[positions, rows]`
+    where rows keep others each."""
+    often = sizes.times[labels].astype(np.int64)
+    together = often.max(1, keepdims=True)
+    if int(together.sum()) == left:
+        return together
+    found: np.ndarray = np.unique(often[:, often.any(0)], axis=1)
+    return found if found.size else together
 
 
 def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
@@ -48,7 +64,8 @@ def numbers(record: Record, sizes: "Sizes") -> list[tuple[int, int]]:
         labels = along(value, axis)
         if labels is None or not positions.size:
             continue
-        stays = np.concatenate([[0], np.cumsum(sizes.times[labels].max(1))])  # what becomes of the first n
+        often = _often(labels, sizes.of(value)[axis], sizes)[:, 0]
+        stays = np.concatenate([[0], np.cumsum(often)])  # what becomes of the first n
         first, end = int(positions[0]), int(positions[-1]) + 1
         found += [(first, int(stays[first])), (end, int(stays[end])), (end - first, int(stays[end] - stays[first]))]
         found.append((len(labels) - end, int(stays[-1] - stays[end])))
@@ -60,7 +77,7 @@ def misplaced(was: Record, now: Record, sizes: "Sizes") -> bool:
     before, after = positions_of(was), positions_of(now)
     for (value, axis, positions), (_, _, found) in zip(before, after, strict=False):
         labels = along(value, axis)
-        if labels is not None and not np.array_equal(moved(labels, positions, sizes), found):
+        if labels is not None and not np.array_equal(moved(labels, positions, sizes, sizes.of(value)[axis]), found):
             return True
     return len(before) != len(after)
 

@@ -387,10 +387,10 @@ class Replay(TorchDispatchMode):
         if len(before) != len(after) or not before:
             return False
         for (value, axis, places), (_, _, found) in zip(before, after, strict=True):
-            labels, cut = along(value, axis), axis in self.cut_axes(value)
+            labels, cut, left = along(value, axis), axis in self.cut_axes(value), self.sizes.of(value)[axis]
             if cut and (labels is None or (places.size > 1 and places[1] != places[0] + 1)):
                 return False
-            if not np.array_equal(places if labels is None else moved(labels, places, self.sizes), found):
+            if not np.array_equal(places if labels is None else moved(labels, places, self.sizes, left), found):
                 return False
         return True
 

@@ -157,9 +157,11 @@ def slice_(node: fx.Node, seen: Seen, sizes: Sizes) -> None:
         return
     start, end, step = get(node, "start"), get(node, "end"), get(node, "step", 1)
     if step != 1:
-        places = moved(labels, np.arange(size)[start:end:step], sizes)  # evenly again, or no slice has them
+        places = moved(
+            labels, np.arange(size)[start:end:step], sizes, sizes.of(source)[axis]
+        )  # evenly again, or no slice has them
         gaps = np.unique(np.diff(places))
-        if not places.size or gaps.size > 1:
+        if not places.size or places[0] < 0 or gaps.size > 1:
             raise Refused(f"{node.name}: a strided slice of an axis that is cut unevenly")
         for name, number in (("start", places[0]), ("end", places[-1] + 1), ("step", gaps[0] if gaps.size else 1)):
             put(node, name, int(number))
