@@ -210,3 +210,51 @@ def test_a_layer_before_a_scaled_norm_stays() -> None:
     small, _ = refitted(model, CORNERS, gone="first", inputs="cut")
     assert torch.allclose(small.norm.weight, 2 * model.norm.weight[:2])
     assert torch.equal(small.first.weight, model.first.weight[:2])
+
+
+class Normed(nn.Module):
+    """A layer without a bias, with a norm behind it that is called by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.read, self.norm = nn.Linear(2, 3), nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)
+        with torch.no_grad():
+            self.hidden.weight[2] = 2 * self.hidden.weight[0]
+            self.hidden.bias[2] = 2 * self.hidden.bias[0] + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(input=self.read(self.hidden(x)))
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+def test_a_norm_called_by_keyword_takes_the_constant(inputs: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(64, 2)
+    small, skipped = refitted(model, x, inputs=inputs)
+    assert skipped == ()
+    assert small.read.bias is None
+    assert not torch.equal(small.norm.running_mean, model.norm.running_mean)
+    assert torch.allclose(small(x), model(x), atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("tensor", ["one.weight", "one.bias", "norm.running_mean", "norm.weight"])
+def test_what_lies_in_the_memory_of_another_tensor_is_not_written(tensor: str, inputs: Any) -> None:
+    """Of four numbers the last two, or two rows, are the layer's or the norm's too; those beside them are not."""
+    torch.manual_seed(0)
+    model = Normed().eval() if "norm" in tensor else Two().eval()
+    x = torch.randn(64, 2)
+    plan = keeping(model, x, {"hidden": [0, 1]})
+    small = niwaki.cut(model, plan)
+    path, _, leaf = tensor.partition(".")
+    owner = small.get_submodule(path)
+    part = getattr(owner, leaf).detach()
+    small.register_buffer("whole", torch.cat([torch.zeros_like(part), part]))
+    view = small.whole[len(part) :]
+    setattr(owner, leaf, nn.Parameter(view) if leaf in ("weight", "bias") else view)
+    before = small.whole.clone()
+    skipped = LeastSquares(ridge=1e-9, inputs=inputs)(model, small, plan, batches=[x])
+    assert skipped == (("one",) if path == "one" else ())
+    assert torch.equal(small.whole, before)
+    if path == "norm":  # the layer takes the constant itself
+        assert torch.allclose(small(x), model(x), atol=1e-4)

@@ -151,7 +151,7 @@ class _Whole(_Operators):
         for name, module in modules.items():
             plain = isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
             if plain and module.running_mean is not None:
-                self.handles.append(module.register_forward_hook(self._norm(name)))
+                self.handles.append(module.register_forward_hook(self._norm(name), with_kwargs=True))
 
     def before(self, func: Any, args: Any, kwargs: Any) -> _Way | None:
         for tensor in tensors_in((args, kwargs)):
@@ -224,8 +224,8 @@ class _Whole(_Operators):
         return _Way(name, (), tuple(range(out.dim())))
 
     def _norm(self, name: str) -> Any:
-        def hear(module: nn.Module, args: Any, out: Tensor) -> None:
-            way = self.ways.get(args[0])
+        def hear(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+            way = self.ways.get(input_of(args, kwargs))
             if way is not None and way.axes[1] == self.targets[way.layer].channel:
                 self.ways[out] = _Way(way.layer, (*way.behind, name), way.axes)
 
@@ -253,7 +253,7 @@ class _Small(_Operators):
         """Norms behind layers that were refitted."""
         for name, module in modules.items():
             if isinstance(module, _BatchNorm) and module.affine and module.running_mean is not None:
-                self.handles.append(module.register_forward_pre_hook(self._norm(name)))
+                self.handles.append(module.register_forward_pre_hook(self._norm(name), with_kwargs=True))
 
     def before(self, func: Any, args: Any, kwargs: Any) -> None:
         layer, number = self.number
@@ -276,10 +276,10 @@ class _Small(_Operators):
                 self.kept[*self.number, place] = tensor
 
     def _norm(self, name: str) -> Any:
-        def hear(module: nn.Module, args: Any) -> None:
+        def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
             if name in self.unsettled:
                 self.paused = True
-                _settle(module, args[0].detach())
+                _settle(module, input_of(args, kwargs).detach())
                 self.paused = False
 
         return hear

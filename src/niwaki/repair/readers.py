@@ -15,7 +15,6 @@ from torch.utils.hooks import RemovableHandle
 from niwaki.errors import InputError
 from niwaki.evidence.patches import stock
 from niwaki.graph import ChannelGraph, trace
-from niwaki.graph.skeleton import identity
 from niwaki.plan import Plan, decode_example
 from niwaki.surgery.record import add_bias, surgery_of
 from niwaki.surgery.verify import scale_slices
@@ -58,10 +57,11 @@ class Readers:
         self.model, self.small, self.plan, self.optimizer = model, small, plan, optimizer
         self.whole, self.modules = dict(model.named_modules()), dict(small.named_modules())
         self.shared = _sharing(small)
-        """Layers of the small model whose weight or bias others have too."""
+        """Modules of the small model of which another parameter or buffer shares the memory of a tensor."""
         self.gone, self.skipped = _consumers(model, plan, graph, self.shared)
         """Layer -> the removed positions of its input; and what reads some and can't be changed."""
-        self.follows = _norm_after(graph, self.whole)
+        norms = _norm_after(graph, self.whole)
+        self.follows = {layer: norm for layer, norm in norms.items() if norm not in self.shared}
         self.scaled = {str(entry["tensor"]): entry for entry in surgery_of(small).scaled if entry["axis"] == 0}
 
     def weight(self, name: str) -> Tensor:
@@ -149,16 +149,30 @@ def listen(
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a linear layer or convolution is called on."""
+    """What a linear layer, convolution or batch norm is called on."""
     given: Tensor = args[0] if args else kwargs["input"]
     return given
 
 
 def _sharing(model: nn.Module) -> set[str]:
-    """Linear layers and convolutions whose weight or bias is that of another module too, by their first names."""
-    held = {name: [p for p in module._parameters.values() if p is not None] for name, module in model.named_modules()}
-    times = Counter(identity(parameter) for parameters in held.values() for parameter in parameters)
-    return {name for name, parameters in held.items() if any(times[identity(p)] > 1 for p in parameters)}
+    """Modules of which a parameter or buffer lies where another one does, in whole or in part, by their first names."""
+    spans = []
+    for name, module in model.named_modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None and tensor.layout == torch.strided and tensor.numel():
+                steps = zip(tensor.shape, tensor.stride(), strict=True)
+                last = tensor.storage_offset() + sum((count - 1) * stride for count, stride in steps) + 1
+                size = tensor.element_size()
+                memory = tensor.untyped_storage()._cdata
+                spans.append((memory, tensor.storage_offset() * size, last * size, name))
+    spans.sort()
+    found: set[str] = set()
+    furthest = (-1, 0, 0, "")  # of the spans so far, where it ends last
+    for span in spans:
+        if span[0] == furthest[0] and span[1] < furthest[2]:
+            found |= {span[3], furthest[3]}
+        furthest = max(furthest, span, key=lambda one: (one[0] == span[0], one[2]))
+    return found
 
 
 def _consumers(
