@@ -1,6 +1,7 @@
 """Errors name settings: Python writes its own, the command line the option of the command at hand."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +107,19 @@ def test_shared_options_are_those_of_ask() -> None:
     for name in ("compress", "train", "sensitivity", "measure"):
         known = {one.name for one in typer.main.get_command(app).commands[name].params}  # type: ignore[attr-defined]
         assert set(SHARED) - {"factory"} | {"model", "data"} <= known, name
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        ("digits", "found: pictures, as an input of 1x1x8x8 (float32), on which its forward failed: RuntimeError: "),
+        ("text:words.txt?length=8", "found: a text: token numbers, as an input of 1x8 (int64), on which its forward"),
+    ],
+)
+def test_a_model_that_does_not_take_the_data(here: Path, run: Run, data: str, found: str) -> None:
+    """Both are named, before anything is begun: whatever the forward trips over."""
+    (here / "coloured.py").write_text("import torch\n\ndef made():\n    return torch.nn.Conv2d(3, 4, 3)\n")
+    (here / "words.txt").write_text("some words to read, " * 20)
+    said = run("train", "python:coloured.py:made", "--data", data, "--out", "trained")
+    assert said.code == 2 and not (here / "trained").exists()
+    assert f"python:coloured.py:made on {data}" in said.err and found in said.err and "do: give" in said.err

@@ -203,7 +203,7 @@ def test_the_axis_of_the_channels_can_be_said():
 @pytest.mark.parametrize(
     ("loss", "shapes", "says"),
     [
-        (Logits(), [(2, 3), (2, 4)], "3 channels in the student, 4 in the teacher"),
+        (Logits(), [(2, 3), (2, 4)], "3 channels in the student, 4 in the teacher.*Distilled.*student=model"),
         (Logits(), [(2,), (2,)], r"tap a place that puts out \[batch, channels"),
         (ChannelWise(), [(2, 3, 4, 4), (2, 5, 4, 4)], "give the plan"),
         (ChannelWise(), [(2, 3, 4, 4), (2, 3, 2, 2)], "nothing is resized"),

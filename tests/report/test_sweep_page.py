@@ -62,6 +62,7 @@ def test_fronts_by_hand(folder: Path) -> None:
     ]  # fmt: skip
     assert [found[-2] for found in all_candidates(sweep).rows] == ["MACs, latency", "MACs, latency", "latency", ""]
     assert troubles(sweep).rows == (("<script>x-0.3-1", "failed", "3", "killed by SIGKILL"),)
+    assert troubles(sweep).note == ""
 
 
 def test_plot_by_hand(folder: Path) -> None:

@@ -322,3 +322,18 @@ def test_all_or_nothing_holds_for_what_the_task_brings():
     with pytest.raises(NotFiniteError):
         Recovery(epochs=1, lr=0.01)(model, task)
     assert model.weight.item() == 2.0 and task.extra.shift.item() == 1.0
+
+
+def test_a_compiler_is_asked_for_by_yes_or_by_name():
+    assert Recovery.from_json({"speed": {"compile": True}}).speed.compile == "inductor"
+    assert Recovery.from_json({"speed": {"compile": False}}).speed.compile is None
+    with pytest.raises(UnknownNameError, match=r"'default'.*inductor") as caught:
+        Recovery.from_json({"speed": {"compile": "default"}})
+    assert "dynamo" not in str(caught.value) and "debug" not in str(caught.value)
+
+
+def test_settings_out_of_range_or_of_another_type_say_what_was_found():
+    with pytest.raises(InputError, match=r"Recovery\(lr=-1.0\); found: -1.0, .*do: give"):
+        Recovery(lr=-1.0)
+    with pytest.raises(InputError, match=r"give a value of .*\[0.3,0.6\]"):
+        Recovery.from_json({"drops": {"at": "0.3,0.6"}})

@@ -14,11 +14,12 @@ from niwaki.cli.options import pairs_of, shape_of
 from niwaki.cli.talk import say, warn
 from niwaki.data import BoxSplits, Splits, TextSplits
 from niwaki.errors import InputError, UnknownNameError
+from niwaki.measure.measurement import evaluating
 from niwaki.models import Loaded
 from niwaki.opening import Network, SavedRun, open_network, saved_run
 from niwaki.tasks import Augmentation, Classification, Detection, LanguageModelling, Task
 from niwaki.tasks.classification import refuse_settings
-from niwaki.units import map_tensors, tensors_in
+from niwaki.units import map_tensors, run, tensors_in
 
 TEXT = f"{data.TEXT}:"
 CONTEXT = 128
@@ -98,7 +99,7 @@ def ask(
         _refuse_other_channels(source, spec, wanted, len(data.Normalisation.of(usual).mean))
     if spec is not None and (splits is None or (normalisation is None and usual is not None)):
         splits = _data(spec, wanted, normalisation or usual, split)
-    return _placed(Asked(network.loaded, network.example, splits, run), place)
+    return _fitting(_placed(Asked(network.loaded, network.example, splits, run), place), source, spec)
 
 
 SHARED = ("factory", "checkpoint", "shape", "normalisation", "split_seed", "seed", "threads", "device")
@@ -174,7 +175,37 @@ def _reading(
     else:
         do = "return (model, tokens [1, length]) from the factory, or use a language model of hf:"
         raise InputError(f"{loaded.source} on a text", found=f"an example of type {type(example).__name__}", do=do)
-    return _placed(Asked(loaded, example, splits, network.run), place)
+    return _fitting(_placed(Asked(loaded, example, splits, network.run), place), loaded.source, spec)
+
+
+def _fitting(asked: Asked, source: str, spec: str | None) -> Asked:
+    """The same; where there are data, the model takes one example of them, or both are named.
+
+    Raises:
+        InputError: the forward fails on the example.
+    """
+    given = list(tensors_in(asked.example))
+    if spec is None or any(tensor.is_meta for tensor in given):
+        return asked
+    try:
+        with evaluating(asked.loaded.model):
+            run(asked.loaded.model, asked.example)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        lines = str(error).strip().splitlines() or [""]
+        shapes = ", ".join(f"{'x'.join(map(str, tensor.shape))} ({str(tensor.dtype)[6:]})" for tensor in given)
+        kind = "a text: token numbers" if spec.startswith(TEXT) else "pictures"
+        raise InputError(
+            f"{source} on {spec}",
+            found=f"{kind}, as an input of {shapes}, on which its forward failed: "
+            f"{type(error).__name__}: {lines[0][:300]}",
+            where="the forward of the model on an example of the data",
+            do="give a language model, or pictures as --data" if spec.startswith(TEXT)
+            else "give --input as the model wants it (1x3x32x32: batch, channels, height, width; pictures are made "
+            "to fit), or other --data",
+        ) from error  # fmt: skip
+    return asked
 
 
 def _refuse_data(spec: str, normalisation: str | None) -> None:

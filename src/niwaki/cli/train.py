@@ -70,7 +70,8 @@ def train(
             "--set",
             metavar="FIELD=VALUE",
             help="Another setting of the training (repeat): schedule=step, ema=true, mix.mixup=0.2, "
-            "speed.precision=bf16, validation.patience=5, checkpoints.every_steps=500; see docs/cards/train.",
+            "speed.precision=bf16, speed.compile=inductor, validation.patience=5, checkpoints.every_steps=500; "
+            "see docs/cards/train.",
         ),
     ] = None,
     limit_test: Annotated[int | None, typer.Option(min=1, help="Test on at most this many samples.")] = None,

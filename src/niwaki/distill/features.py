@@ -18,7 +18,7 @@ class Features(Loss):
     Source: Romero et al. 2015, arXiv:1412.6550 (FitNets), eq. 3. Differs: the mean over everything in place of half the
     sum; the map from the student's width to the teacher's is linear at each position (a 1x1 convolution), and is
     trained beside the student, not before it. It is always on the student's side: on the teacher's, the loss could be
-    lowered by flattening the target.
+    lowered by flattening the target. With `adapter=True`, `Distilled(..., student=model)` tells the map's width.
 
     Raises:
         InputError: different widths that nothing joins, or different positions.

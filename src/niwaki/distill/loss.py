@@ -135,7 +135,7 @@ def need_equal(student: Tensor, teacher: Tensor, what: str) -> None:
         raise InputError(
             f"distil by {what}",
             found=f"{student.shape[1]} channels in the student, {teacher.shape[1]} in the teacher",
-            do="give the plan the student was cut by, or use Features(adapter=True)",
+            do="give the plan the student was cut by, or Features(adapter=True) in Distilled(..., student=model)",
         )
 
 

@@ -151,13 +151,13 @@ def all_candidates(sweep: Sweep) -> Table:
 
 def troubles(sweep: Sweep) -> Table:
     """Trials that are not done, and those that needed several attempts."""
-    rows = []
+    rows, gone = [], 0
     for row in sweep.rows:
         attempts, lost = int(row.get("attempts") or 0), int(row.get("lost") or 0)
         if row["status"] != "done" or attempts > 1:
-            tried = f"{attempts}" + (f" ({lost} lost)" if lost else "")
+            tried, gone = f"{attempts}" + (f" ({lost} lost)" if lost else ""), gone + lost
             rows.append((row["trial"], row["status"], tried, str(row.get("error") or "")))
-    note = "lost: the worker or its machine went away; the trial was begun again." if rows else ""
+    note = "lost: the worker or its machine went away; the trial was begun again." if gone else ""
     return Table("Failed, waiting, or begun more than once", ("trial", "status", "attempts", "error"), tuple(rows),
                  frozenset({2}), note)  # fmt: skip
 

@@ -133,7 +133,7 @@ class Loop:
     def run(self) -> Position:
         """Train to the end, or until validation says so."""
         if how := self.how.speed.compile:
-            self.called = torch.compile(self.called, backend=how)  # type: ignore[assignment]
+            self.called = torch.compile(self.called, backend=str(how))  # type: ignore[assignment]
         if self.at.step == 0 and self.at.epoch == 0:
             seed_all(self.how.seed + self.processes.number, self.device)
         main = self.processes.main and self.how.folder is not None

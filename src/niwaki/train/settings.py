@@ -21,7 +21,9 @@ def in_range(block: Any, limits: dict[str, tuple[bool, str]]) -> None:
     """
     for name, (right, wanted) in limits.items():
         if not right:
-            raise InputError(f"{type(block).__name__}({name}={getattr(block, name)!r})", do=f"give a value {wanted}")
+            value = getattr(block, name)
+            asked, found = f"{type(block).__name__}({name}={value!r})", f"{value!r}, which is out of range"
+            raise InputError(asked, found=found, do=f"give a value {wanted}")
 
 
 @final
@@ -128,16 +130,17 @@ class Speed:
     """"fp32", "bf16", or "fp16" with a scaled loss: of the operations that torch.autocast knows to bear it."""
     channels_last: bool = False
     """Weights and pictures in the memory order that convolutions like on GPUs, while training."""
-    compile: str | None = None
-    """A backend of torch.compile ("inductor"), or None. Another order of sums: not the same bits."""
+    compile: str | bool | None = None
+    """A backend of torch.compile; True is "inductor", None or False none. Another order of sums: not the same bits."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise UnknownNameError.of("precision", self.precision, PRECISIONS)
-        if self.compile is not None:
-            known = torch.compiler.list_backends(exclude_tags=())
-            if self.compile not in known:
-                raise UnknownNameError.of("backend of torch.compile", self.compile, known)
+        if isinstance(self.compile, bool):
+            object.__setattr__(self, "compile", "inductor" if self.compile else None)
+        if self.compile is not None and self.compile not in torch.compiler.list_backends(exclude_tags=()):
+            # those for debugging are taken, and not advised
+            raise UnknownNameError.of("backend of torch.compile", str(self.compile), torch.compiler.list_backends())
 
 
 @final
@@ -228,8 +231,15 @@ def _read(hint: Any, value: Any, where: str) -> Any:
                 return float(value)
         elif isinstance(value, choice) and (choice is bool or not isinstance(value, bool)):
             return value
-    wanted = " or ".join("none" if c is NoneType else getattr(c, "__name__", str(c)) for c in choices)
+    wanted = " or ".join(map(_said, choices))
     raise InputError(f"{where} = {value!r}", found=f"a {type(value).__name__}", do=f"give a value of type {wanted}")
+
+
+def _said(kind: Any) -> str:
+    """A type as a message calls it; of several numbers how they are written."""
+    if kind is NoneType:
+        return "none"
+    return "numbers, written [0.3,0.6]" if get_origin(kind) is tuple else str(getattr(kind, "__name__", kind))
 
 
 def _number(value: Any) -> bool:
