@@ -123,3 +123,8 @@ def test_a_model_that_does_not_take_the_data(here: Path, run: Run, data: str, fo
     said = run("train", "python:coloured.py:made", "--data", data, "--out", "trained")
     assert said.code == 2 and not (here / "trained").exists()
     assert f"python:coloured.py:made on {data}" in said.err and found in said.err and "do: give" in said.err
+
+
+def test_a_setting_with_an_option_of_its_own(run: Run) -> None:
+    said = run("train", MODEL, "--data", "digits", "--set", "seed=3", "--out", "trained")
+    assert said.code == 2 and "found: --seed as well, given or by its default; do: give --seed 3" in said.err

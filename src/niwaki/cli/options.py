@@ -194,8 +194,13 @@ def training_of(texts: list[str] | None, option: str, shortcuts: dict[str, Any])
     for name in given:
         if name in said or name == "folder":
             option_of = name.rpartition(".")[2].replace("_", "-")
-            found = "the run's own" if name == "folder" else f"--{option_of} as well"
-            raise InputError(f"{option} {name}=...", found=found, do="leave it out")
+            found = "the run's own" if name == "folder" else f"--{option_of} as well, given or by its default"
+            do = (
+                "leave it out"
+                if name == "folder"
+                else f"give --{option_of} {given[name]}, and leave {option} {name} out"
+            )
+            raise InputError(f"{option} {name}=...", found=found, do=do)
     tree: dict[str, Any] = {}
     for name, value in {**said, **given}.items():
         *groups, last = name.split(".")
