@@ -88,8 +88,8 @@ class Plan:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """Read what `to_json` wrote.
+    def from_json(cls, text: str, *, file: str = "") -> "Plan":
+        """Read what `to_json` wrote; `file` is where it lay, for the message.
 
         Raises:
             FileDamagedError: not a plan, truncated, or inconsistent in itself.
@@ -124,7 +124,7 @@ class Plan:
             if isinstance(error, FileDamagedError):
                 raise
             raise FileDamagedError(
-                "read a plan", found=f"{type(error).__name__}: {error}", do="make the plan again"
+                "read a plan", found=f"{type(error).__name__}: {error}", where=file, do="make the plan again"
             ) from error
         return plan
 

@@ -265,6 +265,16 @@ def budgets_of(given: Any) -> tuple[Budget, ...]:
 BUDGET_KINDS = ("macs", "params", "units", "bytes", "memory", "latency", "energy")
 
 
+def unit_of(kind: str) -> str:
+    """The unit of a budget's kind, to be written behind an amount; nothing for counts, whose kind says it.
+
+    Examples:
+        >>> f"12.5{unit_of('latency')}", f"40{unit_of('units')}"
+        ('12.5 ms', '40')
+    """
+    return {"bytes": " bytes", "memory": " bytes", "latency": " ms", "energy": " J"}.get(kind, "")
+
+
 @final
 @dataclass(frozen=True)
 class Receipt:

@@ -13,6 +13,7 @@ from torch import nn
 import niwaki
 from niwaki import Budget
 from niwaki.budgets import GlobalRank, Uniform
+from niwaki.errors import BudgetError
 from zoo import ZOO, Case
 
 SHAPE = (1, 2)
@@ -318,3 +319,8 @@ def test_costs_are_exact_for_every_choice_of_widths() -> None:
         assert {of: found[of] for of in ("macs", "params", "units")} == {
             of: cost(list(widths), of) for of in ("macs", "params", "units")
         }
+
+
+def test_a_budget_out_of_reach_says_its_unit() -> None:
+    with pytest.raises(BudgetError, match=r"memory <= \d+ bytes; found: memory: the least .* is \d+ bytes"):
+        chosen(chain(2, 4, 1), SHAPE, [[0.1, 0.4, 0.3, 0.2]], Budget.at_most(1, "memory"))

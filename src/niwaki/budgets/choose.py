@@ -20,7 +20,7 @@ from niwaki.graph.plans import plan_of
 from niwaki.plan import Plan
 from niwaki.scores import Scores
 from niwaki.scores.score import describe
-from niwaki.units import Budget, budgets_of, share_up
+from niwaki.units import Budget, budgets_of, share_up, unit_of
 
 _DEFAULT = GlobalRank()
 TIMES = ("latency", "energy")
@@ -100,10 +100,10 @@ def choose(
     if gone is None:
         least = ledger.totals(ledger.counts(np.ones(len(chunks), bool), full))
         raise BudgetError(
-            ", ".join(f"{name} <= {_plain(limit)}" for name, limit in limits.items()),
+            ", ".join(f"{name} <= {_plain(limit)}{unit_of(name)}" for name, limit in limits.items()),
             found="; ".join(
                 f"{name}: the least that floors, multiples and fixed groups allow is "
-                f"{_plain(least[name])} ({_share(least[name], before[name]):.3f})"
+                f"{_plain(least[name])}{unit_of(name)} ({_share(least[name], before[name]):.3f})"
                 for name in limits
             ),
             where=f"{len(graph.groups) - len(skipped)} of {len(graph.groups)} groups can be cut"
@@ -125,7 +125,9 @@ def choose(
     alive = np.ones(graph.units.count, bool)
     alive[chunks.pick(np.flatnonzero(gone)).flat] = False
     if not gone.any():
-        fits = ", ".join(f"{name} {_plain(before[name])} <= {_plain(limit)}" for name, limit in limits.items())
+        fits = ", ".join(
+            f"{name} {_plain(before[name])} <= {_plain(limit)}{unit_of(name)}" for name, limit in limits.items()
+        )
         warnings.warn(
             f"choose removed nothing; found: the whole model fits, {fits}; do: give a smaller keep (keep=0.5 is half)",
             NothingChangedWarning,

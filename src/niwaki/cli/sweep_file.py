@@ -63,7 +63,7 @@ def read(path: Path, *, address: str) -> Asked:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         found = error.strerror or type(error).__name__
-        raise InputError(f"sweep {path}", found=found, do="give a TOML file") from error
+        raise InputError(f"sweep {path}", found=found, where=str(path.absolute()), do="give a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"sweep {path}", found=f"no TOML: {error}", do="mend the file at that place") from error
     options = known_options()

@@ -44,7 +44,7 @@ def verify(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"verify {plan}", found=str(error), where=str(file), do="give a readable plan") from error
-    made = niwaki.Plan.from_json(text)
+    made = niwaki.Plan.from_json(text, file=str(file))
     asked = ask(model, checkpoint=checkpoint, shape=shape or shape_text(made.example), seed=seed, device=device)
     small = niwaki.cut(asked.loaded.model, made)
     receipt = niwaki.verify(asked.loaded.model, small, made, asked.example, seed=seed)

@@ -160,7 +160,7 @@ def load(folder: str | Path, factory: Callable[[], Any]) -> nn.Module:
     model = made[0] if isinstance(made, tuple) else made
     if is_training(folder):
         return fill_trained_(model, folder)
-    plan = Plan.from_json(_text(folder / PLAN))
+    plan = Plan.from_json(_text(folder / PLAN), file=str(folder / PLAN))
     plan.bound(model, fingerprint(model))
     try:
         data = json.loads(_text(folder / SURGERY))

@@ -205,7 +205,7 @@ def kept_plan(job: Job) -> Plan | None:
     file = None if job.partial is None else job.partial / PLAN
     if file is None or not file.is_file():
         return None
-    plan = Plan.from_json(file.read_text(encoding="utf-8"))
+    plan = Plan.from_json(file.read_text(encoding="utf-8"), file=str(file))
     log.info("the plan is that of %s", file)
     return plan
 

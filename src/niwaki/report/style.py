@@ -1,11 +1,11 @@
 """The page's style sheet: light and dark by the reader's setting, narrow screens, paper."""
 
 # The series colours are eight that colour-blind readers can tell apart, darkened on white and lightened on black;
-# markers differ too.
+# markers differ too. A table that is wider than its box throws a shadow at the edge behind which it goes on.
 LIGHT = """--back:#f7f7f4;--sheet:#fff;--ink:#1b211e;--soft:#535c57;--line:#dcE0dd;--leaf:#2a7549;--pale:#cfe3d6;
---s0:#535c57;--s1:#0067a5;--s2:#b84a07;--s3:#2a7549;--s4:#9a3d86;--s5:#7d6000;--s6:#a3182f;--s7:#4a4fb5"""
+--edge:#1b211e59;--s0:#535c57;--s1:#0067a5;--s2:#b84a07;--s3:#2a7549;--s4:#9a3d86;--s5:#7d6000;--s6:#a3182f;--s7:#4a4fb5"""
 DARK = """--back:#121614;--sheet:#1a201d;--ink:#e6ebe8;--soft:#a3aea8;--line:#353f39;--leaf:#62b985;--pale:#2f4a3a;
---s0:#b3beb8;--s1:#5fb1ea;--s2:#f2925a;--s3:#6cc98f;--s4:#dc8fcb;--s5:#d9b84a;--s6:#f0788a;--s7:#9ea3f5"""
+--edge:#e6ebe866;--s0:#b3beb8;--s1:#5fb1ea;--s2:#f2925a;--s3:#6cc98f;--s4:#dc8fcb;--s5:#d9b84a;--s6:#f0788a;--s7:#9ea3f5"""
 STYLE = (
     f"""
 :root{{color-scheme:light dark;{LIGHT}}}
@@ -26,7 +26,11 @@ a{color:var(--s1)}
 summary{cursor:pointer}summary{margin-top:1rem}summary h2{display:inline}
 summary small,.search small{color:var(--soft)}
 details>section,details>.box{margin-left:.25rem}
-.box{overflow:auto;background:var(--sheet);border:1px solid var(--line);border-radius:8px}
+.box{overflow:auto;border:1px solid var(--line);border-radius:8px;background:
+linear-gradient(to right,var(--sheet) 40%,transparent) left/2.5rem 100% no-repeat local,
+linear-gradient(to left,var(--sheet) 40%,transparent) right/2.5rem 100% no-repeat local,
+linear-gradient(to right,var(--edge),transparent) left/.7rem 100% no-repeat scroll,
+linear-gradient(to left,var(--edge),transparent) right/.7rem 100% no-repeat scroll,var(--sheet)}
 .box:focus-visible,button:focus-visible,input:focus-visible{outline:2px solid var(--s1);outline-offset:1px}
 .long{max-height:30rem}
 .long thead th{position:sticky;top:0;background:var(--sheet);box-shadow:0 1px 0 var(--line)}
@@ -36,7 +40,7 @@ tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;font-size:.85rem}
 .text{text-align:left;overflow-wrap:break-word}td.text:last-child:not(:first-child){overflow-wrap:anywhere;min-width:5.5rem}
 td.text:last-child:nth-child(n+6){min-width:14rem}.whole{white-space:nowrap}
-.number{text-align:right;font-variant-numeric:tabular-nums}
+.number{text-align:right;font-variant-numeric:tabular-nums}td.number{white-space:nowrap}
 .bars td{padding-top:.12rem;padding-bottom:.12rem;vertical-align:middle}.bars .wide{width:50%;min-width:5rem}
 .layer{font-size:.85rem;overflow-wrap:anywhere;min-width:8rem}
 .bar{display:block;width:100%;height:.7rem}.bar .before{fill:var(--pale)}.bar .after{fill:var(--leaf)}
@@ -71,7 +75,7 @@ border-radius:6px;padding:.2rem .7rem;cursor:pointer;flex:none}
 @media print{"""
     + f":root{{color-scheme:light;{LIGHT};--back:#fff;--ink:#000}}"
     + """
-body{font-size:10pt}main{max-width:none;padding:0}.box{overflow:visible;border:0}.long{max-height:none}
+body{font-size:10pt}main{max-width:none;padding:0}.box{overflow:visible;border:0;background:none}.long{max-height:none}
 .long thead th{position:static;box-shadow:none}
 figure{break-inside:avoid;border:0}.plot{max-width:13cm}
 tr{break-inside:avoid}h2{break-after:avoid}details::details-content{content-visibility:visible;display:block;height:auto}
