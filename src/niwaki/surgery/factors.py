@@ -45,10 +45,10 @@ def followed(pairs: list[Pair]) -> str | None:
             elif was.kind != pointwise.__name__ and name != "fill_value" and not isinstance(a, float):
                 continue
             if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-                same = a.shape != b.shape or torch.equal(a, b)
+                same = a.shape != b.shape or a.dtype != b.dtype or torch.equal(a, b)
                 a, b = (str(t.tolist()) if t.numel() == 1 else "a table" for t in (a, b))
             else:
-                same = a == b or not all(isinstance(number, (int, float)) for number in (a, b))
+                same = a == b if isinstance(a, (int, float)) and isinstance(b, (int, float)) else True
             if not same:
                 where = now.module or "the model"
                 return f"{now.name} in {where} is given {b} where it was given {a}, a number that follows a width"
