@@ -1,5 +1,7 @@
 """Help and the list of methods come at once and without torch."""
 
+import importlib
+import pathlib
 import resource
 import subprocess
 import sys
@@ -35,6 +37,29 @@ def test_in_half_a_second_without_torch(arguments: tuple[str, ...]) -> None:
         assert done.stdout
         tries.append(seconds)
     assert min(tries) < 0.5
+
+
+def test_methods_are_read_without_the_bodies_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    listing = importlib.import_module("niwaki.cli.methods")
+    quick = listing.known()
+    text = (
+        "@final\nclass A:\n    x: int = 1\n\n    async def f[T](\n        self,\n    ) -> T:\n        go\n\n    y = 2"
+    )
+    left = ["@final", "class A:", "    x: int = 1", "", "    async def f(): ...", "    y = 2"]
+    assert list(listing._outside_functions(text.splitlines())) == left
+    listing._tree.cache_clear()
+    monkeypatch.setattr(listing, "_outside_functions", lambda lines: lines)
+    try:
+        assert len(quick) > 5 and listing.known() == quick
+    finally:
+        listing._tree.cache_clear()
+
+
+def test_a_file_that_cannot_be_read_so_is_read_whole(tmp_path: pathlib.Path) -> None:
+    listing = importlib.import_module("niwaki.cli.methods")
+    file = tmp_path / "odd.py"
+    file.write_text('def f():\n    return """\ntext )\n"""\nclass Odd:\n    x = 1\n')
+    assert [type(node).__name__ for node in listing._tree(file).body] == ["FunctionDef", "ClassDef"]
 
 
 def test_importing_niwaki_imports_no_torch() -> None:

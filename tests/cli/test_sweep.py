@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 import niwaki
@@ -134,9 +135,13 @@ def test_a_sweep_on_ray_goes_on_and_does_nothing_twice(run: Run, here: Path) -> 
     assert "2 trials\n" in err and "[trials 2/2]" in err and "[latency 2/2]" in err
     names = sorted(path.name for path in (here / "runs" / "s").iterdir())
     assert names == [
-        ".lock", "attempts.jsonl", "logs", "results.jsonl", "sweep.html", "sweep.json", "timing.jsonl", "trials",
+        ".lock", "attempts.jsonl", "logs", "results.jsonl", "results.parquet", "sweep.html", "sweep.json",
+        "timing.jsonl", "trials",
     ]  # fmt: skip
     rows = [json.loads(line) for line in (here / "runs" / "s" / "results.jsonl").read_text().splitlines()]
+    columns = pyarrow.parquet.read_table(here / "runs" / "s" / "results.parquet").to_pydict()
+    assert columns["trial"] == [row["trial"] for row in rows]
+    assert columns["value_macs"] == [row["values"]["macs"] for row in rows]
     assert rows == found["trials"]
     for row in rows:
         report = json.loads((here / "runs" / "s" / "trials" / row["trial"] / "report.json").read_text())

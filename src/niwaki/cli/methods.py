@@ -1,6 +1,7 @@
 """`niwaki methods`: what can be asked of `compress --method`, read from the source without importing it."""
 
 import ast
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -98,7 +99,27 @@ def _method(path: Path, settings: bool) -> Method | None:
 
 @cache
 def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+    """What a file says outside of its functions: most of the time of reading it would go into their bodies."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return ast.parse("\n".join(_outside_functions(text.splitlines())))
+    except SyntaxError:  # a line of a string that stands further left than the function it lies in
+        return ast.parse(text)
+
+
+def _outside_functions(lines: list[str]) -> Iterator[str]:
+    """The lines, every function down to its first one."""
+    inside: int | None = None
+    for line in lines:
+        word = line.lstrip()
+        depth = len(line) - len(word)
+        if inside is not None and (not word or depth > inside or word[0] in ")]#"):
+            continue
+        inside = None
+        if word.startswith(("def ", "async def ")):
+            inside = depth
+            line = f"{line.split('(')[0].split('[')[0]}(): ..."
+        yield line
 
 
 def _line(path: Path, node: ast.ClassDef) -> list[tuple[Path, ast.ClassDef]] | None:
