@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,12 +20,15 @@ from niwaki.units import map_tensors, run, tensors_in
 TURNS, TURNS_BUDGET, TURNS_SECONDS = 5, 3, 25
 """Turns in which both are timed, fewer where they take this long."""
 PEER_STEPS = 5
-"""Steps of the peer's loop to half of the channels."""
+"""Steps of the peer's loop to half of the channels: the count of its first examples."""
+OWN_STEPS, OWN_SECONDS = 100, 60
+"""Steps to no channel that its own script for ImageNet takes on the way to a share of the operations
+(reproduce/main_imagenet.py), and most seconds of them: one that takes longer counts as if it had ended there."""
 
 
 def peer(source: str) -> None:
     """The peer on the same model: does it prune half of the channels, and does what is left run? If so, both are timed,
-    turn by turn: one step, and to half of the multiply-accumulates.
+    turn by turn: one step, then to half of the multiply-accumulates in a few steps, and in steps of its own script.
     """
     import torch_pruning as tp
 
@@ -33,12 +37,12 @@ def peer(source: str) -> None:
     with torch.no_grad():
         shapes = [tuple(t.shape) for t in tensors_in(run(model, example))]
 
-    def pruner(network: nn.Module, steps: int) -> Any:
+    def pruner(network: nn.Module, steps: int, *, ratio: float = 1 - KEEP) -> Any:
         return tp.pruner.BasePruner(
             network,
             example,
             importance=tp.importance.RandomImportance(),
-            pruning_ratio=KEEP,
+            pruning_ratio=ratio,
             iterative_steps=steps,
             ignored_layers=heads(network, shapes),
         )
@@ -51,18 +55,20 @@ def peer(source: str) -> None:
 
     left: dict[str, float] = {}
 
-    def theirs_to_budget() -> float:
-        """Its loop of steps, its own count after each, until half of the operations are left."""
+    def theirs_to_budget(
+        name: str = "peer_left", steps: int = PEER_STEPS, ratio: float = 1 - KEEP, most: float = math.inf
+    ) -> float:
+        """Its loop of steps, its own count after each, until half of the operations are left or `most` seconds gone."""
         network = copy.deepcopy(model)
         clock = time.perf_counter()
-        loop = pruner(network, PEER_STEPS)
+        loop = pruner(network, steps, ratio=ratio)
         before, _ = tp.utils.count_ops_and_params(network, example)
-        for _ in range(PEER_STEPS):
+        now, done = before, 0
+        while now > KEEP * before and done < steps and time.perf_counter() - clock < most:
             loop.step()
             now, _ = tp.utils.count_ops_and_params(network, example)
-            if now <= KEEP * before:
-                break
-        left["peer_left"] = now / before
+            done += 1
+        left[name], left[f"{name}_steps"] = now / before, done
         return time.perf_counter() - clock
 
     def ours(of: str) -> float:
@@ -88,6 +94,8 @@ def peer(source: str) -> None:
     print(json.dumps({"bare_s": bare(model, example)}), flush=True)
     turns("warm", lambda: ours("units"), lambda: theirs()[1], most=TURNS)
     turns("budget", lambda: ours("macs"), theirs_to_budget, most=TURNS_BUDGET)
+    print(json.dumps(left), flush=True)
+    turns("own", lambda: ours("macs"), lambda: theirs_to_budget("peer_own_left", OWN_STEPS, 1.0, OWN_SECONDS), most=1)
     print(json.dumps(left), flush=True)
 
 
