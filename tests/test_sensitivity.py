@@ -11,6 +11,8 @@ from torch import nn
 import niwaki
 from niwaki.cli import main
 from niwaki.errors import FileDamagedError, InputError
+from niwaki.report.sensitivities import table_of
+from niwaki.sensitivity import Row
 
 X = torch.zeros(1, 2)
 
@@ -151,3 +153,11 @@ def test_random_scores_follow_the_seed(tmp_path: Path, capsys: pytest.CaptureFix
         assert main([*words, "--seed", seed]) == 0
         found.append(json.loads(capsys.readouterr().out)["settings"]["score"]["seed"])
     assert found == [0, 7]
+
+
+def test_every_width_stands_below_the_share_that_was_asked_for():
+    wide = [Row("a", 8, kept, kept / 8, 0.5) for kept in (6, 4, 2)]
+    narrow = [Row("b", 2, 1, 0.25, 0.5)]  # three quarters are all of it, a quarter is one of two, as a half is
+    table = table_of([("a", wide), ("b", narrow)], before=1.0, metric="accuracy", unit="", shares=(0.25, 0.75, 0.5))
+    assert table.heads == ("group", "units", "75 % kept", "50 % kept", "25 % kept")
+    assert [row[2:] for row in table.rows] == [("0.75 (6)", "0.5 (4)", "0.25 (2)"), ("", "0.25 (1)", "")]

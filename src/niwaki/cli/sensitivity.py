@@ -84,12 +84,13 @@ def sensitivity(
     asked = ask_as_typed(context)
     if data is None:
         say("no data: what is told is how far outputs move on random inputs, relative to their length")
+    asked_for = [float(share) for share in listed]
     with _bar() as hear:
         found = niwaki.sensitivity.sensitivity(
             asked.loaded.model,
             asked.example,
             task=task_of(asked, batch=batch),
-            shares=[float(share) for share in listed],
+            shares=asked_for,
             how=how,
             protect=(*asked.loaded.protect, *(protect or ())),
             limit=limit,
@@ -103,11 +104,12 @@ def sensitivity(
         if plot.suffix == ".svg":
             _write(plot, sensitivity_svg(groups, **words))
         else:
-            _write(plot, sensitivity_page(groups, **words, heading=f"Sensitivity of {model}", spoken=context.obj))
+            heading = f"Sensitivity of {model}"
+            _write(plot, sensitivity_page(groups, **words, heading=heading, shares=asked_for, spoken=context.obj))
         say(f"plot: {plot}")
     from niwaki.report.console import drawn
 
-    show(drawn(table_of(groups, **words)), data=found.to_json(), as_json=as_json)
+    show(drawn(table_of(groups, **words, shares=asked_for)), data=found.to_json(), as_json=as_json)
 
 
 def _write(path: Path, text: str) -> None:

@@ -17,16 +17,22 @@ Group = tuple[str, Sequence[Any]]
 """A group's name and its rows, from wide to narrow."""
 
 
-def table_of(groups: Sequence[Group], *, before: float, metric: str, unit: str) -> Table:
-    """A row for every group, the one that suffers most first: the metric at each width."""
-    widths = max((len(rows) for _, rows in groups), default=0)
+def table_of(groups: Sequence[Group], *, before: float, metric: str, unit: str, shares: Sequence[float] = ()) -> Table:
+    """A row for every group, the one that suffers most first: the metric at each of the shares that were asked for; a
+    share that leaves a group as many units as another one does is empty.
+    """
+    shares = sorted({*shares} or {row.kept / row.units for _, rows in groups for row in rows}, reverse=True)
     lines = []
     for name, rows in groups:
-        cells = [f"{plain(row.value)} ({row.kept})" for row in rows]
-        lines.append((name, str(rows[0].units), *cells, *[""] * (widths - len(cells))))
-    heads = ("group", "units", *(f"cut {i + 1}" for i in range(widths)))
+        cells, at = [""] * len(shares), -1
+        for left, row in zip(range(len(rows), 0, -1), rows, strict=True):
+            off = [abs(share - row.kept / row.units) for share in shares]
+            at = min(range(at + 1, len(shares) - left + 1), key=off.__getitem__)
+            cells[at] = f"{plain(row.value)} ({row.kept})"
+        lines.append((name, str(rows[0].units), *cells))
+    heads = ("group", "units", *(f"{100 * share:.3g} % kept" for share in shares))
     said = f"{metric}{f', {unit}' if unit else ''} (units kept); uncut {plain(before)}"
-    return Table(said, heads, tuple(lines), frozenset(range(1, widths + 2)), NOTE)
+    return Table(said, heads, tuple(lines), frozenset(range(1, len(shares) + 2)), NOTE)
 
 
 def plot(groups: Sequence[Group], *, before: float, metric: str, unit: str) -> str:
@@ -59,14 +65,21 @@ def names(groups: Sequence[Group]) -> str:
 
 
 def sensitivity_page(
-    groups: Sequence[Group], *, before: float, metric: str, unit: str, heading: str, spoken: str | None = None
+    groups: Sequence[Group],
+    *,
+    before: float,
+    metric: str,
+    unit: str,
+    heading: str,
+    shares: Sequence[float] = (),
+    spoken: str | None = None,
 ) -> str:
     """A self-contained page: the plot, every number, and the command."""
     words = {"before": before, "metric": metric, "unit": unit}
     worst = ", ".join(name for name, _ in groups[:3])
     body = [
         f"<section><h2>Cut alone</h2>{figure(plot(groups, **words) + names(groups), NOTE)}</section>",  # type: ignore[arg-type]
-        drawn(table_of(groups, **words), search="groups"),  # type: ignore[arg-type]
+        drawn(table_of(groups, **words, shares=shares), search="groups"),  # type: ignore[arg-type]
         command(spoken),
     ]
     return page(heading, f"{len(groups)} groups cut one at a time; most sensitive: {worst}.", body)
