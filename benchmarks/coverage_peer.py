@@ -21,7 +21,7 @@ TURNS, TURNS_BUDGET, TURNS_SECONDS = 5, 3, 25
 """Turns in which both are timed, fewer where they take this long."""
 PEER_STEPS = 5
 """Steps of the peer's loop to half of the channels: the count of its first examples."""
-OWN_STEPS, OWN_SECONDS = 100, 60
+OWN_STEPS, OWN_SECONDS = 100, 30
 """Steps to no channel that its own script for ImageNet takes on the way to a share of the operations
 (reproduce/main_imagenet.py), and most seconds of them: one that takes longer counts as if it had ended there."""
 
