@@ -19,7 +19,7 @@ GROWING = "niwaki plan 2"
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """What stays of every group that is cut, who decided it, and what it will cost.
 
@@ -57,8 +57,20 @@ class Plan:
     mends: tuple[Mapping[str, Any], ...] | None = None
     """Integers of modules that were mended by a cut with this plan; None until one was made."""
     door: str | None = None
-    graph: Any = field(default=None, repr=False)
+    graph: Any = None
     """The graph the plan was made from, when it was made in this process; never written to the file."""
+
+    def __repr__(self) -> str:
+        stay = sum(len(keep) for keep in self.kept.values())
+        units = sum(self.units[name] for name in self.kept)
+        totals = [
+            f"{name} {self.promised[f'{name}_before']:.0f} -> {amount:.0f}"
+            for name, amount in self.promised.items()
+            if f"{name}_before" in self.promised
+        ]
+        return (
+            f"Plan({self.model}: {len(self.kept)} groups cut, {stay} of their {units} units stay; {', '.join(totals)})"
+        )
 
     @property
     def grows(self) -> dict[str, int]:

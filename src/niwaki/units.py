@@ -114,8 +114,8 @@ class Member:
     role: str
     """"out" produces the units, "in" consumes them, "scale"/"shift"/"stat" belong to a normalisation, else "other"."""
     blocks: int
-    index: np.ndarray
-    unit: np.ndarray
+    index: np.ndarray = field(repr=False)
+    unit: np.ndarray = field(repr=False)
 
 
 @final

@@ -229,3 +229,20 @@ def test_tampered_plans_are_refused_with_the_users_exit_code(name: str) -> None:
     with pytest.raises(niwaki.errors.InputError) as caught:
         niwaki.cut(model, Plan.from_json(json.dumps(data)))
     assert caught.value.exit_code == 2 and caught.value.asked and caught.value.found and caught.value.do
+
+
+def test_what_a_prompt_shows_is_one_line() -> None:
+    """2 -> 4 -> 3 -> 1: 8 + 4 + 12 + 3 + 3 + 1 parameters, 8 + 12 + 3 multiply-adds, 4 + 3 units of which 3 stay."""
+    plan = made()
+    assert repr(plan.graph) == (
+        f"ChannelGraph(Sequential: {len(plan.graph.groups)} groups, 2 of them free, 0 blocks, 31 parameters, "
+        "23 multiply-adds; meta)"
+    )
+    cut = sum(plan.units[name] for name in plan.kept)
+    stay = sum(len(keep) for keep in plan.kept.values())
+    assert cut - stay == 7 - 3
+    said = f"Plan(Sequential: {len(plan.kept)} groups cut, {stay} of their {cut} units stay; "
+    assert repr(plan).startswith(said) and repr(plan).endswith("units 7 -> 3)") and "\n" not in repr(plan)
+    group = plan.graph.group("2")
+    assert "tensor='2.weight', axis=0" in repr(group) and "array" not in repr(group)
+    assert repr(niwaki.collect(net(), plan.graph, niwaki.scores.Magnitude().needs)) == "Evidence(batches=0)"

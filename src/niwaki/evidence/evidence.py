@@ -1,7 +1,7 @@
 """Evidence, and how a score sees it: rows of units."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any, final
@@ -34,10 +34,10 @@ class Evidence:
     looked at; gradients are means over the batches seen.
     """
 
-    weights: Mapping[str, Tensor]
-    gradients: dict[str, Tensor] | None = None
+    weights: Mapping[str, Tensor] = field(repr=False)
+    gradients: dict[str, Tensor] | None = field(default=None, repr=False)
     batches: int = 0
-    curvature: dict[str, Curvature] | None = None
+    curvature: dict[str, Curvature] | None = field(default=None, repr=False)
     """Of the layers that read units which can be cut, by the name of their weight: linear layers and plain
     convolutions, of up to 8192 inputs."""
 

@@ -47,7 +47,7 @@ Listings = Sequence[list[tuple[str, Tensor]]]
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ChannelGraph:
     """Which parameter slices live or die together, why some can't, and what any choice of them costs.
 
@@ -68,46 +68,51 @@ class ChannelGraph:
     """Where the forward ran: "meta" (no memory), or the real device."""
     unused: tuple[str, ...]
     """Parameters that no call touched; they are left alone."""
-    units: Units = field(repr=False)
-    axes: tuple[Axis, ...] = field(repr=False)
-    widths: Widths = field(repr=False)
-    costs: dict[str, Cost] = field(repr=False)
-    records: tuple[Record, ...] = field(repr=False)
-    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    units: Units
+    axes: tuple[Axis, ...]
+    widths: Widths
+    costs: dict[str, Cost]
+    records: tuple[Record, ...]
+    outputs: tuple[tuple[int, ...], ...]
     """Shapes of what it puts out."""
-    example: Any = field(repr=False)
+    example: Any
     """The example's structure on the meta device (enough to trace again)."""
-    names: dict[str, tuple[str, ...]] = field(repr=False)
+    names: dict[str, tuple[str, ...]]
     """Every name of each tensor, by its first name."""
-    shapes: dict[str, tuple[int, ...]] = field(repr=False)
-    tables: tuple[tuple[str, np.ndarray, np.ndarray], ...] = field(repr=False)
+    shapes: dict[str, tuple[int, ...]]
+    tables: tuple[tuple[str, np.ndarray, np.ndarray], ...]
     """Integer buffers that pick positions of a labelled axis: name, the axis's units, the positions picked."""
-    blocks: tuple[Group, ...] = field(default=(), repr=False)
+    blocks: tuple[Group, ...] = ()
     """Modules that may be left out whole, their output being their input then: kind "block", one unit each."""
-    inside: dict[str, Block] = field(default_factory=dict, repr=False)
+    inside: dict[str, Block] = field(default_factory=dict)
     """What is known of each block, by the name of its group."""
     data_reads: tuple[DataRead, ...] = ()
     """Where forward reads numbers out of data: another path than the example's may be taken next time."""
-    heard: Heard = field(default_factory=dict, repr=False)
+    heard: Heard = field(default_factory=dict)
     """What it read."""
-    held: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    held: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether this very forward fixes a unit (and not the user, or a forward in training mode); bool `[units]`."""
-    loose: np.ndarray = field(default_factory=lambda: np.zeros(0, bool), repr=False)
+    loose: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     """Whether any number of a label's positions will do; bool `[labels]`."""
-    parameters: dict[str, Parameter] = field(default_factory=dict, repr=False)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
     """Parameters and buffers of real numbers, by their first name."""
-    integers: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    integers: dict[str, tuple[int, int]] = field(default_factory=dict)
     """The other tensors that the model registers: how many elements, and bytes of one."""
-    inputs: Any = field(default=None, repr=False)
+    inputs: Any = None
     """The example itself, where the forward ran on a real device."""
-    given: tuple[Value, ...] = field(default=(), repr=False)
+    given: tuple[Value, ...] = ()
     """The tensors of the example, in their order."""
-    results: tuple[Value, ...] = field(default=(), repr=False)
+    results: tuple[Value, ...] = ()
     """The tensors that it puts out."""
-    features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict, repr=False)
+    features: dict[str, tuple[Value | None, ...]] = field(default_factory=dict)
     """Module -> the first tensor that each of its calls put out."""
-    exports: dict[bool, Any] = field(default_factory=dict, repr=False)
+    exports: dict[bool, Any] = field(default_factory=dict)
     """Exported programs of the model (training or not), made once where a cut needs them; they hold no weights."""
+
+    def __repr__(self) -> str:
+        free = sum(group.fixed is None for group in self.groups)
+        totals = f"{len(self.blocks)} blocks, {self.params} parameters, {self.macs} multiply-adds"
+        return f"ChannelGraph({self.model}: {len(self.groups)} groups, {free} of them free, {totals}; {self.device})"
 
     def group(self, name: str) -> Group:
         for group in (*self.groups, *self.blocks):

@@ -39,13 +39,13 @@ class Measurement:
     """The number, in `unit`."""
     unit: str
     """Unit of `value` and `spread`."""
-    definition: str
+    definition: str = field(repr=False)
     """One sentence that lets a stranger measure the same."""
     spread: float | None = None
     """How far repeated measurements lie apart (the definition says in which sense); None where nothing was repeated."""
-    device: str = "cpu"
+    device: str = field(default="cpu", repr=False)
     """Where it was measured."""
-    versions: dict[str, str] = field(default_factory=versions)
+    versions: dict[str, str] = field(default_factory=versions, repr=False)
     """Versions of the software it rests on."""
     uncounted: tuple[str, ...] = ()
     """What was seen and not counted."""

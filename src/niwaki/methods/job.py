@@ -140,12 +140,12 @@ class Method(ABC):
 class Outcome:
     """A smaller model with its plan, its receipt, and numbers before and after."""
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     plan: Plan
     receipt: Receipt
-    before: dict[str, Measurement]
-    after: dict[str, Measurement]
-    stages: tuple[Stage, ...]
+    before: dict[str, Measurement] = field(repr=False)
+    after: dict[str, Measurement] = field(repr=False)
+    stages: tuple[Stage, ...] = field(repr=False)
     graph: ChannelGraph = field(repr=False)
     method: dict[str, Any]
     job: Job = field(repr=False)
