@@ -158,6 +158,27 @@ def test_a_mask_does_not_tie_heads() -> None:
     assert group_of(graph, "q.weight", 0).fixed is None
 
 
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.parametrize("tokens", ["queries", "keys", "both"])
+def test_a_causal_mask_counts_tokens_that_are_learned(tokens: str, device: str) -> None:
+    """Six learned tokens against nine given ones: without the third, the fourth would see what the third saw. Where
+    both are the learned ones, both lose the third. The width stays free either way.
+    """
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        learned, given = (heads(t, 4) for t in (net.tokens.expand(x.shape[0], -1, -1), net.given(x)))
+        q, k = {"queries": (learned, given), "keys": (given, learned), "both": (learned, learned)}[tokens]
+        return net.out(together(F.scaled_dot_product_attention(q, k, k, is_causal=net.causal))).mean(1) + given.mean()
+
+    for causal in True, False:
+        net = Net(forward, given=nn.Linear(8, 16), out=nn.Linear(16, 4), tokens=nn.Parameter(torch.randn(1, 6, 16)))
+        net.causal = causal
+        graph = niwaki.trace(net, torch.randn(2, 9, 8), device=device)
+        fixed = group_of(graph, "tokens", 1).fixed
+        assert (fixed is not None and fixed.endswith("that counts its positions")) == (causal and tokens != "both")
+        assert group_of(graph, "tokens", 2).fixed is None
+
+
 def test_a_bias_per_head_goes_with_its_head() -> None:
     """A learned table [heads, tokens, tokens], as in relative positions: one row per head."""
 

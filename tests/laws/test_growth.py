@@ -182,3 +182,26 @@ def test_growth_called_inexact_changes_something_somewhere() -> None:
     assert "read by more than weights" in plan.inexact[group.name]
     big = niwaki.cut(model, plan)
     assert difference(outputs(model, fresh(example, 0)), outputs(big, fresh(example, 0))) > 1e-3
+
+
+@pytest.mark.parametrize("square", ["as it is", "computed"])
+def test_a_weight_that_is_computed_is_heard(square: str) -> None:
+    """y + y @ W^T: a copy that W reads weighs nothing where W starts at zero there; where W is doubled first, nothing
+    says that its columns are what reads, and the plan says that growth changes the outputs.
+    """
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 6)
+            self.mix = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return self.last(y + nn.functional.linear(y, self.mix * 2 if square == "computed" else self.mix).relu())
+
+    model, example = Residual().double(), torch.randn(2, 6, dtype=torch.float64)
+    graph = niwaki.trace(model, example)
+    plan = plan_of(graph, wider(graph, candidates(graph)))
+    found = difference(outputs(model, example), outputs(niwaki.cut(model, plan), example))
+    assert plan.grows and bool(plan.inexact) == (found > TOLERANCE) == (square == "computed")

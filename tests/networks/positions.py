@@ -141,3 +141,29 @@ class WrittenThroughMask(nn.Module):
         y[x[..., 0] > 0] = self.patch
         loud = y[x[..., 1] > 0]
         return self.down(y) + self.down(loud).sum(0)
+
+
+@case(
+    reals(2, 6),
+    "ordered",
+    free={"mix:0": 8, "mix:1": 8, "first.weight:0": 8, "narrow.weight:0": 5},
+    fixed=("uneven:0", "uneven:1"),
+)
+class MaskedLinear(nn.Module):
+    """Weights below the diagonal alone, as autoregressive layers have them: a channel sees those before it. The square
+    one loses rows and columns alike, the other one nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.mix = nn.Parameter(torch.empty(8, 8))
+        self.narrow, self.wide = nn.Linear(8, 5), nn.Linear(5, 6)
+        self.before, self.after = nn.Linear(8, 7), nn.Linear(4, 6)
+        self.uneven = nn.Parameter(torch.empty(4, 7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(F.linear(F.relu(self.first(x)), self.mix.tril()))
+        return (
+            self.last(y) + self.wide(F.relu(self.narrow(y))) + self.after(F.linear(self.before(y), self.uneven.tril()))
+        )

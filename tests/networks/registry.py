@@ -20,6 +20,7 @@ FACTS = {
     "unknown": "calls an operation that the graph has no rule for",
     "inference": "cannot be differentiated",
     "data_dependent": "control flow or indices depend on the values of the input",
+    "ordered": "what a unit computes depends on its place among the others",
     "integers": "keeps sizes of its axes as integers that the forward uses",
 }
 

@@ -4,8 +4,6 @@ A new unit is a copy of one that there is: it lies wherever that one lies, right
 tensor. So everything that is known of units that stay (their axes, ties, costs) is known of new ones, too.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from niwaki.errors import InputError
@@ -91,7 +89,9 @@ def heard(graph: ChannelGraph) -> np.ndarray:
         if record.moves:
             source |= {id(value): weights[0] for value in record.outputs if len(weights) == len(record.inputs) == 1}
             continue
-        gone = np.setdiff1d(_units(graph, record.inputs), _units(graph, record.outputs))
+        before = np.max([_spread(graph, value) for value in record.inputs], axis=0, initial=0)
+        after = np.max([_spread(graph, value) for value in record.outputs], axis=0, initial=0)
+        gone = np.flatnonzero(before > after)
         for weight in weights:
             for axis in weight.seeds:
                 gone = np.setdiff1d(gone, reads.get((weight.name, axis), gone[:0]))
@@ -99,12 +99,12 @@ def heard(graph: ChannelGraph) -> np.ndarray:
     return found[:-1]
 
 
-def _units(graph: ChannelGraph, values: Sequence[Value]) -> np.ndarray:
-    """Units that lie along any axis of these."""
-    labels = [
-        labels.ravel()
-        for value in values
-        for labels in (*value.fields, *(value.parameter.seeds.values() if value.parameter is not None else ()))
-    ]
-    units = np.unique(graph.units.unit_of[np.concatenate(labels)]) if labels else np.zeros(0, np.int64)
-    return units[units >= 0]
+def _spread(graph: ChannelGraph, value: Value) -> np.ndarray:
+    """Along how many axes of a tensor each unit lies (two, where a square weight turns units into the same ones); int
+    `[units]`.
+    """
+    found = np.zeros(graph.units.count, np.int64)
+    for labels in (*value.fields, *(value.parameter.seeds.values() if value.parameter is not None else ())):
+        units = np.unique(graph.units.unit_of[labels])
+        found[units[units >= 0]] += 1
+    return found

@@ -469,7 +469,7 @@ def _of(func: Any) -> tuple[str, str, frozenset[int], tuple[tuple[int | None, st
         kind = "windows"
     elif module == attention.__name__ and name != "embedding":
         kind = "attention"
-    elif name in PLAIN or (rule is pointwise.meet and name not in ("tril", "triu", "tril_", "triu_", "copy", "isin")):
+    elif name in PLAIN or (rule is pointwise.meet and name not in ("copy", "isin")):
         kind = "plain"
     elif name in ("index", "_unsafe_index"):
         kind = "picked"

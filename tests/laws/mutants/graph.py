@@ -134,3 +134,9 @@ def whatever_can_be_zero_passes_its_input(patch: Patch) -> None:
 @mutant("cost", "pre_norm_tower", "layer_scaled")
 def a_block_left_out_still_costs_its_macs(patch: Patch) -> None:
     wrap(patch, module("graph.trace"), "_times", lambda original, term, block: term)
+
+
+@mutant("cut equals mask", "masked_linear")
+def a_triangle_counts_nothing(patch: Patch) -> None:
+    """Rows and columns of a triangular weight go apart."""
+    patch.setattr(module("graph.rules.triangles"), "counted", lambda call, one, other, what: None)

@@ -14,6 +14,7 @@ from niwaki.graph.rules import (
     pointwise,
     reduction,
     spatial,
+    triangles,
     windows,
 )
 from niwaki.graph.rules.registry import RULES, Call, Rule
@@ -23,7 +24,7 @@ __all__ = ["MOVEMENT", "RULES", "Call", "Rule"]
 MOVEMENT = tuple(module.__name__ for module in (movement, parts, windows))
 """Where the rules of data movement lie."""
 
-_ = (attention, contraction, convolution, factory, indexing, normalisation, pointwise, reduction, spatial)
+_ = (attention, contraction, convolution, factory, indexing, normalisation, pointwise, reduction, spatial, triangles)
 
 for _name in list(RULES):  # an in-place variant takes the rule of the operator it is a variant of
     if hasattr(torch.ops.aten, f"{_name}_"):

@@ -6,6 +6,7 @@ from torch import Tensor
 from niwaki.graph.labels import varying
 from niwaki.graph.rules.contraction import contract
 from niwaki.graph.rules.registry import Call, rule
+from niwaki.graph.rules.triangles import counted
 from niwaki.graph.values import Labels, Value, join
 
 
@@ -24,6 +25,8 @@ def attention(call: Call) -> Labels:
     q, k, v = (call.value(call[name]) for name in ("query", "key", "value"))
     heads = q.shape[-3] if len(q.shape) > 3 else 1
     k, v = repeat_heads(call, k, heads), repeat_heads(call, v, heads)
+    if call["is_causal"]:
+        counted(call, (q, -2), (k, -2), "a causal mask that counts its positions")
     lead = "abcdefg"[: len(q.shape) - 2]
     scores = contract(call, q, k, f"{lead}qd,{lead}kd->{lead}qk")
     zero = call.zero
