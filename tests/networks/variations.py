@@ -312,3 +312,29 @@ class Interleaved(nn.Module):
         mixed[:, ::2] = self.gate(x)
         mixed[:, 1::2] = 1.0
         return self.out(self.conv(x) * mixed)
+
+
+@case(reals(2, 5), "grid", free={"first.weight:0": 12, "scaled:0": 0})
+class GroupNormByHand(nn.Module):
+    """The number of norm groups stands in forward alone, and no shape tells that there are fewer now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 4)
+        self.scaled = nn.Parameter(torch.ones(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.gelu(F.group_norm(F.gelu(self.first(x)), 3, self.scaled)))
+
+
+@case(reals(2, 5), free={"first.weight:0": 12, "last.weight:1": 12})
+class PiecesBySize(nn.Module):
+    """Every piece of four channels in its own way: what is cut unevenly falls into other pieces, or fewer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(self.first(x))
+        return self.last(torch.cat([piece * (place + 1) for place, piece in enumerate(y.split(4, -1))], -1))

@@ -4,6 +4,7 @@ Shapes alone do not show two heads mixed, or padding put in the wrong place. So 
 wherever two positions meet there, they must be the same unit as in the original, in the same row of the same grid.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,17 @@ from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, readied, to_meta, walk
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.evidence import Sizes, failure, stays_of
+from niwaki.surgery.attention import CutMultiheadAttention
+from niwaki.surgery.evidence import Sizes, failure, group_count, groups_after, stays_of
 from niwaki.surgery.factors import WINDOWED, Pair, Scale, followed, scales_of
 from niwaki.surgery.places import STAYING, misplaced
 from niwaki.units import device_of, map_tensors, run, tensors_in
 
+PRODUCTS = {
+    **dict.fromkeys(("mul", "mm", "bmm", "mv", "dot"), ("product",)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), ("product", "add")),
+}
+"""Calls that products and sums are made of: which ones, sizes may say."""
 CONTRACTIONS = (contraction.__name__, convolution.__name__, attention.__name__)
 
 
@@ -110,6 +117,7 @@ def retrace(
     given = [recorder.value(tensor) for tensor in tensors_in(inputs)]
     problem: str | None = (
         _calls(pairs_made, graph, sizes)
+        or _others(recorder.records, graph, small)
         or _compare(space, parameters, graph, alive, pairs_made)
         or _crossed(pairs_made, graph, given)
         or followed(pairs_made)
@@ -153,6 +161,34 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
                 continue
         found += [(was, now, whole) for was, now in zip(old, made, strict=True)]
     return found
+
+
+def _others(records: list[Record], graph: ChannelGraph, small: nn.Module) -> str | None:
+    """A module that makes other calls than it made: a loop over pieces of a width, say, of which there are fewer now.
+
+    An exported program has one module alone, and the attention that niwaki puts in place of torch's is not compared.
+    """
+    before, after = by_module(graph.records), by_module(records)
+    if graph.device != "meta" or (after.keys() <= {""} and len(before) > 1):
+        return None
+    put = [name for name, module in small.named_modules() if isinstance(module, CutMultiheadAttention)]
+    for module, made in after.items():
+        same = any(_said(before.get(module, []), sums) == _said(made, sums) for sums in (True, False))
+        if not same and not any(f"{module}.".startswith(f"{name}.") for name in put):
+            return f"{module or 'the model'} makes other calls than it made"
+    return None
+
+
+def _said(records: list[Record], sums: bool) -> list[str]:
+    """Names of the calls in order, but for those that may be none, or others, where sizes are 1: movement, how products
+    are taken, and, without `sums`, the sum of a single number.
+    """
+    names: list[str] = []
+    for record in records:
+        alone = record.name == "sum" and math.prod(record.inputs[0].shape) == math.prod(record.outputs[0].shape)
+        if not record.moves and (sums or not alone):
+            names += PRODUCTS.get(record.name, (record.name,))
+    return names
 
 
 def _moves(record: Record) -> bool:
@@ -221,6 +257,9 @@ def differs(was: Record, now: Record, graph: ChannelGraph, sizes: Sizes, *, whol
             same = all(small.shape[a] == expected[a] for a in told)
         if not same and (i == 0 or value.fields):
             return f"{now.name} in {where} gives {small.shape}, not {expected}"
+    counted = group_count(was)
+    if counted is not None and now.args[counted[1]] != (meant := groups_after(was, sizes)):
+        return f"{now.name} in {where} runs with {now.args[counted[1]]} groups, not {meant}"
     if misplaced(was, now, sizes):
         return f"{now.name} in {where} picks or fills other places than it did"
     data_say = graph.device != "meta" and was.outputs and now.outputs[0].shape[2:] != was.outputs[0].shape[2:]
