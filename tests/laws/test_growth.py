@@ -32,12 +32,14 @@ REFUSED = {
     "point_net": {"stn.conv2"},
     "every_second": {"conv#2"},  # a strided slice
     "interleaved": {"conv"},
+    "pieces_by_size": {"first"},  # one piece more
 }
 """Case -> groups that may be copied by the graph, and by no door."""
 STAY = {
     *("explicit_softmax", "cross_attention", "shifted_windows", "einsum_heads", "baddbmm", "linear_attention"),
     *("deformable_attention", "deformable_heads", "bias_by_method", "maxout"),
     *("channel_shuffle", "grouped_transposed", "strided_groups", "only_one_layer", "every_second", "interleaved"),
+    *("group_norm_by_hand", "pieces_by_size"),
 }
 """Cases without any other group that may be copied: heads, groups of channels, widths that a forward holds."""
 

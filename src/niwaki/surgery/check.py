@@ -20,12 +20,11 @@ from niwaki.graph.groups import components, rows_of_grids, settle_outer
 from niwaki.graph.labels import LabelSpace, varying
 from niwaki.graph.recorder import UNREGISTERED, Record, Recorder
 from niwaki.graph.rules import MOVEMENT, attention, contraction, convolution
-from niwaki.graph.rules.registry import signature
+from niwaki.graph.rules.registry import argument, signature
 from niwaki.graph.running import quiet, watch
 from niwaki.graph.skeleton import copy_with, readied, to_meta, walk
 from niwaki.graph.trace import note_constant
 from niwaki.graph.values import Parameter, Value
-from niwaki.surgery.attention import CutMultiheadAttention
 from niwaki.surgery.evidence import Sizes, failure, group_count, groups_after, stays_of
 from niwaki.surgery.factors import WINDOWED, Pair, Scale, followed, scales_of
 from niwaki.surgery.places import STAYING, misplaced
@@ -36,6 +35,7 @@ PRODUCTS = {
     **dict.fromkeys(("addmm", "baddbmm", "addmv"), ("product", "add")),
 }
 """Calls that products and sums are made of: which ones, sizes may say."""
+PIECES = frozenset({"slice", "select", "narrow", "split", "split_with_sizes", "unsafe_split", "unbind"})
 CONTRACTIONS = (contraction.__name__, convolution.__name__, attention.__name__)
 
 
@@ -117,7 +117,7 @@ def retrace(
     given = [recorder.value(tensor) for tensor in tensors_in(inputs)]
     problem: str | None = (
         _calls(pairs_made, graph, sizes)
-        or _others(recorder.records, graph, small)
+        or _others(recorder.records, graph, sizes)
         or _compare(space, parameters, graph, alive, pairs_made)
         or _crossed(pairs_made, graph, given)
         or followed(pairs_made)
@@ -163,23 +163,31 @@ def _pairs(records: list[Record], graph: ChannelGraph) -> list[Pair]:
     return found
 
 
-def _others(records: list[Record], graph: ChannelGraph, small: nn.Module) -> str | None:
-    """A module that makes other calls than it made: a loop over pieces of a width, say, of which there are fewer now.
-
-    An exported program has one module alone, and the attention that niwaki puts in place of torch's is not compared.
+def _others(records: list[Record], graph: ChannelGraph, sizes: Sizes) -> str | None:
+    """A module that makes other calls than it made on pieces of what is cut: there may be fewer of them now, and other
+    ones, and no shape of what is put together from them tells. An exported program has one module alone.
     """
     before, after = by_module(graph.records), by_module(records)
     if graph.device != "meta" or (after.keys() <= {""} and len(before) > 1):
         return None
-    put = [name for name, module in small.named_modules() if isinstance(module, CutMultiheadAttention)]
     for module, made in after.items():
-        same = any(_said(before.get(module, []), sums) == _said(made, sums) for sums in (True, False))
-        if not same and not any(f"{module}.".startswith(f"{name}.") for name in put):
-            return f"{module or 'the model'} makes other calls than it made"
+        old = before.get(module, [])
+        same = any(_said(old, sums=sums) == _said(made, sums=sums) for sums in (True, False))
+        if not same and any(_takes_pieces(record, sizes) for record in old):
+            return f"{module or 'the model'} makes other calls than it made, on pieces of what is cut"
     return None
 
 
-def _said(records: list[Record], sums: bool) -> list[str]:
+def _takes_pieces(record: Record, sizes: Sizes) -> bool:
+    """Whether a call takes a part of an axis that is cut."""
+    if record.name not in PIECES:
+        return False
+    source, piece = record.inputs[0], record.outputs[0]
+    axis = argument(record.func, record.args, record.kwargs, "dim") % len(source.shape)
+    return piece.shape != source.shape and sizes.of(source)[axis] != source.shape[axis]
+
+
+def _said(records: list[Record], *, sums: bool) -> list[str]:
     """Names of the calls in order, but for those that may be none, or others, where sizes are 1: movement, how products
     are taken, and, without `sums`, the sum of a single number.
     """

@@ -165,3 +165,9 @@ def the_optimiser_keeps_what_left_with_its_block(patch: Patch) -> None:
 @mutant("cut equals mask", "fused_call_attention", "cross_attention")
 def the_quick_check_lets_everything_through(patch: Patch) -> None:
     patch.setattr(module("surgery.cut"), "replays", lambda *args: True)
+
+
+@mutant("cut equals mask", "pieces_by_size")
+def nobody_counts_the_calls_of_a_loop(patch: Patch) -> None:
+    """Fewer and other pieces than there were pass for the same where each of them is only scaled."""
+    patch.setattr(module("surgery.check"), "_others", lambda *args: None)
