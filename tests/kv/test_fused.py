@@ -1,13 +1,15 @@
 """The fused decode kernel, in Triton's interpreter, against attention in PyTorch; and that it compiles for CUDA."""
 
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
 SHAPES = """
 import sys
@@ -68,11 +70,28 @@ assert len(calls) == 2 * 3 * 3, len(calls)  # two settings, three layers, three 
 """
 
 
+DEPRECATED = "Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
+
+
+def _loops_fail() -> bool:
+    """Older interpreters of Triton take a loop's bounds from arrays of one element; NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    old = "int(self.handle.data)" in inspect.getsource(interpreter)
+    return old and np.lib.NumpyVersion(np.__version__) >= "2.4.0"
+
+
 def test_it_is_attention() -> None:
+    if _loops_fail():
+        pytest.skip(f"the interpreter of Triton {triton.__version__} can't loop with NumPy {np.__version__}")
     code = SHAPES.format(tests=str(Path(__file__).parents[1]))
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300, env=environment
+        [sys.executable, "-W", "error", "-W", f"ignore:{DEPRECATED}", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

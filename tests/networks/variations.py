@@ -301,7 +301,9 @@ class EverySecond(nn.Module):
 
 @case(IMAGES, free={"conv.weight:0": 4})
 class Interleaved(nn.Module):
-    """Channels are written into every second place of a tensor made in forward, ones into the others."""
+    """Channels are written into every second place of a tensor made in forward, ones into the others; tensors of one
+    number are made there, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -311,7 +313,7 @@ class Interleaved(nn.Module):
         mixed = torch.zeros(x.shape[0], 8, *x.shape[2:], dtype=x.dtype, device=x.device)
         mixed[:, ::2] = self.gate(x)
         mixed[:, 1::2] = 1.0
-        return self.out(self.conv(x) * mixed)
+        return self.out(self.conv(x) * mixed).clamp(torch.tensor(float("-inf")), torch.tensor(3.5)) * torch.tensor(0.5)
 
 
 @case(reals(2, 5), "grid", "inexact", free={"first.weight:0": 12, "scaled:0": 0})

@@ -159,6 +159,13 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
             spec.kind == InputKind.BUFFER and target not in exported.state_dict
         ):
             tensor = exported.constants[target]
+            if spec.kind == InputKind.CONSTANT_TENSOR and _is_number(tensor):
+                how = {"dtype": tensor.dtype, "device": tensor.device}
+                with graph.inserting_before(min(node.users, default=node)):  # the first that takes it
+                    number = graph.call_function(torch.ops.aten.full.default, ([], tensor.item()), how)
+                node.replace_all_uses_with(number)
+                graph.erase_node(node)
+                continue
             if target not in exported.state_dict and spec.kind == InputKind.CONSTANT_TENSOR:
                 target = "constant_" + target.replace(".", "_")
                 constants[target] = tensor.detach().clone()
@@ -191,6 +198,11 @@ def program_of(exported: ExportedProgram) -> tuple[Program, dict[str, Tensor]]:
             node.args = ()
     spec_in, spec_out = exported.call_spec.in_spec, exported.call_spec.out_spec
     return Program(graph, len(users), encode_spec(spec_in), encode_spec(spec_out)), constants
+
+
+def _is_number(tensor: Tensor) -> bool:
+    """One number, written in forward: part of the program, not a tensor that the cut model keeps."""
+    return tensor.shape == () and not tensor.is_meta and not tensor.is_complex()
 
 
 def _inline(graph: fx.Graph, owner: Any) -> None:
